@@ -1,0 +1,21 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from .batch_shuffle import BatchShuffle, exchange_rows
+from .correspondence import (BackboneSimilarity, GeometricMatch, Match,
+                             MutualNearestNeighbor, ProjectionSimilarity,
+                             RandomMatch)
+from .densecl import DenseCL
+from .features import Features
+from .heads import ContrastiveHead
+from .losses import InfoNCE, info_nce, info_nce_reference
+from .momentum_contrast import MoCoV2
+from .momentum_encoder import MomentumEncoder
+from .necks import DenseCLNeck
+from .queue import FeatureQueue
+
+__all__ = [
+    'BackboneSimilarity', 'BatchShuffle', 'ContrastiveHead', 'DenseCL',
+    'DenseCLNeck', 'Features', 'FeatureQueue', 'GeometricMatch', 'InfoNCE',
+    'Match', 'MoCoV2', 'MomentumEncoder', 'MutualNearestNeighbor',
+    'ProjectionSimilarity', 'RandomMatch', 'exchange_rows', 'info_nce',
+    'info_nce_reference'
+]

@@ -1,0 +1,167 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from typing import Dict, List, Optional, Sequence, Union
+
+import torch
+import torch.nn as nn
+from mmengine.dist import all_gather
+from mmpretrain.models import BaseSelfSupervisor
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from mmdensecl.registry import MODELS
+from .batch_shuffle import BatchShuffle
+from .features import Features, l2_normalize
+from .momentum_encoder import MomentumEncoder
+from .monitors import feature_std
+from .queue import FeatureQueue
+
+DEFAULT_QUEUE_LEN = 65536
+
+
+@MODELS.register_module()
+class MoCoV2(BaseSelfSupervisor):
+    """MoCo-v2, and the skeleton of every method here.
+
+    `Improved Baselines with Momentum Contrastive Learning
+    <https://arxiv.org/abs/2003.04297>`_. One step: query features; momentum
+    update of the key encoder; key features from a batch shuffled across the
+    ranks; loss against the queue; only then are the keys enqueued, so that a
+    batch is never among its own negatives.
+
+    Args:
+        backbone (dict): Config of a backbone, mmpretrain's by default.
+        neck (dict): Config of a neck. It must return a sequence that starts
+            with the (N, feat_dim) projections, such as ``MoCoV2Neck``.
+        head (dict): Config of a head. Defaults to
+            ``dict(type='mmdensecl.ContrastiveHead')``.
+        queue_len (int | str): Number of negative keys. 'auto' leaves it to
+            :class:`mmdensecl.engine.QueueLengthHook`, which fits it to the
+            data set. Defaults to 65536.
+        feat_dim (int): Channels of the projections. Defaults to 128.
+        momentum (float): Weight of the query encoder in the update of the
+            key encoder, mmengine's convention; the paper's 0.999 is 0.001
+            here. Defaults to 0.001.
+        pretrained (str, optional): Checkpoint to start from, as in
+            mmpretrain. Defaults to None.
+        data_preprocessor (dict, optional): Defaults to mmpretrain's
+            ``SelfSupDataPreprocessor``.
+        init_cfg (dict | list[dict], optional): Initialisation. Defaults to
+            None.
+
+    Raises:
+        ValueError: ``queue_len`` is neither positive nor 'auto'.
+    """
+
+    def __init__(self,
+                 backbone: dict,
+                 neck: dict,
+                 head: dict = dict(type='mmdensecl.ContrastiveHead'),
+                 queue_len: Union[int, str] = DEFAULT_QUEUE_LEN,
+                 feat_dim: int = 128,
+                 momentum: float = 0.001,
+                 pretrained: Optional[str] = None,
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg)
+        self.auto_queue_len = queue_len == 'auto'
+        if self.auto_queue_len:
+            queue_len = DEFAULT_QUEUE_LEN
+        elif not isinstance(queue_len, int):
+            raise ValueError("queue_len must be a positive int or 'auto', got "
+                             f'{queue_len!r}')
+        self.encoder_k = MomentumEncoder(self.backbone, self.neck, momentum)
+        self.batch_shuffle = BatchShuffle()
+        self.queue = FeatureQueue(queue_len, feat_dim)
+
+    def init_weights(self) -> None:
+        """Initialise the query encoder and copy it to the key encoder."""
+        super().init_weights()
+        self.encoder_k.copy_from(self.backbone, self.neck)
+
+    def set_queue_len(self, queue_len: int) -> None:
+        """Start with fresh queues of another length.
+
+        Args:
+            queue_len (int): Number of keys in each queue.
+        """
+        for module in self.modules():
+            if isinstance(module, FeatureQueue):
+                module.resize(queue_len)
+        self.auto_queue_len = False
+
+    def loss(self,
+             inputs: Sequence[Tensor],
+             data_samples: Optional[List[DataSample]] = None,
+             **kwargs) -> Dict[str, Tensor]:
+        """One step of training.
+
+        Args:
+            inputs (Sequence[Tensor]): The query views and the key views, each
+                (N, 3, H, W), normalised.
+            data_samples (list[DataSample], optional): May carry ``views``.
+
+        Returns:
+            dict[str, Tensor]: Losses, weighted, and monitors.
+
+        Raises:
+            ValueError: There are not two views.
+            RuntimeError: ``queue_len='auto'`` was never settled.
+        """
+        if isinstance(inputs, Tensor) or len(inputs) != 2:
+            got = 'one tensor' if isinstance(inputs, Tensor) else len(inputs)
+            raise ValueError(
+                'The method contrasts two views of each picture, a sequence '
+                f'of two (N, 3, H, W) tensors, got {got}. End the pipeline '
+                'with mmdensecl.TwoViews and mmdensecl.PackViews.')
+        if self.auto_queue_len:
+            raise RuntimeError(
+                "queue_len='auto' was not settled before the first step. Add "
+                "dict(type='mmdensecl.QueueLengthHook') to custom_hooks, or "
+                'call model.set_queue_len(length).')
+        query = self.encode(self.backbone, self.neck, inputs[0])
+        key = self.encode_key(inputs[1])
+        outputs = self.contrast(query, key, data_samples)
+        self.enqueue(key)
+        return outputs
+
+    def encode(self, backbone: nn.Module, neck: nn.Module,
+               images: Tensor) -> Features:
+        """Features of one batch of views by one encoder."""
+        return Features(l2_normalize(neck(backbone(images))[0]))
+
+    @torch.no_grad()
+    def encode_key(self, images: Tensor) -> Features:
+        """Update the key encoder, then encode a batch shuffled over ranks."""
+        self.encoder_k.update(self.backbone, self.neck)
+        images, order = self.batch_shuffle.shuffle(images)
+        key = self.encode(self.encoder_k.backbone, self.encoder_k.neck,
+                          images)
+        tensors = {
+            name: x
+            for name, x in key._asdict().items() if isinstance(x, Tensor)
+        }
+        restored = self.batch_shuffle.unshuffle(list(tensors.values()), order)
+        return key._replace(**dict(zip(tensors, restored)))
+
+    def contrast(
+            self, query: Features, key: Features,
+            data_samples: Optional[List[DataSample]]) -> Dict[str, Tensor]:
+        """Losses and monitors of a step; the queues stay as they are."""
+        loss, monitors = self.head.loss(query.vector, key.vector,
+                                        self.queue.keys)
+        outputs = {f'global_{name}': x for name, x in monitors.items()}
+        return dict(
+            loss_global=loss,
+            **outputs,
+            feat_std=feature_std(query.vector),
+            queue_fill=100 * self.queue.fill)
+
+    def enqueue(self, key: Features) -> None:
+        """Put the keys of all ranks into the queue, the same on all."""
+        self.queue.enqueue(torch.cat(all_gather(key.vector)))

@@ -1,0 +1,96 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Numbers worth watching during training, beside the losses.
+
+mmengine sums every key of a step's output that contains "loss" into the
+objective, so none of these does. Shares and accuracies are in percent.
+"""
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor
+
+from .correspondence import Match
+from .features import Features
+from .geometry import locate_cells
+
+
+def masked_mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Mean over the entries that count; 0 where none does."""
+    x = x.float()
+    if mask is None:
+        return x.mean()
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def contrast_monitors(result,
+                      valid: Optional[Tensor] = None) -> Dict[str, Tensor]:
+    """How well the positives stand out from the negatives.
+
+    Args:
+        result (InfoNCEResult): Similarities of each row.
+        valid (Tensor, optional): Rows that count, bool, (M, ).
+
+    Returns:
+        dict[str, Tensor]: ``pos_sim``, mean cosine similarity to the positive;
+        ``neg_sim``, mean of the hardest negative's; ``acc``, percentage of
+        rows whose positive beats every negative.
+    """
+    right = result.positive > result.hardest_negative
+    return dict(
+        pos_sim=masked_mean(result.positive, valid),
+        neg_sim=masked_mean(result.hardest_negative, valid),
+        acc=100 * masked_mean(right, valid))
+
+
+@torch.no_grad()
+def feature_std(vector: Tensor) -> Tensor:
+    """Spread of normalised vectors: 1 if isotropic, 0 if collapsed.
+
+    Standard deviation over the batch, averaged over channels, in units of
+    the 1/sqrt(D) of directions drawn uniformly (SimSiam, section 4.1).
+
+    Args:
+        vector (Tensor): Normalised vectors, (N, D).
+
+    Returns:
+        Tensor: A 0-d tensor.
+    """
+    return vector.std(dim=0, correction=0).mean() * vector.size(1)**0.5
+
+
+@torch.no_grad()
+def match_monitors(match: Match, query: Features, key: Features,
+                   views: Optional[Tensor]) -> Dict[str, Tensor]:
+    """What the matching rule picks.
+
+    Args:
+        match (Match): Key cell of each query cell, (N, P).
+        query (Features): Query features.
+        key (Features): Key features.
+        views (Tensor, optional): Crop coordinates, (N, 2, 5).
+
+    Returns:
+        dict[str, Tensor]: ``match_distinct``, distinct key cells picked as a
+        percentage of the key's cells (100 / P if all query cells pick the
+        same); ``match_right``, percentage of matches within one cell of the
+        true spot in both directions, among query cells whose spot the key
+        shows, only where views are known; 0 if no views overlap.
+    """
+    index, valid = match.index, match.valid
+    cells = key.grid.size(2)
+    # Picks that do not count go to an extra bin.
+    counted = index if valid is None else index.where(valid, cells)
+    picked = index.new_zeros(len(index), cells + 1)
+    picked.scatter_(1, counted, 1)
+    monitors = dict(
+        match_distinct=100 * picked[:, :cells].float().mean())
+    if views is not None:
+        there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
+        row = torch.div(index, key.shape[1], rounding_mode='floor')
+        column = index % key.shape[1]
+        near = torch.maximum((row - there.row).abs(),
+                             (column - there.column).abs()) <= 1
+        counts = there.inside if valid is None else there.inside & valid
+        monitors['match_right'] = 100 * masked_mean(near, counts)
+    return monitors

@@ -1,0 +1,45 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Registries of mmdensecl, scope ``mmdensecl``.
+
+Each is a child of mmengine's root registry, so a config of any host
+(mmpretrain, mmdet, mmseg) reaches the types here as ``mmdensecl.<Type>`` with
+its own ``default_scope`` and without ``custom_imports``: mmengine imports this
+module when it meets the prefix, and the module in ``locations`` when it looks
+a type up.
+"""
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'TASK_UTILS', 'TRANSFORMS']
+
+# Algorithms, necks, heads and losses.
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmdensecl',
+    locations=['mmdensecl.models'])
+# Matching rules, see mmdensecl/models/correspondence.py.
+TASK_UTILS = Registry(
+    'task util',
+    parent=MMENGINE_TASK_UTILS,
+    scope='mmdensecl',
+    locations=['mmdensecl.models'])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmdensecl',
+    locations=['mmdensecl.datasets'])
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmdensecl',
+    locations=['mmdensecl.datasets'])
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmdensecl',
+    locations=['mmdensecl.engine'])

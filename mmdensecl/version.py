@@ -1,0 +1,2 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+__version__ = '0.1.0'
