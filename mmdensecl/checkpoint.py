@@ -1,0 +1,108 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Checkpoints are data: reading one must not run code.
+
+mmengine 0.10.7 saves its log history as pickled objects, which torch >= 2.6
+refuses to load by default, so upstream cannot resume its own checkpoints. The
+cure is a list of exactly what a training checkpoint holds, never
+``weights_only=False``.
+"""
+import os
+import pickle
+from typing import Any, Union
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+_STATISTICS = {
+    name: getattr(HistoryBuffer, name)
+    for name in ('min', 'max', 'mean', 'current')
+}
+
+
+class UnsafeCheckpointError(RuntimeError):
+    """A checkpoint that asks for more than tensors and plain values."""
+
+
+def _history_statistic(owner: Any, name: str) -> Any:
+    """Stand-in for the ``getattr`` by which a HistoryBuffer is pickled.
+
+    The real one would let a file walk from an allowed class to anything.
+    """
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise UnsafeCheckpointError(
+            f'it asks for the attribute "{name}" of {owner!r}')
+    return _STATISTICS[name]
+
+
+def _allowed_globals() -> list:
+    reconstruct = np.ndarray((0, )).__reduce__()[0]
+    return [
+        HistoryBuffer,
+        (_history_statistic, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', '?')),
+        # Named after the numpy that wrote the file, 1.x or 2.x.
+        (reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (reconstruct, 'numpy._core.multiarray._reconstruct'),
+    ]
+
+
+def load_checkpoint_file(filename: Union[str, os.PathLike],
+                         map_location: Any = None) -> Any:
+    """Read a checkpoint without running anything it holds.
+
+    Args:
+        filename (str | os.PathLike): A local file.
+        map_location (Any): As for :func:`torch.load`. Defaults to None.
+
+    Returns:
+        Any: What was saved.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpointError: It holds something other than tensors, plain
+            values and mmengine's log history.
+        ValueError: It is truncated, or no checkpoint at all.
+    """
+    filename = os.path.expanduser(filename)
+    if not os.path.isfile(filename):
+        raise FileNotFoundError(f'The checkpoint "{filename}" does not exist')
+    try:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            return torch.load(
+                filename, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, UnsafeCheckpointError) as error:
+        if not _looks_like_checkpoint(filename):
+            raise ValueError(
+                f'"{filename}" is not a PyTorch checkpoint') from error
+        reason = str(error).rpartition('WeightsUnpickler error: ')[2]
+        raise UnsafeCheckpointError(
+            f'"{filename}" was not loaded, as unpickling it could run code: '
+            f'{reason.partition(". ")[0].strip()}. Checkpoints hold tensors, '
+            'numbers, strings and containers of them; if you trust its '
+            'author, save those again with torch.save and load that file.'
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f'"{filename}" ({os.path.getsize(filename)} bytes) is truncated '
+            f'or not a PyTorch checkpoint: {error}') from error
+
+
+def _looks_like_checkpoint(filename: str) -> bool:
+    """Whether it starts like a zip archive or a pickle of protocol 2+."""
+    with open(filename, 'rb') as file:
+        head = file.read(4)
+    return head == b'PK\x03\x04' or head[:1] == b'\x80'
+
+
+def register_checkpoint_loader() -> None:
+    """Let mmengine read local checkpoints through the function above.
+
+    This is what makes ``--resume`` and ``load_from`` work, and safe, for every
+    Runner of the process.
+    """
+    CheckpointLoader.register_scheme(
+        prefixes='', loader=load_checkpoint_file, force=True)

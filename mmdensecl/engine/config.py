@@ -1,0 +1,41 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+
+def override_data_root(cfg: Config, data_root: str) -> None:
+    """Move a config to another data folder.
+
+    A config's ``data_root`` is spliced into other values when the file is
+    read, so setting the variable afterwards would do nothing. Here every
+    value that is the old root, or a path below it, moves too.
+
+    Args:
+        cfg (Config): Changed in place; must define ``data_root``.
+        data_root (str): The new folder.
+
+    Raises:
+        KeyError: The config has no ``data_root`` to replace.
+    """
+    old = cfg.get('data_root')
+    if not old:
+        raise KeyError(
+            f'data_root={data_root} was asked for, but {cfg.filename} defines '
+            'no data_root. Set the paths of its dataloaders one by one.')
+    old, new = old.rstrip('/'), str(data_root).rstrip('/') or '/'
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str):
+            is_below = value == old or value.startswith(f'{old}/')
+            return new + value[len(old):] if is_below else value
+        if isinstance(value, (ConfigDict, dict)):
+            for key in value:
+                value[key] = moved(value[key])
+            return value
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(item) for item in value)
+        return value
+
+    for key in list(cfg.keys()):
+        cfg[key] = moved(cfg[key])

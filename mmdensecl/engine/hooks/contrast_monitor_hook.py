@@ -1,0 +1,115 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import torch
+from mmengine.hooks import Hook
+
+from mmdensecl.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ContrastMonitorHook(Hook):
+    """Say in plain words when a run goes wrong.
+
+    It stops a run whose loss is not finite before a checkpoint of it can
+    overwrite a good one, and warns, once each, of collapse and of a leak
+    between the views.
+
+    Args:
+        interval (int): Iterations over which values are averaged before they
+            are judged. Defaults to 50.
+        min_std (float): ``feat_std`` below which features have collapsed
+            (1 is isotropic). Defaults to 0.02.
+        max_early_acc (float): Accuracy in percent, above which a full queue
+            is suspiciously easy to beat. Defaults to 99.
+        early (float): Share of the run that counts as early. Defaults to
+            0.1.
+    """
+
+    # Before CheckpointHook (VERY_LOW), so that nothing bad is saved.
+    priority = 'NORMAL'
+
+    def __init__(self,
+                 interval: int = 50,
+                 min_std: float = 0.02,
+                 max_early_acc: float = 99.,
+                 early: float = 0.1) -> None:
+        self.interval = interval
+        self.min_std = min_std
+        self.max_early_acc = max_early_acc
+        self.early = early
+        self.warned = set()
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx,
+                         data_batch=None,
+                         outputs=None) -> None:
+        """Check the step's loss, and now and then the averages."""
+        if outputs is not None and not torch.isfinite(outputs['loss']):
+            self._stop(runner, data_batch, outputs)
+        if self.every_n_train_iters(runner, self.interval):
+            self._judge(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Refuse to save weights that are not finite."""
+        bad = [
+            name for name, x in checkpoint['state_dict'].items()
+            if x.is_floating_point() and not torch.isfinite(x).all()
+        ]
+        if bad:
+            raise FloatingPointError(
+                f'{len(bad)} tensors of the model are not finite, "{bad[0]}" '
+                f'first, at iteration {runner.iter + 1}; nothing was saved. '
+                f'{self._last_checkpoint(runner)}')
+
+    @staticmethod
+    def _last_checkpoint(runner) -> str:
+        last = runner.message_hub.get_info('last_ckpt', None)
+        advice = ('Lower optim_wrapper.optimizer.lr, or add '
+                  'optim_wrapper.clip_grad=dict(max_norm=10), and go on '
+                  'with --resume')
+        return (f'The last good checkpoint is {last}. {advice}.'
+                if last else f'There is no checkpoint yet. {advice}.')
+
+    def _stop(self, runner, data_batch, outputs) -> None:
+        values = ', '.join(f'{name}={float(x):g}'
+                           for name, x in outputs.items() if 'loss' in name)
+        samples = (data_batch or {}).get('data_samples') or []
+        names = ', '.join(str(s.get('img_path')) for s in samples[:4])
+        raise FloatingPointError(
+            f'The loss is not finite at epoch {runner.epoch + 1}, iteration '
+            f'{runner.iter + 1} ({values}). The batch begins with: '
+            f'{names or "unknown"}. {self._last_checkpoint(runner)}')
+
+    def _judge(self, runner) -> None:
+        # Every rank sees much the same; the logger of rank 0 speaks.
+        scalars = runner.message_hub.log_scalars
+
+        def mean(name: str, default: float) -> float:
+            buffer = scalars.get(f'train/{name}')
+            return default if buffer is None else buffer.mean(self.interval)
+
+        if mean('feat_std', 1.) < self.min_std:
+            self._warn(
+                runner, 'feat_std',
+                f'The features have collapsed: feat_std is {{:.4f}}, below '
+                f'{self.min_std:g}, so all pictures look the same to the '
+                'model. Lower the learning rate, look at the pictures with '
+                'tools/analysis_tools/browse_dataset.py, or lengthen the '
+                'queue.'.format(mean('feat_std', 1.)))
+        is_early = runner.iter < self.early * runner.max_iters
+        if not is_early or mean('queue_fill', 0.) < 100:
+            return
+        for name in ('global_acc', 'dense_acc'):
+            if mean(name, 0.) > self.max_early_acc:
+                self._warn(
+                    runner, name,
+                    f'{name} is {mean(name, 0.):.1f}% this early: either the '
+                    'pictures are trivially easy to tell apart, or something '
+                    'tells the key of a picture from the others (batch norm '
+                    'without shuffling, two views alike, duplicates in the '
+                    'queue).')
+
+    def _warn(self, runner, topic: str, message: str) -> None:
+        if topic not in self.warned:
+            self.warned.add(topic)
+            runner.logger.warning(message)

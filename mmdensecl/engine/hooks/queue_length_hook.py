@@ -1,0 +1,73 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from mmengine.dist import broadcast, get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmdensecl.registry import HOOKS
+
+MAX_QUEUE_LEN = 65536
+
+
+def fit_queue_len(num_images: int, global_batch: int) -> int:
+    """Length of queue for a data set.
+
+    The published 65,536 where it is at most half of the data set, otherwise
+    half of it: a queue that reaches further back holds other views of the
+    query's own picture as negatives, and on a few hundred pictures the loss
+    only rises. Whole batches, so that every key stays equally long.
+
+    Args:
+        num_images (int): Size of the data set.
+        global_batch (int): Pictures in a step, over all ranks.
+
+    Returns:
+        int: The length, at least one batch.
+    """
+    batches = min(MAX_QUEUE_LEN, num_images // 2) // global_batch
+    return global_batch * max(1, batches)
+
+
+@HOOKS.register_module()
+class QueueLengthHook(Hook):
+    """Fit the queues to the data set, or say that they do not fit.
+
+    With ``queue_len='auto'`` it sets the length by :func:`fit_queue_len`
+    before weights are loaded. A length set by hand stays as it is.
+
+    Raises:
+        ValueError: The data set is smaller than one batch of all ranks.
+    """
+
+    def before_run(self, runner) -> None:
+        """Settle the length."""
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        if not hasattr(model, 'set_queue_len') or runner.train_loop is None:
+            return
+        loader = runner.train_dataloader
+        batch = loader.batch_size * get_world_size()
+        images = len(loader.dataset)
+        if images < batch:
+            raise ValueError(
+                f'The data set has {images} pictures, fewer than one batch '
+                f'of {loader.batch_size} on each of {get_world_size()} '
+                'processes. Add pictures or lower '
+                'train_dataloader.batch_size')
+        if model.auto_queue_len:
+            length = fit_queue_len(images, batch)
+            model.set_queue_len(length)
+            for buffer in model.buffers():
+                broadcast(buffer)  # the new random keys, equal on all ranks
+            why = ('the published length'
+                   if length == MAX_QUEUE_LEN else 'half of the data set')
+            runner.logger.info(
+                f"queue_len='auto' -> {length}: {why}, in whole batches of "
+                f'{batch}, for {images} pictures. A longer queue would hold '
+                "the query's own picture as a negative.")
+        elif len(model.queue) > images:
+            runner.logger.warning(
+                f'queue_len={len(model.queue)} is larger than the data set of '
+                f'{images} pictures: the queue holds every picture\'s other '
+                'views as negatives, and the loss may only rise. Use '
+                "model.queue_len=auto, here "
+                f'{fit_queue_len(images, batch)}.')
