@@ -1,0 +1,35 @@
+default_scope = 'mmpretrain'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+
+custom_hooks = [
+    # Sets the epoch of the augmentation and reports unreadable pictures.
+    dict(type='mmdensecl.UnlabeledDataHook'),
+    # Fits queue_len='auto' to the data, warns of a queue that is too long.
+    dict(type='mmdensecl.QueueLengthHook'),
+    # Warns of collapse and leaks, stops at a loss that is not finite.
+    dict(type='mmdensecl.ContrastMonitorHook'),
+]
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'))
+
+# For TensorBoard add dict(type='TensorboardVisBackend') to this list.
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='Visualizer', vis_backends=vis_backends)
+
+log_level = 'INFO'
+# Everything but the learning rate is averaged over the window.
+log_processor = dict(
+    window_size=50,
+    mean_pattern=r'.*(loss|time|grad_norm|_sim|_acc|_std|match_|_fill).*')
+load_from = None
+resume = False
+randomness = dict(seed=0, deterministic=False)

@@ -1,0 +1,3 @@
+_base_ = './densecl_r50_8xb32-coslr-200e.py'
+
+model = dict(backbone=dict(depth=101))

@@ -1,0 +1,94 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Save what the model will see: views of pictures beside their source."""
+import argparse
+from pathlib import Path
+
+import matplotlib
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.utils import track_iter_progress
+
+from mmdensecl.datasets.transforms.loading import decode_rgb
+from mmdensecl.engine import override_data_root
+from mmdensecl.registry import DATASETS
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+COLORS = ('tab:blue', 'tab:orange')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='train config file path')
+    parser.add_argument(
+        '--output-dir',
+        type=Path,
+        default='browse_dataset',
+        help='folder for the pictures, browse_dataset by default')
+    parser.add_argument(
+        '--show-number', type=int, default=8, help='pictures to show')
+    parser.add_argument(
+        '--draws', type=int, default=3, help='pairs of views of each')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings, "a.b=c"; data_root=... moves the data')
+    return parser.parse_args()
+
+
+def draw(dataset, idx: int, draws: int) -> plt.Figure:
+    """One picture with its crops, and the two views of each draw."""
+    figure, axes = plt.subplots(
+        2, draws + 1, figsize=(2.6 * (draws + 1), 5.6), layout='constrained')
+    name = dataset.get_data_info(idx)['img_path']
+    source = decode_rgb(dataset.read(name))
+    axes[0, 0].imshow(source)
+    axes[0, 0].set_title(f'{name}\n{source.width} x {source.height} px')
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for column in range(draws):
+        dataset.set_epoch(column)
+        data = dataset.prepare_data(idx)
+        for row, (view, box) in enumerate(
+                zip(data['inputs'], data['data_samples'].views)):
+            left, top, width, height, flip = box
+            axes[row, column + 1].imshow(view.permute(1, 2, 0).numpy())
+            axes[row, column + 1].set_title(
+                f'epoch {column + 1}, {("query", "key")[row]}' +
+                (', mirrored' if flip else ''),
+                color=COLORS[row])
+            if column == 0:  # the first pair's crops; all would be a thicket
+                axes[0, 0].add_patch(
+                    Rectangle((left, top),
+                              width,
+                              height,
+                              fill=False,
+                              linewidth=2,
+                              edgecolor=COLORS[row]))
+    return figure
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    options = dict(args.cfg_options)
+    if 'data_root' in options:
+        override_data_root(cfg, options.pop('data_root'))
+    cfg.merge_from_dict(options)
+    init_default_scope(cfg.default_scope)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for idx in track_iter_progress(
+            list(range(min(args.show_number, len(dataset))))):
+        figure = draw(dataset, idx, args.draws)
+        figure.savefig(args.output_dir / f'{idx:06d}.png', dpi=100)
+        plt.close(figure)
+    print(f'\nWrote {args.output_dir}')
+
+
+if __name__ == '__main__':
+    main()
