@@ -85,7 +85,7 @@ def load_checkpoint_file(filename: Union[str, os.PathLike],
             'numbers, strings and containers of them; if you trust its '
             'author, save those again with torch.save and load that file.'
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f'"{filename}" ({os.path.getsize(filename)} bytes) is truncated '
             f'or not a PyTorch checkpoint: {error}') from error

@@ -246,6 +246,7 @@ class UnlabeledLMDB(UnlabeledDataset):
 
     def read(self, name: str) -> bytes:
         if self._pid != os.getpid():  # an LMDB must not cross a fork
+            self._env = None  # lets go of the parent's, or opening fails
             self._env, self._pid = self._open(), os.getpid()
         with self._env.begin() as transaction:
             value = transaction.get(name.encode())

@@ -73,8 +73,10 @@ class ContrastMonitorHook(Hook):
     def _stop(self, runner, data_batch, outputs) -> None:
         values = ', '.join(f'{name}={float(x):g}'
                            for name, x in outputs.items() if 'loss' in name)
-        samples = (data_batch or {}).get('data_samples') or []
-        names = ', '.join(str(s.get('img_path')) for s in samples[:4])
+        samples = (data_batch or {}).get('data_samples', ())
+        names = ', '.join(
+            str(sample.img_path) for sample in samples[:4]
+            if 'img_path' in sample)
         raise FloatingPointError(
             f'The loss is not finite at epoch {runner.epoch + 1}, iteration '
             f'{runner.iter + 1} ({values}). The batch begins with: '

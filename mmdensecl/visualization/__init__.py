@@ -1,0 +1,4 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from .matches import StrongMatches, draw_matches, legend, strongest_matches
+
+__all__ = ['StrongMatches', 'draw_matches', 'legend', 'strongest_matches']

@@ -1,0 +1,205 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Every shipped config parses, builds and trains a step, number for number."""
+import ast
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmdensecl.models import DenseCL
+from mmdensecl.testing import shrink, write_pictures
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+SHIPPED = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
+    if '_base_' not in path.parts)
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / name)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pictures')
+    write_pictures(folder, 4)
+    return folder
+
+
+def test_all_are_there():
+    assert len(SHIPPED) >= 27
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_trains_a_step(name, pictures, tmp_path):
+    cfg = shrink(load(name), pictures)
+    cfg.work_dir = str(tmp_path)
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
+    cfg.default_hooks.checkpoint.update(save_last=False, interval=-1)
+    cfg.train_dataloader.dataset.indices = 2
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    model = runner.model
+    assert int(model.queue.enqueued) == 2
+    scalars = runner.message_hub.log_scalars
+    assert scalars['train/loss'].current() > 0
+    # What a run shows, and that it is finite.
+    expected = {
+        'global_pos_sim', 'global_neg_sim', 'global_acc', 'feat_std',
+        'queue_fill'
+    }
+    if isinstance(model, DenseCL):
+        expected |= {
+            'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'match_distinct',
+            'match_right'
+        }
+    for key in expected:
+        value = scalars[f'train/{key}'].current()
+        assert value == value and abs(value) <= 100, key
+
+
+def hops(path: Path) -> int:
+    """Longest chain of ``_base_`` below a config."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            bases = ast.literal_eval(node.value)
+            bases = [bases] if isinstance(bases, str) else bases
+            return 1 + max(hops(path.parent / base) for base in bases)
+    return 0
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_inheritance_is_shallow(name):
+    assert hops(CONFIGS / name) <= 3
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_host_habits(name):
+    cfg = load(name)
+    assert cfg.default_scope == 'mmpretrain'
+    assert cfg.auto_scale_lr.base_batch_size > 0
+    assert 'custom_imports' not in cfg
+    assert not cfg.get('find_unused_parameters', False)
+
+
+class TestPublishedRecipe:
+    """configs/densecl_r50_8xb32-coslr-200e.py against the authors' config."""
+
+    @pytest.fixture(scope='class')
+    def cfg(self):
+        return load('densecl_r50_8xb32-coslr-200e.py')
+
+    def test_model(self, cfg):
+        model = cfg.model
+        assert model.type == 'mmdensecl.DenseCL'
+        assert (model.queue_len, model.feat_dim) == (65536, 128)
+        assert model.momentum == pytest.approx(1 - 0.999)
+        assert model.loss_lambda == 0.5
+        assert model.head.loss.temperature == 0.2
+        assert model.correspondence.type == 'mmdensecl.BackboneSimilarity'
+        backbone = model.backbone
+        assert (backbone.type, backbone.depth) == ('ResNet', 50)
+        assert backbone.norm_cfg.type == 'BN'
+        assert not backbone.zero_init_residual
+        assert backbone.init_cfg[0].mode == 'fan_in'
+        neck = dict(model.neck)
+        assert neck == dict(
+            type='mmdensecl.DenseCLNeck',
+            in_channels=2048,
+            hid_channels=2048,
+            out_channels=128,
+            num_grid=None)
+
+    def test_augmentation(self, cfg):
+        views = dict(cfg.train_dataloader.dataset.pipeline[1])
+        assert views == dict(
+            type='mmdensecl.TwoViews',
+            size=224,
+            crop_scale=(0.2, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.1),
+            jitter_prob=0.8,
+            gray_prob=0.2,
+            blur_sigma=(0.1, 2.0),
+            blur_prob=0.5,
+            flip_prob=0.5)
+        mean, std = (cfg.model.data_preprocessor[k] for k in ('mean', 'std'))
+        assert mean == pytest.approx([255 * x for x in (.485, .456, .406)])
+        assert std == pytest.approx([255 * x for x in (.229, .224, .225)])
+        # PIL decodes RGB, and nothing may swap the channels.
+        assert not cfg.model.data_preprocessor.get('bgr_to_rgb', False)
+
+    def test_schedule(self, cfg):
+        assert dict(cfg.optim_wrapper.optimizer) == dict(
+            type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-4)
+        # On everything, norms and biases too.
+        assert 'paramwise_cfg' not in cfg.optim_wrapper
+        assert dict(cfg.param_scheduler) == dict(
+            type='CosineAnnealingLR', T_max=200, eta_min=0., by_epoch=True)
+        assert cfg.train_cfg.max_epochs == 200
+        assert cfg.train_dataloader.batch_size == 32
+        assert cfg.train_dataloader.drop_last
+        assert cfg.auto_scale_lr.base_batch_size == 8 * 32
+        assert cfg.env_cfg.cudnn_benchmark
+        # lambda warm-up is off.
+        types = [hook.type for hook in cfg.custom_hooks]
+        assert 'mmdensecl.LambdaWarmupHook' not in types
+
+
+@pytest.mark.parametrize('algorithm', ['densecl', 'mocov2'])
+def test_other_recipes(algorithm):
+    base = load(f'{algorithm}_r50_8xb32-coslr-200e.py')
+    for epochs in (800, 1600):
+        cfg = load(f'{algorithm}_r50_8xb32-coslr-{epochs}e_coco.py')
+        assert cfg.optim_wrapper.optimizer.lr == 0.3
+        assert cfg.param_scheduler.T_max == epochs
+        assert cfg.train_cfg.max_epochs == epochs
+        dataset = cfg.train_dataloader.dataset
+        assert dataset.data_root == 'data/coco/train2017'
+        assert cfg.model == base.model
+    deep = load(f'{algorithm}_r101_8xb32-coslr-200e.py')
+    assert deep.model.backbone.depth == 101
+    deep.model.backbone.depth = 50
+    assert deep.model == base.model
+    assert deep.train_cfg == base.train_cfg
+
+
+def test_mocov2_is_densecl_without_the_dense_branch():
+    dense = load('densecl_r50_8xb32-coslr-200e.py')
+    moco = load('mocov2_r50_8xb32-coslr-200e.py')
+    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler',
+                'train_cfg', 'custom_hooks', 'default_hooks'):
+        assert dense[key] == moco[key]
+    for key in ('backbone', 'head', 'queue_len', 'momentum',
+                'data_preprocessor'):
+        assert dense.model[key] == moco.model[key]
+    assert 'loss_lambda' not in moco.model
+
+
+def test_ablations_change_one_thing_each():
+    base = load('densecl_r50_8xb32-coslr-800e_coco.py')
+    prefix = 'ablations/densecl_r50_8xb32-coslr-800e_coco'
+    for share in ('0', '0.1', '0.3', '0.7', '0.9', '1'):
+        cfg = load(f'{prefix}_lambda{share.replace(".", "p")}.py')
+        assert cfg.model.pop('loss_lambda') == float(share)
+        assert cfg.model == {
+            k: v
+            for k, v in base.model.items() if k != 'loss_lambda'
+        }
+    for grid in (1, 3, 5, 7, 9):
+        cfg = load(f'{prefix}_grid{grid}.py')
+        assert cfg.model.neck.num_grid == grid
+        cfg.model.neck.num_grid = None
+        assert cfg.model == base.model
+    for rule, expected in dict(
+            projection='ProjectionSimilarity',
+            random='RandomMatch',
+            geometric='GeometricMatch',
+            mutual='MutualNearestNeighbor').items():
+        cfg = load(f'{prefix}_match-{rule}.py')
+        assert cfg.model.correspondence == dict(type=f'mmdensecl.{expected}')
+    warm = load(f'{prefix}_lambda-warmup10k.py')
+    assert warm.custom_hooks[-1].start_iters == 10000
+    assert warm.custom_hooks[:-1] == base.custom_hooks
+    assert warm.model == base.model

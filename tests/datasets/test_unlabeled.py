@@ -1,0 +1,255 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import io
+import os
+import pickle
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList, UnlabeledLMDB,
+                                UnreadableImageError)
+from mmdensecl.datasets.transforms.loading import decode_rgb
+
+
+def picture(color=(10, 20, 30), size=(40, 30), mode='RGB', **kwargs) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, color).save(stream, kwargs.pop('format', 'PNG'),
+                                      **kwargs)
+    return stream.getvalue()
+
+
+def write(folder, names, data=None):
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data or picture((i, 0, 0)))
+
+
+def paths(dataset):
+    return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+
+
+def keep_bytes(results):
+    """A pipeline that shows what the data set hands over."""
+    decode_rgb(results['img_bytes'])
+    return results
+
+
+class TestFolder:
+
+    def test_nested_any_case_sorted(self, tmp_path):
+        write(tmp_path, ['b/x.JPG', 'a/deep/y.jpeg', 'z.Png', 'c.webp'])
+        write(tmp_path, ['notes.txt', 'a/labels.json', 'jpg'])
+        assert paths(UnlabeledFolder(str(tmp_path))) == [
+            'a/deep/y.jpeg', 'b/x.JPG', 'c.webp', 'z.Png'
+        ]
+
+    def test_hands_over_the_right_file(self, tmp_path):
+        write(tmp_path, ['0.png', '1.png'])
+        dataset = UnlabeledFolder(str(tmp_path), [keep_bytes])
+        for i in range(2):
+            item = dataset[i]
+            assert item['sample_idx'] == i
+            assert item['img_bytes'] == (tmp_path / f'{i}.png').read_bytes()
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='does not exist'):
+            UnlabeledFolder(str(tmp_path / 'nowhere'))
+
+    def test_folder_without_pictures(self, tmp_path):
+        write(tmp_path, ['readme.txt'])
+        with pytest.raises(FileNotFoundError, match='No pictures in'):
+            UnlabeledFolder(str(tmp_path))
+
+    def test_bad_limit(self, tmp_path):
+        with pytest.raises(ValueError, match='got 5'):
+            UnlabeledFolder(str(tmp_path), max_unreadable=5)
+
+
+class TestList:
+
+    def test_labels_blank_lines_and_spaces(self, tmp_path):
+        write(tmp_path, ['a.png', 'b c.png', 'd 7.png'])
+        (tmp_path / 'list.txt').write_bytes(
+            b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n')
+        dataset = UnlabeledList(
+            'list.txt', str(tmp_path), pipeline=[keep_bytes])
+        assert paths(dataset) == ['a.png', 'b c.png', 'd 7.png']
+        assert len([item['img_bytes'] for item in dataset]) == 3
+
+    def test_missing_list(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='list file'):
+            UnlabeledList('list.txt', str(tmp_path))
+
+    def test_empty_list(self, tmp_path):
+        (tmp_path / 'list.txt').write_text('\n')
+        with pytest.raises(FileNotFoundError, match='No pictures'):
+            UnlabeledList('list.txt', str(tmp_path))
+
+    def test_binary_list(self, tmp_path):
+        (tmp_path / 'list.txt').write_bytes(b'\xff\xfe\x00\xd8')
+        with pytest.raises(ValueError, match='not UTF-8'):
+            UnlabeledList('list.txt', str(tmp_path))
+
+
+class TestLMDB:
+
+    @pytest.fixture
+    def database(self, tmp_path):
+        with lmdb.open(str(tmp_path / 'db'), map_size=2**20) as env:
+            with env.begin(write=True) as transaction:
+                for i in range(4):
+                    transaction.put(f'x/{i}.png'.encode(), picture((i, 0, 0)))
+                transaction.put(b'__len__', pickle.dumps(4))
+        return str(tmp_path / 'db')
+
+    @pytest.mark.parametrize('workers', [0, 2])
+    def test_reads_in_and_out_of_workers(self, database, workers):
+        dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
+        assert len(dataset) == 4
+        dataset[0]  # opened here, before the fork
+        loader = DataLoader(
+            dataset, num_workers=workers, collate_fn=lambda batch: batch[0])
+        got = [item['img_bytes'] for item in loader]
+        assert got == [picture((i, 0, 0)) for i in range(4)]
+
+    def test_pickles(self, database):
+        dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
+        dataset[0]
+        assert len(pickle.loads(pickle.dumps(dataset))) == 4
+
+    def test_no_database(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='LMDB'):
+            UnlabeledLMDB(str(tmp_path / 'db'))
+        (tmp_path / 'db').write_bytes(b'nothing of the kind')
+        with pytest.raises(ValueError, match='not a readable LMDB'):
+            UnlabeledLMDB(str(tmp_path / 'db'))
+
+
+class TestSeeds:
+
+    @pytest.fixture
+    def dataset(self, tmp_path):
+        write(tmp_path, [f'{i}.png' for i in range(6)])
+        return UnlabeledFolder(str(tmp_path), [keep_bytes])
+
+    def seeds(self, dataset, workers):
+        loader = DataLoader(
+            dataset, num_workers=workers, collate_fn=lambda batch: batch[0])
+        return [item['seed'] for item in loader]
+
+    def test_do_not_depend_on_workers(self, dataset):
+        dataset.set_epoch(3, seed=7)
+        assert self.seeds(dataset, 0) == self.seeds(dataset, 2)
+
+    def test_differ_by_picture_epoch_and_seed(self, dataset):
+        seen = set()
+        for epoch, seed in ((0, 0), (1, 0), (0, 1)):
+            dataset.set_epoch(epoch, seed)
+            seen.update(self.seeds(dataset, 0))
+        assert len(seen) == 3 * 6
+
+    def test_epoch_reaches_workers_that_live_on(self, dataset):
+        loader = DataLoader(
+            dataset,
+            num_workers=2,
+            persistent_workers=True,
+            collate_fn=lambda batch: batch[0])
+        dataset.set_epoch(0)
+        first = [item['seed'] for item in loader]
+        dataset.set_epoch(1)
+        second = [item['seed'] for item in loader]
+        dataset.set_epoch(0)
+        assert first != second
+        assert first == [item['seed'] for item in loader]
+
+    def test_never_repeat_without_the_hook(self, dataset):
+        assert len({dataset[0]['seed'] for _ in range(10)}) == 10
+
+
+class TestUnreadable:
+    BROKEN = {
+        'empty.jpg': b'',
+        'text.jpg': b'<html>404</html>',
+        'truncated.png': picture(size=(300, 300))[:-200],
+        'truncated.jpg': picture((9, 9, 9), (300, 300), format='JPEG')[:500],
+    }
+
+    @pytest.mark.parametrize('name', BROKEN)
+    def test_decoding_raises(self, name):
+        with pytest.raises(UnreadableImageError):
+            decode_rgb(self.BROKEN[name])
+
+    def test_decompression_bomb(self, monkeypatch):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+        with pytest.raises(UnreadableImageError, match='bomb'):
+            decode_rgb(picture())
+
+    def test_replaced_and_counted_also_in_workers(self, tmp_path):
+        write(tmp_path, [f'good{i}.png' for i in range(36)])
+        for name, data in self.BROKEN.items():
+            (tmp_path / name).write_bytes(data)
+        dataset = UnlabeledFolder(str(tmp_path), [keep_bytes])
+        loader = DataLoader(
+            dataset, num_workers=2, collate_fn=lambda batch: batch[0])
+        assert all(
+            item['img_path'].startswith('good') for item in loader)
+        names = np.array(paths(dataset))[dataset.unreadable.numpy()]
+        assert sorted(names) == sorted(self.BROKEN)
+
+    def test_vanished_file(self, tmp_path):
+        write(tmp_path, [f'{i:02d}.png' for i in range(20)])
+        dataset = UnlabeledFolder(str(tmp_path), [keep_bytes])
+        os.remove(tmp_path / '03.png')
+        assert dataset[3]['img_path'] != '03.png'
+        assert dataset.unreadable.nonzero().flatten().tolist() == [3]
+
+    def test_too_many_stop_the_run(self, tmp_path):
+        write(tmp_path, [f'{i}.png' for i in range(8)])
+        write(tmp_path, ['8.jpg', '9.jpg'], b'no picture')
+        dataset = UnlabeledFolder(
+            str(tmp_path), [keep_bytes], max_unreadable=0.1)
+        dataset[8]  # one in ten may be broken
+        with pytest.raises(RuntimeError, match=r'2 of 10 pictures.*9\.jpg'):
+            dataset[9]
+
+    def test_a_bug_in_the_pipeline_is_no_broken_picture(self, tmp_path):
+
+        def bug(results):
+            raise KeyError('typo')
+
+        write(tmp_path, ['0.png'])
+        with pytest.raises(KeyError, match='typo'):
+            UnlabeledFolder(str(tmp_path), [bug])[0]
+
+
+class TestModes:
+
+    @pytest.mark.parametrize('mode, color, expected', [
+        ('L', 77, (77, 77, 77)),
+        ('LA', (77, 0), (77, 77, 77)),
+        ('RGBA', (1, 2, 3, 0), (1, 2, 3)),
+        ('1', 1, (255, 255, 255)),
+        ('P', 0, (0, 0, 0)),
+    ])
+    def test_become_rgb(self, mode, color, expected):
+        image = decode_rgb(picture(color, mode=mode))
+        assert image.mode == 'RGB' and image.size == (40, 30)
+        assert image.getpixel((5, 5)) == expected
+
+    def test_cmyk_jpeg(self):
+        data = picture((0, 0, 0, 0), mode='CMYK', format='JPEG')
+        assert decode_rgb(data).getpixel((5, 5)) == (255, 255, 255)
+
+    def test_16_bit_grey_keeps_its_range(self):
+        ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+        stream = io.BytesIO()
+        Image.fromarray(ramp).save(stream, 'PNG')
+        values = np.asarray(decode_rgb(stream.getvalue()))[0, :, 0]
+        assert torch.equal(
+            torch.as_tensor(values.astype(int)),
+            torch.as_tensor((ramp[0] >> 8).astype(int)))

@@ -1,0 +1,259 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.dataset import DefaultSampler
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from mmdensecl.datasets import UnlabeledFolder
+from mmdensecl.engine import (ContrastMonitorHook, LambdaWarmupHook,
+                              QueueLengthHook, UnlabeledDataHook)
+from mmdensecl.engine.hooks import fit_queue_len
+from mmdensecl.models.queue import FeatureQueue
+from mmdensecl.testing import write_pictures
+
+
+class ToyContrast(BaseModel):
+    """As much of an algorithm as the hooks touch."""
+
+    def __init__(self, queue_len=8, outputs=None):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.queue = FeatureQueue(
+            8 if queue_len == 'auto' else queue_len, 4)
+        self.auto_queue_len = queue_len == 'auto'
+        self.loss_lambda = 0.5
+        self.outputs = outputs or (lambda step: {})
+        self.step = 0
+        self.lambdas, self.epochs = [], []
+
+    def set_queue_len(self, length):
+        self.queue.resize(length)
+        self.auto_queue_len = False
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        self.lambdas.append(self.loss_lambda)
+        outputs = dict(loss=self.linear(torch.ones(2)).mean()**2)
+        for name, value in self.outputs(self.step).items():
+            outputs[name] = outputs['loss'] * 0 + value
+        self.step += 1
+        return outputs
+
+
+def pack(results):
+    sample = BaseDataElement(metainfo=dict(img_path=results['img_path']))
+    return dict(inputs=torch.zeros(2), data_samples=sample)
+
+
+@pytest.fixture
+def make_runner(tmp_path):
+
+    def make(model, hooks, count=20, epochs=2, batch_size=2, pipeline=(pack, ),
+             **kwargs):
+        write_pictures(tmp_path / 'pictures', count, size=4)
+        dataset = UnlabeledFolder(str(tmp_path / 'pictures'), list(pipeline))
+        return Runner(
+            model=model,
+            work_dir=str(tmp_path / 'work'),
+            train_dataloader=dict(
+                dataset=dataset,
+                batch_size=batch_size,
+                sampler=dict(type=DefaultSampler, shuffle=False),
+                collate_fn=dict(type='default_collate')),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            custom_hooks=hooks,
+            experiment_name=f'{tmp_path.name}_{id(hooks)}',
+            **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    """Warnings and infos of mmengine's logger."""
+    seen = []
+    original = MMLogger.callHandlers
+
+    def record(self, entry):
+        seen.append((entry.levelname, entry.getMessage()))
+        original(self, entry)
+
+    # mmengine's logger does not propagate, so caplog would see nothing.
+    monkeypatch.setattr(MMLogger, 'callHandlers', record)
+    return seen
+
+
+def warnings_of(messages):
+    return [text for level, text in messages if level == 'WARNING']
+
+
+class TestLambdaWarmup:
+
+    def test_schedule(self, make_runner):
+        model = ToyContrast()
+        make_runner(model, [LambdaWarmupHook(start_iters=7)]).train()
+        assert model.lambdas == [0.] * 7 + [0.5] * 13
+
+    def test_a_model_without_lambda(self, make_runner):
+        model = ToyContrast()
+        del model.loss_lambda
+        model.forward = lambda *args, **kwargs: None
+        with pytest.raises(TypeError, match='no loss_lambda'):
+            make_runner(model, [LambdaWarmupHook()]).train()
+
+    def test_negative(self):
+        with pytest.raises(ValueError, match='-1'):
+            LambdaWarmupHook(-1)
+
+
+class TestQueueLength:
+
+    @pytest.mark.parametrize('images, batch, expected', [
+        (1281167, 256, 65536),
+        (118287, 256, 59136),
+        (1000, 32, 480),
+        (212, 32, 96),
+        (40, 32, 32),
+        (32, 32, 32),
+    ])
+    def test_rule(self, images, batch, expected):
+        length = fit_queue_len(images, batch)
+        assert length == expected
+        assert length % batch == 0
+
+    def test_auto(self, make_runner, messages):
+        model = ToyContrast('auto')
+        make_runner(model, [QueueLengthHook()], count=20).train()
+        assert len(model.queue) == 10 and not model.auto_queue_len
+        assert any("queue_len='auto' -> 10: half of the data set" in text
+                   for _, text in messages)
+
+    def test_a_length_set_by_hand_stays(self, make_runner, messages):
+        model = ToyContrast(64)
+        make_runner(model, [QueueLengthHook()], count=20).train()
+        assert len(model.queue) == 64
+        assert any('larger than the data set of 20' in text
+                   for text in warnings_of(messages))
+
+    def test_a_length_that_fits_is_not_commented(self, make_runner, messages):
+        make_runner(ToyContrast(8), [QueueLengthHook()], count=20).train()
+        assert not any('queue' in text for text in warnings_of(messages))
+
+    def test_fewer_pictures_than_a_batch(self, make_runner):
+        with pytest.raises(ValueError, match='3 pictures, fewer than one'):
+            make_runner(
+                ToyContrast(), [QueueLengthHook()], count=3,
+                batch_size=4).train()
+
+
+class TestUnlabeledData:
+
+    def test_epoch_and_seed_reach_the_data_set(self, make_runner):
+        clocks = []
+
+        def note(results):
+            clocks.append(tuple(runner.train_dataloader.dataset._clock.tolist(
+            )))
+            return pack(results)
+
+        runner = make_runner(
+            ToyContrast(), [UnlabeledDataHook()],
+            pipeline=[note],
+            randomness=dict(seed=11))
+        runner.train()
+        assert clocks == [(11, 0)] * 20 + [(11, 1)] * 20
+
+    def test_unreadable_pictures_are_reported_once(self, make_runner, messages,
+                                                   tmp_path):
+
+        def broken_third(results):
+            if results['img_path'] == '0002.png':
+                raise OSError('gone')
+            return pack(results)
+
+        make_runner(
+            ToyContrast(), [UnlabeledDataHook()], pipeline=[broken_third],
+            epochs=3).train()
+        reports = [t for t in warnings_of(messages) if 'could not be read' in t]
+        assert len(reports) == 1
+        assert '1 of 20 pictures' in reports[0] and '0002.png' in reports[0]
+        text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
+        assert text == '0002.png\n'
+
+    def test_nothing_broken_nothing_said(self, make_runner, messages,
+                                         tmp_path):
+        make_runner(ToyContrast(), [UnlabeledDataHook()]).train()
+        assert not any('could not be read' in t for t in warnings_of(messages))
+        assert not Path(tmp_path, 'work', 'unreadable.txt').exists()
+
+
+class TestContrastMonitor:
+
+    def test_loss_that_is_not_finite_stops(self, make_runner, tmp_path):
+        """The checkpoint of the epoch before survives, and is named."""
+        model = ToyContrast(
+            outputs=lambda step: {'loss': float('nan')} if step == 14 else {})
+        with pytest.raises(FloatingPointError) as error:
+            make_runner(
+                model, [ContrastMonitorHook()],
+                epochs=3,
+                default_hooks=dict(
+                    checkpoint=dict(type='CheckpointHook', interval=1))).train(
+                    )
+        message = str(error.value)
+        assert 'epoch 2, iteration 15' in message
+        assert 'begins with: 0008.png, 0009.png.' in message
+        assert 'epoch_1.pth' in message and '--resume' in message
+        saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
+        assert saved == ['epoch_1.pth']
+
+    def test_weights_that_are_not_finite_are_not_saved(
+            self, make_runner, tmp_path):
+
+        class Poison(ContrastMonitorHook):
+
+            def after_train_epoch(self, runner):
+                if runner.epoch == 1:
+                    runner.model.linear.weight.data[0, 1] = float('inf')
+
+        with pytest.raises(FloatingPointError, match='linear.weight'):
+            make_runner(
+                ToyContrast(), [Poison()],
+                default_hooks=dict(
+                    checkpoint=dict(type='CheckpointHook', interval=1))).train(
+                    )
+        saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
+        assert saved == ['epoch_1.pth']
+
+    def watch(self, make_runner, messages, **values):
+        outputs = dict(
+            feat_std=0.9, global_acc=50., dense_acc=50., queue_fill=100.)
+        outputs.update(values)
+        make_runner(
+            ToyContrast(outputs=lambda step: outputs),
+            [ContrastMonitorHook(interval=2, early=0.5)]).train()
+        return warnings_of(messages)
+
+    def test_a_healthy_run_is_left_alone(self, make_runner, messages):
+        texts = self.watch(make_runner, messages)
+        assert not any('collapsed' in t or 'early' in t for t in texts)
+
+    def test_collapse(self, make_runner, messages):
+        texts = self.watch(make_runner, messages, feat_std=0.001)
+        assert sum('features have collapsed' in t for t in texts) == 1
+
+    @pytest.mark.parametrize('name', ['global_acc', 'dense_acc'])
+    def test_leak(self, make_runner, messages, name):
+        texts = self.watch(make_runner, messages, **{name: 99.9})
+        assert sum(f'{name} is 99.9% this early' in t for t in texts) == 1
+
+    def test_a_random_queue_is_easy_to_beat(self, make_runner, messages):
+        texts = self.watch(
+            make_runner, messages, dense_acc=99.9, queue_fill=60.)
+        assert not any('this early' in t for t in texts)
