@@ -38,6 +38,7 @@ def _history_statistic(owner: Any, name: str) -> Any:
 
 def _allowed_globals() -> list:
     reconstruct = np.ndarray((0, )).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
     return [
         HistoryBuffer,
         (_history_statistic, 'builtins.getattr'),
@@ -47,6 +48,8 @@ def _allowed_globals() -> list:
         # Named after the numpy that wrote the file, 1.x or 2.x.
         (reconstruct, 'numpy.core.multiarray._reconstruct'),
         (reconstruct, 'numpy._core.multiarray._reconstruct'),
+        (scalar, 'numpy.core.multiarray.scalar'),
+        (scalar, 'numpy._core.multiarray.scalar'),
     ]
 
 

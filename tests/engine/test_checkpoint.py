@@ -55,6 +55,11 @@ class TestTrainingCheckpoint:
         loaded = load_checkpoint_file(tmp_path / 'a.pth')
         assert loaded.dtype == array.dtype and (loaded == array).all()
 
+    def test_numpy_scalars(self, tmp_path):
+        torch.save(dict(seed=np.int64(3), lr=np.float64(.5)),
+                   tmp_path / 'a.pth')
+        assert load_checkpoint_file(tmp_path / 'a.pth') == dict(seed=3, lr=.5)
+
     def test_numpy_1_and_2_names(self, tmp_path, history):
         """Both generations' module names are understood."""
         torch.save(history, tmp_path / 'new.pth')

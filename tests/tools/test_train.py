@@ -1,0 +1,250 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""The tools as a user starts them, in processes of their own."""
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdensecl.checkpoint import load_checkpoint_file
+from mmdensecl.testing import write_pictures
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+
+CONFIG = f"""
+_base_ = '{ROOT}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
+data_root = 'nowhere'
+model = dict(queue_len=14, neck=dict(hid_channels=16))
+train_dataloader = dict(
+    batch_size=4, num_workers=0, persistent_workers=False, pin_memory=False,
+    dataset=dict(data_root=data_root))
+train_dataloader['dataset']['pipeline'] = [
+    dict(type='mmdensecl.DecodeRGB'),
+    dict(type='mmdensecl.TwoViews', size=32),
+    dict(type='mmdensecl.PackViews')]
+train_cfg = dict(max_epochs=2)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+
+def prepare(folder):
+    write_pictures(folder / 'pictures', 12)
+    (folder / 'tiny.py').write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    return prepare(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """An uninterrupted run of two epochs: its log and its folder."""
+    folder = prepare(tmp_path_factory.mktemp('whole'))
+    log = train(folder).stdout
+    return log, folder / 'work_dirs' / 'tiny'
+
+
+def run(*command, cwd, env=None, check=True):
+    env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable,
+               **(env or {}))
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=env,
+        timeout=300,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-5000:])
+    return done
+
+
+def train(workplace, *flags, **kwargs):
+    return run(sys.executable, TOOLS / 'train.py', 'tiny.py', *flags,
+               '--cfg-options', 'data_root=pictures',
+               *kwargs.pop('options', ()), cwd=workplace, **kwargs)
+
+
+def final(folder):
+    return load_checkpoint_file(folder / 'epoch_2.pth')
+
+
+def assert_same_weights(a, b):
+    a, b = final(a)['state_dict'], final(b)['state_dict']
+    assert a.keys() == b.keys()
+    for name, expected in a.items():
+        assert torch.equal(b[name], expected), name
+
+
+class TestTrain:
+
+    def test_log_work_dir_and_checkpoints(self, whole):
+        log, folder = whole
+        assert (folder / 'last_checkpoint').read_text().endswith('epoch_2.pth')
+        line = next(x for x in log.splitlines() if '[2][3/3]' in x)
+        for name in ('lr', 'eta', 'time', 'data_time', 'loss', 'loss_global',
+                     'loss_dense', 'global_pos_sim', 'global_neg_sim',
+                     'global_acc', 'dense_pos_sim', 'dense_neg_sim',
+                     'dense_acc', 'match_distinct', 'match_right', 'feat_std',
+                     'queue_fill'):
+            assert f'{name}: ' in line, name
+        state = final(folder)['state_dict']
+        # Six batches of four keys, around the end of a queue of 14.
+        assert int(state['queue.enqueued']) == 24
+        assert state['queue.keys'].shape == (14, 128)
+
+    def test_resumed_equals_uninterrupted(self, whole, workplace):
+        """Bit for bit: weights, key encoder, queues, optimiser."""
+        folder = workplace / 'work_dirs' / 'tiny'
+        folder.mkdir(parents=True)
+        shutil.copy(whole[1] / 'epoch_1.pth', folder)
+        (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+        log = train(workplace, '--resume').stdout
+        assert 'resumed epoch: 1' in log
+        assert '[1][1/3]' not in log and '[2][1/3]' in log
+        assert_same_weights(whole[1], folder)
+        buffers = [
+            final(run)['optimizer']['state'][0]['momentum_buffer']
+            for run in (whole[1], folder)
+        ]
+        assert torch.equal(*buffers)
+
+    def test_named_checkpoint_and_workers(self, whole, workplace):
+        """From another folder, with worker processes: the same run."""
+        log = train(
+            workplace,
+            '--work-dir',
+            'other',
+            '--resume',
+            whole[1] / 'epoch_1.pth',
+            options=['train_dataloader.num_workers=2']).stdout
+        assert 'resumed epoch: 1' in log
+        assert_same_weights(whole[1], workplace / 'other')
+
+    def test_missing_data_says_what_to_do(self, workplace):
+        done = run(sys.executable, TOOLS / 'train.py', 'tiny.py',
+                   cwd=workplace, check=False)
+        assert done.returncode != 0
+        last = done.stdout.strip().splitlines()[-1]
+        assert '"nowhere" does not exist' in last
+        assert '--cfg-options data_root=' in last
+
+    def test_amp_and_auto_scale_lr_reach_the_config(self, workplace,
+                                                    monkeypatch):
+        monkeypatch.syspath_prepend(str(TOOLS))
+        monkeypatch.chdir(workplace)
+        monkeypatch.setattr(sys, 'argv', [
+            'train.py', 'tiny.py', '--amp', '--auto-scale-lr', '--resume',
+            'x.pth', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5'
+        ])
+        import train as module
+        cfg = module.build_config(module.parse_args())
+        assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+        assert cfg.optim_wrapper.loss_scale == 'dynamic'
+        assert cfg.optim_wrapper.optimizer.lr == 0.5
+        assert cfg.auto_scale_lr.enable
+        assert (cfg.resume, cfg.load_from) == (True, 'x.pth')
+        assert cfg.work_dir == os.path.join('work_dirs', 'tiny')
+
+
+class TestLaunchers:
+
+    def test_two_processes_without_gpus(self, workplace):
+        if torch.cuda.is_available():
+            pytest.skip('this machine has GPUs')
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = str(s.getsockname()[1])
+        log = run('bash', TOOLS / 'dist_train.sh', 'tiny.py', 2,
+                  '--cfg-options', 'data_root=pictures',
+                  'train_dataloader.batch_size=2', cwd=workplace,
+                  env=dict(PORT=port, OMP_NUM_THREADS='1')).stdout
+        assert '[2][3/3]' in log
+        state = final(workplace / 'work_dirs' / 'tiny')['state_dict']
+        assert int(state['dense_queue.enqueued']) == 24
+        # The permutations' seed and step are saved.
+        assert int(state['batch_shuffle._extra_state'][1]) == 6
+
+    def test_dist_train_usage(self, workplace):
+        done = run('bash', TOOLS / 'dist_train.sh', cwd=workplace, check=False)
+        assert done.returncode == 2 and 'usage' in done.stdout
+
+    def test_dist_train_passes_everything_on(self, workplace):
+        fake = workplace / 'fake_python'
+        fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        fake.chmod(0o755)
+        env = dict(NNODES='2', NODE_RANK='1', PORT='1234',
+                   MASTER_ADDR='10.0.0.1')
+        env['PYTHON'] = str(fake)
+        done = subprocess.run(
+            ['bash', str(TOOLS / 'dist_train.sh'), 'c.py', '8', '--amp',
+             '--cfg-options', 'a=[1, 2]'],
+            env=dict(os.environ, **env), text=True, capture_output=True)
+        words = done.stdout.splitlines()
+        for word in ('--nnodes=2', '--node_rank=1', '--master_port=1234',
+                     '--master_addr=10.0.0.1', '--nproc_per_node=8'):
+            assert word in words
+        assert words[-6:] == ['c.py', '--launcher', 'pytorch', '--amp',
+                              '--cfg-options', 'a=[1, 2]']
+
+    def test_slurm_train(self, workplace):
+        bin_dir = workplace / 'bin'
+        bin_dir.mkdir()
+        (bin_dir / 'srun').write_text(
+            '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        (bin_dir / 'srun').chmod(0o755)
+        env = dict(PATH=f'{bin_dir}{os.pathsep}{os.environ["PATH"]}',
+                   GPUS='16', SRUN_ARGS='--time=1 --mem=2')
+        script = TOOLS / 'slurm_train.sh'
+        words = run('bash', script, 'gpu', 'job', 'c.py', 'dir', '--resume',
+                    cwd=workplace, env=env).stdout.splitlines()
+        for word in ('gpu', '--job-name=job', '--ntasks=16',
+                     '--ntasks-per-node=8', '--gres=gpu:8', '--time=1',
+                     '--mem=2'):
+            assert word in words
+        assert words[-6:] == ['c.py', '--work-dir', 'dir', '--launcher',
+                              'slurm', '--resume']
+        words = run('bash', script, 'gpu', 'job', 'c.py', '--resume',
+                    cwd=workplace, env=env).stdout.splitlines()
+        assert words[-4:] == ['c.py', '--launcher', 'slurm', '--resume']
+
+
+class TestSmallTools:
+
+    def test_print_config(self, workplace):
+        out = run(sys.executable, TOOLS / 'analysis_tools/print_config.py',
+                  'tiny.py', '--cfg-options', 'model.queue_len=77',
+                  '--save-path', 'whole.py', cwd=workplace).stdout
+        assert 'queue_len=77' in out and 'CosineAnnealingLR' in out
+        assert 'queue_len=77' in (workplace / 'whole.py').read_text()
+
+    def test_browse_dataset(self, workplace):
+        run(sys.executable, TOOLS / 'analysis_tools/browse_dataset.py',
+            'tiny.py', '--show-number', 2, '--cfg-options',
+            'data_root=pictures', cwd=workplace)
+        names = sorted(p.name for p in (workplace / 'browse_dataset').iterdir())
+        assert names == ['000000.png', '000001.png']
+
+    def test_lmdb_trains_like_the_folder(self, whole, workplace):
+        run(sys.executable, TOOLS / 'dataset_converters/folder_to_lmdb.py',
+            'pictures', 'db', cwd=workplace)
+        run(sys.executable,
+            TOOLS / 'train.py',
+            'tiny.py',
+            '--cfg-options',
+            'data_root=db',
+            'train_dataloader.dataset.type=mmdensecl.UnlabeledLMDB',
+            cwd=workplace)
+        assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
+        again = run(sys.executable,
+                    TOOLS / 'dataset_converters/folder_to_lmdb.py',
+                    'pictures', 'db', cwd=workplace, check=False)
+        assert again.returncode == 2 and 'exists already' in again.stdout
