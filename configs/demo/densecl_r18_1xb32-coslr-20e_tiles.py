@@ -15,6 +15,7 @@ train_pipeline = [
 ]
 train_dataloader = dict(
     num_workers=2,
+    pin_memory=False,
     dataset=dict(data_root=data_root, pipeline=train_pipeline))
 
 optim_wrapper = dict(optimizer=dict(lr=0.06))

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+#
+# Sets up what is missing, then runs the tests.
+#
+#   bash tools/run_tests.sh                          all tests
+#   bash tools/run_tests.sh -m "not slow"            the quick ones
+#   bash tools/run_tests.sh tests/test_x.py -k foo   any argument of pytest
+#
+# Options of tools/setup_env.sh (--current-env, --stack, --python,
+# --mmcv-ops) may stand before those of pytest. Paths are taken from the
+# repository's root.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+
+setup_args=()
+while (($#)); do
+    case $1 in
+        --current-env | --stack=* | --python=* | --mmcv-ops=*)
+            setup_args+=("$1")
+            shift
+            ;;
+        --stack | --python | --mmcv-ops)
+            setup_args+=("$1" "${2:?"$1 needs a value"}")
+            shift 2
+            ;;
+        *) break ;;
+    esac
+done
+
+SECONDS=0
+python="$(bash "$root/tools/setup_env.sh" --print-python \
+    ${setup_args[@]+"${setup_args[@]}"})"
+setup_seconds=$SECONDS
+
+# The tests use small tensors: more threads than a few only wait for each
+# other, most of all in the tests that start several processes.
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    cores="$(nproc 2>/dev/null || echo 2)"
+    export OMP_NUM_THREADS="$((cores > 4 ? 4 : cores))"
+fi
+
+if [[ -z ${MMDENSECL_DATA_ROOT:-} ]]; then
+    echo 'MMDENSECL_DATA_ROOT is not set: the tests that need its pictures' \
+        'skip, and say so. Set it to a folder with coco/, cityscapes/,' \
+        'VOCdevkit/ and unlabeled/ to run them too.'
+else
+    # Tests run in other folders than this one.
+    MMDENSECL_DATA_ROOT="$(cd "$MMDENSECL_DATA_ROOT" && pwd)" || {
+        echo 'MMDENSECL_DATA_ROOT names no folder.' >&2
+        exit 2
+    }
+    export MMDENSECL_DATA_ROOT
+    echo "Test data: $MMDENSECL_DATA_ROOT"
+fi
+
+echo "Set-up took $setup_seconds s. Running pytest with" \
+    "$OMP_NUM_THREADS thread(s); its last line gives the total time."
+cd "$root"
+exec "$python" -m pytest --durations=15 --durations-min=2 "$@"
