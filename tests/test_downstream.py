@@ -40,8 +40,7 @@ def test_backbone_arrives_whole(host, tmp_path):
     torch.save(
         dict(
             state_dict=model.state_dict(),
-            message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.],
-                                                                 [1])))),
+            message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.], [1])))),
         path)
     subprocess.run([
         sys.executable, '-c',

@@ -5,6 +5,5 @@ from .unlabeled import (UnlabeledDataset, UnlabeledFolder, UnlabeledList,
 
 __all__ = [
     'DecodeRGB', 'PackViews', 'TwoViews', 'UnlabeledDataset',
-    'UnlabeledFolder', 'UnlabeledList', 'UnlabeledLMDB',
-    'UnreadableImageError'
+    'UnlabeledFolder', 'UnlabeledList', 'UnlabeledLMDB', 'UnreadableImageError'
 ]

@@ -32,10 +32,10 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     mine = [wanted[r][owner[r] == rank] % len(x) for r in range(world_size)]
     send = x[torch.cat(mine).to(x.device, non_blocking=True)]
     received = torch.empty_like(x)
-    dist.all_to_all_single(received, send.contiguous(),
-                           torch.bincount(
-                               owner[rank], minlength=world_size).tolist(),
-                           [len(rows) for rows in mine])
+    dist.all_to_all_single(
+        received, send.contiguous(),
+        torch.bincount(owner[rank], minlength=world_size).tolist(),
+        [len(rows) for rows in mine])
     # They come sorted by owner, each owner's in the order of our positions.
     positions = torch.argsort(owner[rank], stable=True)
     result = torch.empty_like(x)

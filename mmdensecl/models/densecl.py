@@ -40,13 +40,12 @@ class DenseCL(MoCoV2):
             4-D map.
     """
 
-    def __init__(
-        self,
-        *args,
-        correspondence: dict = dict(type='mmdensecl.BackboneSimilarity'),
-        loss_lambda: float = 0.5,
-        **kwargs
-    ) -> None:
+    def __init__(self,
+                 *args,
+                 correspondence: dict = dict(
+                     type='mmdensecl.BackboneSimilarity'),
+                 loss_lambda: float = 0.5,
+                 **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if not 0 <= loss_lambda <= 1:
             raise ValueError(
@@ -89,8 +88,8 @@ class DenseCL(MoCoV2):
             query.grid.transpose(1, 2).flatten(0, 1),
             matched.transpose(1, 2).flatten(0, 1), self.dense_queue.keys,
             None if match.valid is None else match.valid.flatten())
-        outputs['loss_global'] = (
-            1 - self.loss_lambda) * outputs['loss_global']
+        outputs['loss_global'] = (1 -
+                                  self.loss_lambda) * outputs['loss_global']
         outputs['loss_dense'] = self.loss_lambda * loss
         outputs.update({f'dense_{name}': x for name, x in monitors.items()})
         outputs.update(match_monitors(match, query, key, views))

@@ -44,8 +44,8 @@ def stack_views(data_samples: Optional[Sequence],
     return views.to(device, non_blocking=True)
 
 
-def locate_cells(query_view: Tensor, key_view: Tensor,
-                 query_shape: Tuple[int, int],
+def locate_cells(query_view: Tensor, key_view: Tensor, query_shape: Tuple[int,
+                                                                          int],
                  key_shape: Tuple[int, int]) -> CellPositions:
     """Find the centres of the query's cells in the key's grid.
 

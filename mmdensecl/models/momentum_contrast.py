@@ -140,8 +140,7 @@ class MoCoV2(BaseSelfSupervisor):
         """Update the key encoder, then encode a batch shuffled over ranks."""
         self.encoder_k.update(self.backbone, self.neck)
         images, order = self.batch_shuffle.shuffle(images)
-        key = self.encode(self.encoder_k.backbone, self.encoder_k.neck,
-                          images)
+        key = self.encode(self.encoder_k.backbone, self.encoder_k.neck, images)
         tensors = {
             name: x
             for name, x in key._asdict().items() if isinstance(x, Tensor)

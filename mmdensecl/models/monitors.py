@@ -83,8 +83,7 @@ def match_monitors(match: Match, query: Features, key: Features,
     counted = index if valid is None else index.where(valid, cells)
     picked = index.new_zeros(len(index), cells + 1)
     picked.scatter_(1, counted, 1)
-    monitors = dict(
-        match_distinct=100 * picked[:, :cells].float().mean())
+    monitors = dict(match_distinct=100 * picked[:, :cells].float().mean())
     if views is not None:
         there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
         row = torch.div(index, key.shape[1], rounding_mode='floor')

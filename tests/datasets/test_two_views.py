@@ -27,8 +27,7 @@ def drawn():
 def photo():
     """A picture with structure at every scale."""
     rng = np.random.default_rng(0)
-    coarse = Image.fromarray(
-        rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
     fine = rng.integers(-20, 20, (240, 320, 3))
     smooth = np.asarray(coarse.resize((320, 240), Image.BICUBIC), dtype=int)
     return Image.fromarray((smooth + fine).clip(0, 255).astype(np.uint8))
@@ -70,13 +69,13 @@ class TestDistributions:
         assert has_rate((v.flip for v in drawn), 0.5)
 
     def test_rates_are_independent(self, drawn):
-        flags = np.array([(v.jitter is not None, v.gray, v.sigma is not None,
-                           v.flip) for v in drawn], float)
+        flags = np.array(
+            [(v.jitter is not None, v.gray, v.sigma is not None, v.flip)
+             for v in drawn], float)
         off_diagonal = np.corrcoef(flags.T)[~np.eye(4, dtype=bool)]
         assert np.abs(off_diagonal).max() < 4 / DRAWS**0.5
 
-    @pytest.mark.parametrize('which, low, high', [(1, 0.6, 1.4),
-                                                  (2, 0.6, 1.4),
+    @pytest.mark.parametrize('which, low, high', [(1, 0.6, 1.4), (2, 0.6, 1.4),
                                                   (3, 0.6, 1.4),
                                                   (4, -0.1, 0.1)])
     def test_jitter_factors(self, drawn, which, low, high):

@@ -44,9 +44,8 @@ class TestFolder:
     def test_nested_any_case_sorted(self, tmp_path):
         write(tmp_path, ['b/x.JPG', 'a/deep/y.jpeg', 'z.Png', 'c.webp'])
         write(tmp_path, ['notes.txt', 'a/labels.json', 'jpg'])
-        assert paths(UnlabeledFolder(str(tmp_path))) == [
-            'a/deep/y.jpeg', 'b/x.JPG', 'c.webp', 'z.Png'
-        ]
+        assert paths(UnlabeledFolder(
+            str(tmp_path))) == ['a/deep/y.jpeg', 'b/x.JPG', 'c.webp', 'z.Png']
 
     def test_hands_over_the_right_file(self, tmp_path):
         write(tmp_path, ['0.png', '1.png'])
@@ -74,8 +73,8 @@ class TestList:
 
     def test_labels_blank_lines_and_spaces(self, tmp_path):
         write(tmp_path, ['a.png', 'b c.png', 'd 7.png'])
-        (tmp_path / 'list.txt').write_bytes(
-            b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n')
+        (tmp_path / 'list.txt'
+         ).write_bytes(b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n')
         dataset = UnlabeledList(
             'list.txt', str(tmp_path), pipeline=[keep_bytes])
         assert paths(dataset) == ['a.png', 'b c.png', 'd 7.png']
@@ -196,8 +195,7 @@ class TestUnreadable:
         dataset = UnlabeledFolder(str(tmp_path), [keep_bytes])
         loader = DataLoader(
             dataset, num_workers=2, collate_fn=lambda batch: batch[0])
-        assert all(
-            item['img_path'].startswith('good') for item in loader)
+        assert all(item['img_path'].startswith('good') for item in loader)
         names = np.array(paths(dataset))[dataset.unreadable.numpy()]
         assert sorted(names) == sorted(self.BROKEN)
 

@@ -56,8 +56,8 @@ class TestTrainingCheckpoint:
         assert loaded.dtype == array.dtype and (loaded == array).all()
 
     def test_numpy_scalars(self, tmp_path):
-        torch.save(dict(seed=np.int64(3), lr=np.float64(.5)),
-                   tmp_path / 'a.pth')
+        torch.save(
+            dict(seed=np.int64(3), lr=np.float64(.5)), tmp_path / 'a.pth')
         assert load_checkpoint_file(tmp_path / 'a.pth') == dict(seed=3, lr=.5)
 
     def test_numpy_1_and_2_names(self, tmp_path, history):
@@ -81,11 +81,10 @@ class TestTrainingCheckpoint:
     def test_naming_a_type_is_enough(self, tmp_path, history):
         """A config that uses mmdensecl makes loading work and safe."""
         torch.save(history, tmp_path / 'a.pth')
-        code = (
-            'from mmengine.registry import HOOKS\n'
-            'from mmengine.runner import CheckpointLoader\n'
-            "HOOKS.build(dict(type='mmdensecl.LambdaWarmupHook'))\n"
-            f"CheckpointLoader.load_checkpoint(r'{tmp_path / 'a.pth'}')\n")
+        code = ('from mmengine.registry import HOOKS\n'
+                'from mmengine.runner import CheckpointLoader\n'
+                "HOOKS.build(dict(type='mmdensecl.LambdaWarmupHook'))\n"
+                f"CheckpointLoader.load_checkpoint(r'{tmp_path / 'a.pth'}')\n")
         subprocess.run([sys.executable, '-c', code], check=True)
 
 

@@ -24,8 +24,7 @@ class ToyContrast(BaseModel):
     def __init__(self, queue_len=8, outputs=None):
         super().__init__()
         self.linear = nn.Linear(2, 1)
-        self.queue = FeatureQueue(
-            8 if queue_len == 'auto' else queue_len, 4)
+        self.queue = FeatureQueue(8 if queue_len == 'auto' else queue_len, 4)
         self.auto_queue_len = queue_len == 'auto'
         self.loss_lambda = 0.5
         self.outputs = outputs or (lambda step: {})
@@ -53,7 +52,12 @@ def pack(results):
 @pytest.fixture
 def make_runner(tmp_path):
 
-    def make(model, hooks, count=20, epochs=2, batch_size=2, pipeline=(pack, ),
+    def make(model,
+             hooks,
+             count=20,
+             epochs=2,
+             batch_size=2,
+             pipeline=(pack, ),
              **kwargs):
         write_pictures(tmp_path / 'pictures', count, size=4)
         dataset = UnlabeledFolder(str(tmp_path / 'pictures'), list(pipeline))
@@ -158,8 +162,8 @@ class TestUnlabeledData:
         clocks = []
 
         def note(results):
-            clocks.append(tuple(runner.train_dataloader.dataset._clock.tolist(
-            )))
+            clocks.append(
+                tuple(runner.train_dataloader.dataset._clock.tolist()))
             return pack(results)
 
         runner = make_runner(
@@ -178,9 +182,12 @@ class TestUnlabeledData:
             return pack(results)
 
         make_runner(
-            ToyContrast(), [UnlabeledDataHook()], pipeline=[broken_third],
+            ToyContrast(), [UnlabeledDataHook()],
+            pipeline=[broken_third],
             epochs=3).train()
-        reports = [t for t in warnings_of(messages) if 'could not be read' in t]
+        reports = [
+            t for t in warnings_of(messages) if 'could not be read' in t
+        ]
         assert len(reports) == 1
         assert '1 of 20 pictures' in reports[0] and '0002.png' in reports[0]
         text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
@@ -204,8 +211,8 @@ class TestContrastMonitor:
                 model, [ContrastMonitorHook()],
                 epochs=3,
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook', interval=1))).train(
-                    )
+                    checkpoint=dict(type='CheckpointHook',
+                                    interval=1))).train()
         message = str(error.value)
         assert 'epoch 2, iteration 15' in message
         assert 'begins with: 0008.png, 0009.png.' in message
@@ -213,8 +220,8 @@ class TestContrastMonitor:
         saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
         assert saved == ['epoch_1.pth']
 
-    def test_weights_that_are_not_finite_are_not_saved(
-            self, make_runner, tmp_path):
+    def test_weights_that_are_not_finite_are_not_saved(self, make_runner,
+                                                       tmp_path):
 
         class Poison(ContrastMonitorHook):
 
@@ -226,8 +233,8 @@ class TestContrastMonitor:
             make_runner(
                 ToyContrast(), [Poison()],
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook', interval=1))).train(
-                    )
+                    checkpoint=dict(type='CheckpointHook',
+                                    interval=1))).train()
         saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
         assert saved == ['epoch_1.pth']
 

@@ -52,8 +52,8 @@ def whole(tmp_path_factory):
 
 
 def run(*command, cwd, env=None, check=True):
-    env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable,
-               **(env or {}))
+    env = dict(
+        os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable, **(env or {}))
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -68,9 +68,16 @@ def run(*command, cwd, env=None, check=True):
 
 
 def train(workplace, *flags, **kwargs):
-    return run(sys.executable, TOOLS / 'train.py', 'tiny.py', *flags,
-               '--cfg-options', 'data_root=pictures',
-               *kwargs.pop('options', ()), cwd=workplace, **kwargs)
+    return run(
+        sys.executable,
+        TOOLS / 'train.py',
+        'tiny.py',
+        *flags,
+        '--cfg-options',
+        'data_root=pictures',
+        *kwargs.pop('options', ()),
+        cwd=workplace,
+        **kwargs)
 
 
 def final(folder):
@@ -130,8 +137,12 @@ class TestTrain:
         assert_same_weights(whole[1], workplace / 'other')
 
     def test_missing_data_says_what_to_do(self, workplace):
-        done = run(sys.executable, TOOLS / 'train.py', 'tiny.py',
-                   cwd=workplace, check=False)
+        done = run(
+            sys.executable,
+            TOOLS / 'train.py',
+            'tiny.py',
+            cwd=workplace,
+            check=False)
         assert done.returncode != 0
         last = done.stdout.strip().splitlines()[-1]
         assert '"nowhere" does not exist' in last
@@ -163,10 +174,16 @@ class TestLaunchers:
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = str(s.getsockname()[1])
-        log = run('bash', TOOLS / 'dist_train.sh', 'tiny.py', 2,
-                  '--cfg-options', 'data_root=pictures',
-                  'train_dataloader.batch_size=2', cwd=workplace,
-                  env=dict(PORT=port, OMP_NUM_THREADS='1')).stdout
+        log = run(
+            'bash',
+            TOOLS / 'dist_train.sh',
+            'tiny.py',
+            2,
+            '--cfg-options',
+            'data_root=pictures',
+            'train_dataloader.batch_size=2',
+            cwd=workplace,
+            env=dict(PORT=port, OMP_NUM_THREADS='1')).stdout
         assert '[2][3/3]' in log
         state = final(workplace / 'work_dirs' / 'tiny')['state_dict']
         assert int(state['dense_queue.enqueued']) == 24
@@ -181,61 +198,100 @@ class TestLaunchers:
         fake = workplace / 'fake_python'
         fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
         fake.chmod(0o755)
-        env = dict(NNODES='2', NODE_RANK='1', PORT='1234',
-                   MASTER_ADDR='10.0.0.1')
+        env = dict(
+            NNODES='2', NODE_RANK='1', PORT='1234', MASTER_ADDR='10.0.0.1')
         env['PYTHON'] = str(fake)
-        done = subprocess.run(
-            ['bash', str(TOOLS / 'dist_train.sh'), 'c.py', '8', '--amp',
-             '--cfg-options', 'a=[1, 2]'],
-            env=dict(os.environ, **env), text=True, capture_output=True)
+        done = subprocess.run([
+            'bash',
+            str(TOOLS / 'dist_train.sh'), 'c.py', '8', '--amp',
+            '--cfg-options', 'a=[1, 2]'
+        ],
+                              env=dict(os.environ, **env),
+                              text=True,
+                              capture_output=True)
         words = done.stdout.splitlines()
         for word in ('--nnodes=2', '--node_rank=1', '--master_port=1234',
                      '--master_addr=10.0.0.1', '--nproc_per_node=8'):
             assert word in words
-        assert words[-6:] == ['c.py', '--launcher', 'pytorch', '--amp',
-                              '--cfg-options', 'a=[1, 2]']
+        assert words[-6:] == [
+            'c.py', '--launcher', 'pytorch', '--amp', '--cfg-options',
+            'a=[1, 2]'
+        ]
 
     def test_slurm_train(self, workplace):
         bin_dir = workplace / 'bin'
         bin_dir.mkdir()
-        (bin_dir / 'srun').write_text(
-            '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        (bin_dir /
+         'srun').write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
         (bin_dir / 'srun').chmod(0o755)
-        env = dict(PATH=f'{bin_dir}{os.pathsep}{os.environ["PATH"]}',
-                   GPUS='16', SRUN_ARGS='--time=1 --mem=2')
+        env = dict(
+            PATH=f'{bin_dir}{os.pathsep}{os.environ["PATH"]}',
+            GPUS='16',
+            SRUN_ARGS='--time=1 --mem=2')
         script = TOOLS / 'slurm_train.sh'
-        words = run('bash', script, 'gpu', 'job', 'c.py', 'dir', '--resume',
-                    cwd=workplace, env=env).stdout.splitlines()
+        words = run(
+            'bash',
+            script,
+            'gpu',
+            'job',
+            'c.py',
+            'dir',
+            '--resume',
+            cwd=workplace,
+            env=env).stdout.splitlines()
         for word in ('gpu', '--job-name=job', '--ntasks=16',
                      '--ntasks-per-node=8', '--gres=gpu:8', '--time=1',
                      '--mem=2'):
             assert word in words
-        assert words[-6:] == ['c.py', '--work-dir', 'dir', '--launcher',
-                              'slurm', '--resume']
-        words = run('bash', script, 'gpu', 'job', 'c.py', '--resume',
-                    cwd=workplace, env=env).stdout.splitlines()
+        assert words[-6:] == [
+            'c.py', '--work-dir', 'dir', '--launcher', 'slurm', '--resume'
+        ]
+        words = run(
+            'bash',
+            script,
+            'gpu',
+            'job',
+            'c.py',
+            '--resume',
+            cwd=workplace,
+            env=env).stdout.splitlines()
         assert words[-4:] == ['c.py', '--launcher', 'slurm', '--resume']
 
 
 class TestSmallTools:
 
     def test_print_config(self, workplace):
-        out = run(sys.executable, TOOLS / 'analysis_tools/print_config.py',
-                  'tiny.py', '--cfg-options', 'model.queue_len=77',
-                  '--save-path', 'whole.py', cwd=workplace).stdout
+        out = run(
+            sys.executable,
+            TOOLS / 'analysis_tools/print_config.py',
+            'tiny.py',
+            '--cfg-options',
+            'model.queue_len=77',
+            '--save-path',
+            'whole.py',
+            cwd=workplace).stdout
         assert 'queue_len=77' in out and 'CosineAnnealingLR' in out
         assert 'queue_len=77' in (workplace / 'whole.py').read_text()
 
     def test_browse_dataset(self, workplace):
-        run(sys.executable, TOOLS / 'analysis_tools/browse_dataset.py',
-            'tiny.py', '--show-number', 2, '--cfg-options',
-            'data_root=pictures', cwd=workplace)
-        names = sorted(p.name for p in (workplace / 'browse_dataset').iterdir())
+        run(sys.executable,
+            TOOLS / 'analysis_tools/browse_dataset.py',
+            'tiny.py',
+            '--show-number',
+            2,
+            '--cfg-options',
+            'data_root=pictures',
+            cwd=workplace)
+        names = sorted(
+            p.name for p in (workplace / 'browse_dataset').iterdir())
         assert names == ['000000.png', '000001.png']
 
     def test_lmdb_trains_like_the_folder(self, whole, workplace):
-        run(sys.executable, TOOLS / 'dataset_converters/folder_to_lmdb.py',
-            'pictures', 'db', cwd=workplace)
+        run(sys.executable,
+            TOOLS / 'dataset_converters/folder_to_lmdb.py',
+            'pictures',
+            'db',
+            cwd=workplace)
         run(sys.executable,
             TOOLS / 'train.py',
             'tiny.py',
@@ -244,7 +300,11 @@ class TestSmallTools:
             'train_dataloader.dataset.type=mmdensecl.UnlabeledLMDB',
             cwd=workplace)
         assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
-        again = run(sys.executable,
-                    TOOLS / 'dataset_converters/folder_to_lmdb.py',
-                    'pictures', 'db', cwd=workplace, check=False)
+        again = run(
+            sys.executable,
+            TOOLS / 'dataset_converters/folder_to_lmdb.py',
+            'pictures',
+            'db',
+            cwd=workplace,
+            check=False)
         assert again.returncode == 2 and 'exists already' in again.stdout

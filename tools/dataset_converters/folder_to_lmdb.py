@@ -24,13 +24,15 @@ def main() -> None:
         parser.error(f'"{args.out}" exists already; remove it first')
 
     dataset = UnlabeledFolder(args.folder)
-    names = [info['img_path'] for info in map(dataset.get_data_info,
-                                              range(len(dataset)))]
+    names = [
+        info['img_path']
+        for info in map(dataset.get_data_info, range(len(dataset)))
+    ]
     size = sum(Path(args.folder, name).stat().st_size for name in names)
     # A map is a limit, not an allocation; pages and keys need some room.
     with lmdb.open(
-            str(args.out), map_size=2 * size + 8192 * len(names) +
-            (1 << 24)) as env:
+            str(args.out),
+            map_size=2 * size + 8192 * len(names) + (1 << 24)) as env:
         bar = ProgressBar(len(names))
         for start in range(0, len(names), args.batch):
             with env.begin(write=True) as transaction:

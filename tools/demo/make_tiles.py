@@ -71,8 +71,8 @@ def main() -> None:
                              Image.Resampling.LANCZOS)
         folder = args.out_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (tile_name, tile) in enumerate(
-                cut(image, args.size, args.stride), 1):
+        for number, (tile_name,
+                     tile) in enumerate(cut(image, args.size, args.stride), 1):
             tile.save(folder / tile_name)
         count += number
         lines.append(f'{name}: {number} tiles, {licence}')

@@ -25,13 +25,19 @@ from mmdensecl.models.features import Features
 from mmdensecl.models.geometry import locate_cells, stack_views
 from mmdensecl.models.monitors import feature_std, match_monitors
 from mmdensecl.registry import DATASETS, MODELS
-from mmdensecl.visualization import (draw_matches, legend, strongest_matches)
+from mmdensecl.visualization import draw_matches, legend, strongest_matches
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 BATCH = 32
 DRAWN_SIZE = 192
+ROWS = (
+    ('match_right', 'matches within one cell of the true spot', '{:.1f}%'),
+    ('match_distinct', 'distinct cells matched', '{:.1f}%'),
+    ('retrieval', f'own other view found among {BATCH}', '{:.1f}%'),
+    ('feat_std', 'feature spread (1 isotropic, 0 collapsed)', '{:.2f}'),
+)
 UNSEEN_EPOCH = 10**6  # views that training never drew
 
 
@@ -168,17 +174,13 @@ def main() -> None:
     table = Table(title='What was learnt (on views that training never drew)')
     for header in ('', 'start', 'end'):
         table.add_column(header, justify='right' if header else 'left')
-    for key, label, form in (
-        ('match_right', 'matches within one cell of the true spot', '{:.1f}%'),
-        ('match_distinct', 'distinct cells matched', '{:.1f}%'),
-        ('retrieval', f'own other view found among {BATCH}', '{:.1f}%'),
-        ('feat_std', 'feature spread (1 isotropic, 0 collapsed)', '{:.2f}')):
+    for key, label, form in ROWS:
         table.add_row(label, *(form.format(r[key]) for r in results.values()))
     curve = training_curve(args.work_dir)
     # The hump: until the queue is full its random keys are easy to beat.
     full = [r for r in curve if r.get('queue_fill', 0) >= 99.9] or curve
-    for key, label in (('loss', 'training loss'),
-                       ('loss_global', '  of it global, weighted'),
+    for key, label in (('loss', 'training loss'), ('loss_global',
+                                                   '  of it global, weighted'),
                        ('loss_dense', '  of it dense, weighted')):
         peak = max(full, key=lambda r: r['loss'])
         table.add_row(f'{label} (peak with a full queue, end)',

@@ -130,11 +130,9 @@ class TwoViews(BaseTransform):
         jitter = (jitter[0].tolist(), *jitter[1:])
         low, high = self.blur_sigma
         sigma = low + (high - low) * float(torch.rand(()))
-        use_jitter, gray, blur, flip = (
-            torch.rand(4) < torch.tensor([
-                self.jitter_prob, self.gray_prob, self.blur_prob,
-                self.flip_prob
-            ])).tolist()
+        use_jitter, gray, blur, flip = (torch.rand(4) < torch.tensor(
+            [self.jitter_prob, self.gray_prob, self.blur_prob,
+             self.flip_prob])).tolist()
         return View((left, top, width, height), jitter if use_jitter else None,
                     gray, sigma if blur else None, flip)
 

@@ -22,19 +22,19 @@ class ContrastiveHead(BaseModule):
             None; the head has no parameters.
     """
 
-    def __init__(
-            self,
-            loss: dict = dict(type='mmdensecl.InfoNCE'),
-            init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
+    def __init__(self,
+                 loss: dict = dict(type='mmdensecl.InfoNCE'),
+                 init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
         super().__init__(init_cfg)
         self.loss_module = MODELS.build(loss)
 
-    def loss(self,
-             query: Tensor,
-             key: Tensor,
-             queue: Tensor,
-             valid: Optional[Tensor] = None
-             ) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def loss(
+            self,
+            query: Tensor,
+            key: Tensor,
+            queue: Tensor,
+            valid: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Mean loss over the rows that have a positive, and what to log.
 
         Args:

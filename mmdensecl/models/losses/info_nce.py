@@ -133,8 +133,8 @@ def info_nce(query: Tensor,
         if query.dtype in (torch.float16, torch.bfloat16):
             query = query.float()
         key, queue = key.detach().to(query), queue.detach().to(query)
-        return InfoNCEResult(*_StreamingInfoNCE.apply(
-            query, key, queue, temperature, block_size))
+        return InfoNCEResult(*_StreamingInfoNCE.apply(query, key, queue,
+                                                      temperature, block_size))
 
 
 @MODELS.register_module()
