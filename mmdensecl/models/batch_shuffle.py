@@ -27,13 +27,14 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
         Tensor: Rows ``order[rank * N:(rank + 1) * N]`` of the global batch.
     """
     rank, world_size = get_dist_info()
+    x = x.contiguous()  # rows must be whole in memory, also channels-last ones
     wanted = order.view(world_size, len(x))  # row r: what rank r gets
     owner = wanted // len(x)
     mine = [wanted[r][owner[r] == rank] % len(x) for r in range(world_size)]
     send = x[torch.cat(mine).to(x.device, non_blocking=True)]
     received = torch.empty_like(x)
     dist.all_to_all_single(
-        received, send.contiguous(),
+        received, send,
         torch.bincount(owner[rank], minlength=world_size).tolist(),
         [len(rows) for rows in mine])
     # They come sorted by owner, each owner's in the order of our positions.

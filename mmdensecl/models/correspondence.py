@@ -2,8 +2,8 @@
 """Matching rules: which key cell is the positive of each query cell.
 
 The maths is in functions; a rule is a small class that picks what they look
-at. A new rule is a class with ``__call__``, registered in ``TASK_UTILS``, and
-named in a config: ``correspondence=dict(type='...')``.
+at. A new rule is a subclass of :class:`MatchingRule`, registered in
+``TASK_UTILS`` and named in a config: ``correspondence=dict(type='...')``.
 """
 from typing import NamedTuple, Optional
 
@@ -59,11 +59,37 @@ def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     return Match(forth, back.gather(1, forth) == own)
 
 
-@TASK_UTILS.register_module()
-class BackboneSimilarity:
-    """Nearest cell by backbone features: DenseCL's rule and our default."""
+class MatchingRule:
+    """What a rule has.
+
+    Attributes:
+        reads_backbone (bool): Whether it looks at ``Features.cells``; where
+            not, the ranks need not exchange them.
+    """
 
     reads_backbone = True
+
+    def __call__(self,
+                 query: Features,
+                 key: Features,
+                 views: Optional[Tensor] = None) -> Match:
+        """Match the cells of N pairs of views.
+
+        Args:
+            query (Features): Of the query views.
+            key (Features): Of the key views.
+            views (Tensor, optional): Crop coordinates, (N, 2, 5), where the
+                data carries them.
+
+        Returns:
+            Match: The key cell of each query cell.
+        """
+        raise NotImplementedError
+
+
+@TASK_UTILS.register_module()
+class BackboneSimilarity(MatchingRule):
+    """Nearest cell by backbone features: DenseCL's rule and our default."""
 
     def __call__(self,
                  query: Features,
@@ -73,7 +99,7 @@ class BackboneSimilarity:
 
 
 @TASK_UTILS.register_module()
-class ProjectionSimilarity:
+class ProjectionSimilarity(MatchingRule):
     """Nearest cell by the dense projections themselves.
 
     One of the matching ablations of the DenseCL paper.
@@ -89,13 +115,11 @@ class ProjectionSimilarity:
 
 
 @TASK_UTILS.register_module()
-class MutualNearestNeighbor:
+class MutualNearestNeighbor(MatchingRule):
     """Pairs of cells that are each other's nearest by backbone features.
 
     Query cells without such a pair take no part in the dense loss.
     """
-
-    reads_backbone = True
 
     def __call__(self,
                  query: Features,
@@ -105,7 +129,7 @@ class MutualNearestNeighbor:
 
 
 @TASK_UTILS.register_module()
-class RandomMatch:
+class RandomMatch(MatchingRule):
     """A random key cell for every query cell, an ablation of the paper."""
 
     reads_backbone = False
@@ -121,7 +145,7 @@ class RandomMatch:
 
 
 @TASK_UTILS.register_module()
-class GeometricMatch:
+class GeometricMatch(MatchingRule):
     """The key cell that shows the same spot of the picture.
 
     From the crop and flip coordinates that the transforms carry. Query cells
@@ -144,6 +168,7 @@ class GeometricMatch:
                 'mmdensecl.TwoViews and mmdensecl.PackViews.')
         there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
         height, width = key.shape
-        column = there.column.round().long().clamp(0, width - 1)
-        row = there.row.round().long().clamp(0, height - 1)
+        # The cell that holds the point; centres lie at whole numbers.
+        column = (there.column + 0.5).floor().long().clamp(0, width - 1)
+        row = (there.row + 0.5).floor().long().clamp(0, height - 1)
         return Match(row * width + column, there.inside)

@@ -69,7 +69,7 @@ class DenseCL(MoCoV2):
         # Matching picks indices, so nothing here needs a gradient.
         cells = neck.pool(feature_map.detach())
         shape = tuple(cells.shape[2:])
-        if not self.correspondence.reads_backbone:
+        if not getattr(self.correspondence, 'reads_backbone', True):
             return Features(*outputs, shape=shape)
         cells = l2_normalize(cells.flatten(start_dim=2))
         return Features(*outputs, cells=cells, shape=shape)

@@ -1,9 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from numbers import Integral
 from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
-from mmengine.dist import all_gather
+from mmengine.dist import all_gather, broadcast
 from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
@@ -67,17 +68,21 @@ class MoCoV2(BaseSelfSupervisor):
             neck=neck,
             head=head,
             pretrained=pretrained,
-            data_preprocessor=data_preprocessor,
+            # With its scope, so that other hosts can build the model too.
+            data_preprocessor=dict(
+                dict(type='mmpretrain.SelfSupDataPreprocessor'),
+                **(data_preprocessor or {})),
             init_cfg=init_cfg)
         self.auto_queue_len = queue_len == 'auto'
         if self.auto_queue_len:
             queue_len = DEFAULT_QUEUE_LEN
-        elif not isinstance(queue_len, int):
+        elif not isinstance(queue_len, Integral) or queue_len < 1:
             raise ValueError("queue_len must be a positive int or 'auto', got "
                              f'{queue_len!r}')
         self.encoder_k = MomentumEncoder(self.backbone, self.neck, momentum)
         self.batch_shuffle = BatchShuffle()
         self.queue = FeatureQueue(queue_len, feat_dim)
+        self.started = False
 
     def init_weights(self) -> None:
         """Initialise the query encoder and copy it to the key encoder."""
@@ -119,16 +124,32 @@ class MoCoV2(BaseSelfSupervisor):
                 'The method contrasts two views of each picture, a sequence '
                 f'of two (N, 3, H, W) tensors, got {got}. End the pipeline '
                 'with mmdensecl.TwoViews and mmdensecl.PackViews.')
-        if self.auto_queue_len:
-            raise RuntimeError(
-                "queue_len='auto' was not settled before the first step. Add "
-                "dict(type='mmdensecl.QueueLengthHook') to custom_hooks, or "
-                'call model.set_queue_len(length).')
+        if not self.started:
+            self.start()
         query = self.encode(self.backbone, self.neck, inputs[0])
         key = self.encode_key(inputs[1])
         outputs = self.contrast(query, key, data_samples)
         self.enqueue(key)
         return outputs
+
+    def start(self) -> None:
+        """What must hold before the first step: one queue for all ranks.
+
+        DDP is told to leave buffers alone, as the key encoder's statistics
+        differ by rank, so the random keys are made equal here.
+
+        Raises:
+            RuntimeError: ``queue_len='auto'`` was never settled.
+        """
+        if self.auto_queue_len:
+            raise RuntimeError(
+                "queue_len='auto' was not settled before the first step. Add "
+                "dict(type='mmdensecl.QueueLengthHook') to custom_hooks, or "
+                'call model.set_queue_len(length).')
+        for module in self.modules():
+            if isinstance(module, FeatureQueue):
+                broadcast(module.keys)
+        self.started = True
 
     def encode(self, backbone: nn.Module, neck: nn.Module,
                images: Tensor) -> Features:
@@ -155,11 +176,10 @@ class MoCoV2(BaseSelfSupervisor):
         loss, monitors = self.head.loss(query.vector, key.vector,
                                         self.queue.keys)
         outputs = {f'global_{name}': x for name, x in monitors.items()}
+        if len(query.vector) > 1:  # one vector has no spread
+            outputs['feat_std'] = feature_std(query.vector)
         return dict(
-            loss_global=loss,
-            **outputs,
-            feat_std=feature_std(query.vector),
-            queue_fill=100 * self.queue.fill)
+            loss_global=loss, **outputs, queue_fill=100 * self.queue.fill)
 
     def enqueue(self, key: Features) -> None:
         """Put the keys of all ranks into the queue, the same on all."""

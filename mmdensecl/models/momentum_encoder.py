@@ -46,7 +46,8 @@ class MomentumEncoder(nn.Module):
         """Move the parameters one step towards the query's."""
         query = list(chain(backbone.parameters(), neck.parameters()))
         # One fused kernel over all tensors rather than one for each.
-        torch._foreach_lerp_(list(self.parameters()), query, self.momentum)
+        key = list(chain(self.backbone.parameters(), self.neck.parameters()))
+        torch._foreach_lerp_(key, query, self.momentum)
 
     @torch.no_grad()
     def copy_from(self, backbone: nn.Module, neck: nn.Module) -> None:

@@ -4,7 +4,7 @@
 mmengine sums every key of a step's output that contains "loss" into the
 objective, so none of these does. Shares and accuracies are in percent.
 """
-from typing import Dict, Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from .correspondence import Match
 from .features import Features
 from .geometry import locate_cells
+
+if TYPE_CHECKING:
+    from .losses import InfoNCEResult
 
 
 def masked_mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
@@ -23,7 +26,7 @@ def masked_mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def contrast_monitors(result,
+def contrast_monitors(result: 'InfoNCEResult',
                       valid: Optional[Tensor] = None) -> Dict[str, Tensor]:
     """How well the positives stand out from the negatives.
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from mmengine.dist import broadcast, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
@@ -56,8 +56,6 @@ class QueueLengthHook(Hook):
         if model.auto_queue_len:
             length = fit_queue_len(images, batch)
             model.set_queue_len(length)
-            for buffer in model.buffers():
-                broadcast(buffer)  # the new random keys, equal on all ranks
             why = ('the published length'
                    if length == MAX_QUEUE_LEN else 'half of the data set')
             runner.logger.info(

@@ -1,6 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from typing import Dict, List, Optional, Tuple, Union
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -46,12 +48,17 @@ class ContrastiveHead(BaseModule):
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]: The scalar loss, 0 where no row
-            is valid, and the monitors of
+            is valid; its mean over the ranks is the mean over the valid rows
+            of all of them; and the monitors of
             :func:`mmdensecl.models.monitors.contrast_monitors`.
         """
         result = self.loss_module(query, key, queue)
         monitors = contrast_monitors(result, valid)
         if valid is None:
             return result.loss.mean(), monitors
-        loss = (result.loss * valid).sum() / valid.sum().clamp(min=1)
-        return loss, monitors
+        # DDP averages over ranks; each divides by the mean count, so that two
+        # ranks give the loss that one process would.
+        count = valid.sum().to(result.loss)
+        all_reduce(count, op='mean')
+        count = count.where(count > 0, torch.ones_like(count))
+        return (result.loss * valid).sum() / count, monitors

@@ -49,7 +49,8 @@ def info_nce_reference(query: Tensor,
     Returns:
         InfoNCEResult: Loss and similarities of each row.
     """
-    key, queue = key.detach(), queue.detach()
+    # A step enqueues before its backward pass, which needs the old queue.
+    key, queue = key.detach(), queue.detach().clone()
     positive = (query * key).sum(dim=1)
     negative = query @ queue.t()
     logits = torch.cat([positive[:, None], negative], dim=1) / temperature
@@ -93,7 +94,7 @@ class _StreamingInfoNCE(torch.autograd.Function):
         if with_grad:
             ctx.save_for_backward(
                 (mean / total[:, None]).sub_(key).div_(temperature))
-        loss = peak + torch.log(total) - positive
+        loss = (peak - positive) + torch.log(total)  # small terms last
         positive, hardest = positive * temperature, hardest * temperature
         ctx.mark_non_differentiable(positive, hardest)
         return loss, positive, hardest
@@ -115,7 +116,8 @@ def info_nce(query: Tensor,
     The value and the gradient of :func:`info_nce_reference`, exact up to
     rounding, with extra memory for ``M * block_size`` logits whatever the
     length of the queue. Half-precision input is computed in float32, also
-    under autocast; float64 stays float64. It can be differentiated once.
+    under autocast; float64 stays float64. Second
+    derivatives are not there: the gradient counts as a constant.
 
     Args:
         query (Tensor): Queries, shape (M, D).

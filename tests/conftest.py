@@ -1,0 +1,69 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import copy
+
+import pytest
+import torch
+
+# The tensors of the tests are tiny: more threads only wait for each other.
+torch.set_num_threads(1)
+
+# A ResNet-18 of 4 channels: 32 x 32 pixels become a 4 x 4 map of 32 channels.
+TINY_RESNET = dict(
+    type='mmpretrain.ResNet',
+    depth=18,
+    stem_channels=4,
+    base_channels=4,
+    strides=(1, 1, 1, 2))
+
+TINY_MODELS = dict(
+    DenseCL=dict(
+        type='mmdensecl.DenseCL',
+        backbone=TINY_RESNET,
+        neck=dict(
+            type='mmdensecl.DenseCLNeck',
+            in_channels=32,
+            hid_channels=8,
+            out_channels=4),
+        queue_len=8,
+        feat_dim=4),
+    MoCoV2=dict(
+        type='mmdensecl.MoCoV2',
+        backbone=TINY_RESNET,
+        neck=dict(
+            type='mmpretrain.MoCoV2Neck',
+            in_channels=32,
+            hid_channels=8,
+            out_channels=4),
+        queue_len=8,
+        feat_dim=4))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def tiny_cfg():
+    """Function that gives the config of a tiny model, with changes."""
+
+    def make(name: str = 'DenseCL', num_grid=None, **changes) -> dict:
+        cfg = copy.deepcopy(TINY_MODELS[name])
+        if num_grid is not None:
+            cfg['neck']['num_grid'] = num_grid
+        return {**cfg, **changes}
+
+    return make
+
+
+@pytest.fixture
+def build_tiny(tiny_cfg):
+    """Function that builds a tiny model in train mode."""
+    from mmdensecl.registry import MODELS
+
+    def build(*args, **kwargs):
+        model = MODELS.build(tiny_cfg(*args, **kwargs))
+        model.init_weights()
+        return model.train()
+
+    return build

@@ -1,0 +1,216 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Two processes with N pictures each, and one with 2 N."""
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.model import MMDistributedDataParallel
+from ranks import run_ranks
+
+from mmdensecl.registry import MODELS
+
+RANKS, ROWS, STEPS = 2, 3, 3
+
+
+def build(cfg, frozen_norm):
+    torch.manual_seed(0)
+    model = MODELS.build(cfg)
+    with torch.no_grad():  # Not equal, so that mistaking them shows.
+        for x in model.encoder_k.parameters():
+            x.add_(0.1 * torch.randn_like(x))
+    return set_mode(model.double(), frozen_norm)
+
+
+def set_mode(model, frozen_norm):
+    model.train()
+    if frozen_norm:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    return model
+
+
+def views_of_step(step):
+    """All ranks' pictures; those of the second are brighter."""
+    generator = torch.Generator().manual_seed(100 + step)
+    views = torch.randn(2, RANKS * ROWS, 3, 32, 32, generator=generator)
+    views[:, ROWS:] = 2 * views[:, ROWS:] + 1
+    return list(views.double())
+
+
+def own(x, rank):
+    return x[rank * ROWS:(rank + 1) * ROWS]
+
+
+def train(model, wrapper, view_pairs):
+    """Losses, gradients and queues of each step."""
+    optimizer = torch.optim.SGD(
+        [x for x in model.parameters() if x.requires_grad],
+        lr=0.1,
+        momentum=0.9)
+    steps = []
+    for views in view_pairs:
+        outputs = wrapper(views, None, mode='loss')
+        optimizer.zero_grad()
+        sum(x for n, x in outputs.items() if 'loss' in n).backward()
+        steps.append(
+            dict(
+                losses={
+                    n: x.detach()
+                    for n, x in outputs.items() if 'loss' in n
+                },
+                gradients={
+                    n: x.grad.clone()
+                    for n, x in model.named_parameters() if x.requires_grad
+                },
+                queues={
+                    n: x.clone()
+                    for n, x in model.state_dict().items() if 'queue' in n
+                }))
+        optimizer.step()
+    return steps
+
+
+def work(rank, world_size, cfgs):
+    """Everything that the tests below look at, in one go."""
+    result = {}
+    for name, cfg in cfgs.items():
+        model = build(cfg, frozen_norm=True)
+        wrapper = MMDistributedDataParallel(
+            module=model, device_ids=None, broadcast_buffers=False)
+        pairs = [[own(x, rank) for x in views_of_step(step)]
+                 for step in range(STEPS)]
+        result[name] = train(model, wrapper, pairs)
+
+        # Keys of a rank's second views, and what its encoder saw of them.
+        model, image = build(cfg, False), views_of_step(0)[1]
+        model.encoder_k.momentum = 0.
+        for norm in (True, False):
+            set_mode(model, norm)
+            seen, encode = [], type(model).encode
+
+            def spy(*args):
+                features = encode(model, *args)
+                seen.append((args[2], features.vector))
+                return features
+
+            model.encode = spy
+            mixed = model.encode_key(own(image, rank)).vector
+            with torch.no_grad():
+                alone = encode(model, model.encoder_k.backbone,
+                               model.encoder_k.neck, own(image, rank)).vector
+            mode = 'frozen' if norm else 'train'
+            result[f'{name}/keys/{mode}'] = dict(
+                mixed=mixed,
+                alone=alone,
+                images=seen[0][0],
+                shuffled=seen[0][1])
+
+        # Ranks with a seed of their own, as with mmengine's diff_rank_seed.
+        torch.manual_seed(rank)
+        model = set_mode(MODELS.build(cfg).double(), True)
+        wrapper = MMDistributedDataParallel(
+            module=model, device_ids=None, broadcast_buffers=False)
+        result[f'{name}/seeds'] = train(model, wrapper, pairs[:1])
+    return result
+
+
+NAMES = ('DenseCL', 'DenseCL_grid', 'MoCoV2')
+
+
+@pytest.fixture(scope='module')
+def cfgs(tiny_cfg):
+    # Two steps of six keys go past the end of a queue of eight.
+    return {
+        'DenseCL': tiny_cfg(momentum=0.1),
+        'DenseCL_grid': tiny_cfg(num_grid=3, momentum=0.1, loss_lambda=0.3),
+        'MoCoV2': tiny_cfg('MoCoV2', momentum=0.1)
+    }
+
+
+@pytest.fixture(scope='module')
+def ranks(cfgs, tmp_path_factory):
+    return run_ranks(work, RANKS, tmp_path_factory.mktemp('ranks'), cfgs)
+
+
+@pytest.fixture(scope='module')
+def alone(cfgs):
+    steps = {}
+    for name, cfg in cfgs.items():
+        model = build(cfg, frozen_norm=True)
+        steps[name] = train(model, model,
+                            [views_of_step(step) for step in range(STEPS)])
+    return steps
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('name', NAMES)
+class TestRanksEqualOne:
+
+    def test_losses(self, ranks, alone, name):
+        """The mean over the ranks is the loss over all."""
+        for step, expected in enumerate(alone[name]):
+            for key, x in expected['losses'].items():
+                mean = sum(r[name][step]['losses'][key] for r in ranks) / RANKS
+                assert_close(mean, x)
+
+    def test_gradients(self, ranks, alone, name):
+        for step, expected in enumerate(alone[name]):
+            for result in ranks:
+                assert_close(result[name][step]['gradients'],
+                             expected['gradients'])
+        assert all(x.abs().sum() > 0
+                   for n, x in alone[name][0]['gradients'].items()
+                   if 'weight' in n)
+
+    def test_queues(self, ranks, alone, name):
+        """In the order of the ranks, to the last bit the same on all."""
+        for step, expected in enumerate(alone[name]):
+            first = ranks[0][name][step]['queues']
+            for other in ranks[1:]:
+                for key, x in other[name][step]['queues'].items():
+                    assert torch.equal(x, first[key]), key
+            assert_close(first, expected['queues'])
+            assert first['queue.enqueued'] == RANKS * ROWS * (step + 1)
+
+    def test_queues_of_ranks_that_are_seeded_differently(self, ranks, name):
+        """broadcast_buffers=False, mmengine's default, leaves them be."""
+        first = ranks[0][f'{name}/seeds'][0]['queues']
+        for other in ranks[1:]:
+            for key, x in other[f'{name}/seeds'][0]['queues'].items():
+                assert torch.equal(x, first[key]), key
+
+
+@pytest.mark.parametrize('name', NAMES)
+class TestShuffledKeys:
+
+    def test_nothing_changes_with_frozen_norm(self, ranks, name):
+        """A picture's key does not depend on the others, so it is back."""
+        for result in ranks:
+            keys = result[f'{name}/keys/frozen']
+            assert_close(keys['mixed'], keys['alone'])
+            assert not torch.equal(keys['shuffled'], keys['mixed'])
+
+    def test_pictures_share_statistics_with_other_ranks(self, ranks, name):
+        images = views_of_step(0)[1]
+        for rank, result in enumerate(ranks):
+            keys = result[f'{name}/keys/train']
+            owners = [
+                int((images == x).flatten(1).all(dim=1).nonzero()) // ROWS
+                for x in keys['images']
+            ]
+            assert set(owners) != {rank}
+            assert (keys['mixed'] - keys['alone']).abs().max() > 1e-3
+
+    def test_every_key_is_its_picture_s(self, ranks, name):
+        """Also where batch norm makes the batch matter."""
+        images = views_of_step(0)[1]
+        results = [x[f'{name}/keys/train'] for x in ranks]
+        seen = torch.cat([x['images'] for x in results])
+        computed = torch.cat([x['shuffled'] for x in results])
+        returned = torch.cat([x['mixed'] for x in results])
+        for image, key in zip(images, returned):
+            where = (seen == image).flatten(1).all(dim=1).nonzero()
+            assert torch.equal(computed[int(where)], key)

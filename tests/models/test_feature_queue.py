@@ -1,0 +1,121 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import pytest
+import torch
+
+from mmdensecl.models import FeatureQueue
+
+
+def numbered(start, count, dim=2):
+    """Keys that are told apart by their number."""
+    return torch.arange(start, start + count)[:, None].expand(-1, dim).float()
+
+
+class TestFeatureQueue:
+
+    def test_starts_with_random_directions(self):
+        queue = FeatureQueue(50, 3)
+        assert queue.keys.shape == (50, 3)
+        torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(50))
+        # All directions, not one corner: the mean of 50 is near 0.
+        assert (queue.keys.mean(dim=0).abs() < 0.4).all()
+        assert len(queue) == 50
+        assert queue.pointer == 0 and queue.fill == 0
+
+    def test_enqueue(self):
+        queue = FeatureQueue(5, 2)
+        before = queue.keys.clone()
+        queue.enqueue(numbered(1, 3))
+        assert queue.keys[:3].tolist() == [[1, 1], [2, 2], [3, 3]]
+        assert torch.equal(queue.keys[3:], before[3:])
+        assert queue.pointer == 3
+        assert queue.fill == pytest.approx(0.6)
+
+    def test_wraps_around(self):
+        queue = FeatureQueue(5, 1)
+        queue.enqueue(numbered(1, 3, 1))
+        queue.enqueue(numbered(4, 4, 1))
+        assert queue.keys.flatten().tolist() == [6, 7, 3, 4, 5]
+        assert queue.pointer == 2
+        assert queue.fill == 1
+
+    def test_batch_larger_than_queue(self):
+        queue = FeatureQueue(3, 1)
+        queue.enqueue(numbered(1, 1, 1))
+        queue.enqueue(numbered(2, 7, 1))
+        # As if one by one: 6, 7 and 8 stay, each at its place.
+        assert queue.keys.flatten().tolist() == [7, 8, 6]
+        assert queue.pointer == 2
+
+    @pytest.mark.parametrize('length', [1, 3, 7])
+    @pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (2, 5, 3), (7, 7),
+                                       (9, 1, 0, 4), (20, 2)])
+    def test_against_one_by_one(self, length, sizes):
+        queue = FeatureQueue(length, 2)
+        rows, pointer, number = queue.keys.tolist(), 0, 1
+        for size in sizes:
+            queue.enqueue(numbered(number, size))
+            for i in range(number, number + size):
+                rows[pointer] = [i, i]
+                pointer = (pointer + 1) % length
+            number += size
+            assert queue.keys.tolist() == rows
+            assert queue.pointer == pointer
+            assert queue.fill == pytest.approx(min(1, (number - 1) / length))
+
+    def test_enqueue_copies(self):
+        queue, keys = FeatureQueue(4, 2), numbered(1, 2)
+        queue.enqueue(keys)
+        keys.zero_()
+        assert queue.keys[:2].tolist() == [[1, 1], [2, 2]]
+
+    def test_no_gradient(self):
+        queue = FeatureQueue(4, 2)
+        queue.enqueue(numbered(1, 2).requires_grad_())
+        assert not queue.keys.requires_grad
+        assert list(queue.parameters()) == []
+
+    def test_half_precision_keys(self):
+        queue = FeatureQueue(4, 2)
+        queue.enqueue(numbered(1, 2).bfloat16())
+        assert queue.keys.dtype == torch.float32
+        assert queue.keys[:2].tolist() == [[1, 1], [2, 2]]
+
+    def test_resize(self):
+        queue = FeatureQueue(4, 3)
+        queue.enqueue(numbered(1, 3, 3))
+        queue.resize(7)
+        assert queue.keys.shape == (7, 3)
+        torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(7))
+        assert queue.pointer == 0 and queue.fill == 0
+        assert set(queue.state_dict()) == {'keys', 'enqueued'}
+
+    def test_state_dict_round_trip(self):
+        queue, other = FeatureQueue(5, 2), FeatureQueue(5, 2)
+        queue.enqueue(numbered(1, 7))
+        other.load_state_dict(queue.state_dict())
+        for x in (queue, other):
+            x.enqueue(numbered(8, 2))
+        assert torch.equal(queue.keys, other.keys)
+        assert queue.pointer == other.pointer == 4
+        assert queue.fill == other.fill == 1
+
+    @pytest.mark.parametrize('strict', [True, False])
+    @pytest.mark.parametrize('length, dim', [(4, 2), (5, 3)])
+    def test_refuses_another_shape(self, length, dim, strict):
+        model = torch.nn.ModuleDict(dict(queue=FeatureQueue(5, 2)))
+        saved = {
+            f'queue.{name}': x
+            for name, x in FeatureQueue(length, dim).state_dict().items()
+        }
+        with pytest.raises(
+                ValueError,
+                match=rf'"queue.keys" of \({length}, {dim}\).*'
+                rf'\(5, 2\).*queue_len={length} and model.feat_dim={dim}'):
+            model.load_state_dict(saved, strict=strict)
+
+    @pytest.mark.parametrize('length, dim', [(0, 2), (-1, 2), (2, 0)])
+    def test_exception(self, length, dim):
+        with pytest.raises(
+                ValueError,
+                match=f'at least 1, got length={length}, dim={dim}'):
+            FeatureQueue(length, dim)

@@ -1,0 +1,333 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import math
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmdensecl.models import InfoNCE, info_nce, info_nce_reference
+from mmdensecl.models.features import l2_normalize
+
+BOTH = pytest.mark.parametrize('loss_fn', [info_nce, info_nce_reference])
+# Rows, channels, keys in the queue, block: exact, short and single blocks.
+SIZES = [(1, 1, 1, 1), (3, 5, 7, 2), (5, 3, 11, 4), (2, 7, 13, 13),
+         (4, 2, 9, 100)]
+
+
+def random_rows(*shape, dtype=torch.float64):
+    return l2_normalize(torch.randn(*shape, dtype=dtype))
+
+
+class TestClosedForms:
+
+    @BOTH
+    @pytest.mark.parametrize('temperature', [0.07, 0.2, 1.])
+    def test_orthogonal_negatives(self, loss_fn, temperature):
+        """Positive at 1, K negatives at 0: log(1 + K exp(-1 / t))."""
+        eye = torch.eye(6, dtype=torch.float64)
+        result = loss_fn(eye[:2], eye[:2], eye[2:], temperature)
+        expected = math.log1p(4 * math.exp(-1 / temperature))
+        torch.testing.assert_close(result.loss,
+                                   torch.full((2, ), expected).double())
+        assert result.positive.tolist() == pytest.approx([1, 1])
+        assert result.hardest_negative.tolist() == [0, 0]
+
+    @BOTH
+    def test_all_keys_alike(self, loss_fn):
+        """Nothing to tell the positive by: log(1 + K)."""
+        key = random_rows(1, 5)
+        loss = loss_fn(
+            random_rows(3, 5), key.expand(3, -1), key.expand(10, -1)).loss
+        torch.testing.assert_close(loss,
+                                   torch.full((3, ), math.log(11)).double())
+
+    @BOTH
+    def test_opposite_positive(self, loss_fn):
+        """Positive at -1, one negative at 1: log(1 + exp(2 / t))."""
+        query = torch.tensor([[1., 0.]])
+        loss = loss_fn(query, -query, query, temperature=0.5).loss
+        assert loss.item() == pytest.approx(math.log1p(math.exp(4)))
+
+    @BOTH
+    def test_gradient(self, loss_fn):
+        """(sum of p_j k_j - k+) / t, p being the softmax over all keys."""
+        query = random_rows(3, 5).requires_grad_()
+        key, queue = random_rows(3, 5), random_rows(7, 5)
+        weights = torch.tensor([1., -2., 0.5]).double()
+        loss = loss_fn(query, key, queue, temperature=0.3).loss
+        (loss * weights).sum().backward()
+        for i in range(3):
+            keys = [key[i], *queue]
+            exps = [
+                math.exp(float((query[i].detach() * k).sum()) / 0.3)
+                for k in keys
+            ]
+            mean = sum(e * k for e, k in zip(exps, keys)) / sum(exps)
+            torch.testing.assert_close(query.grad[i],
+                                       weights[i] * (mean - key[i]) / 0.3)
+
+    @BOTH
+    def test_similarities(self, loss_fn):
+        query = torch.tensor([[1., 2.], [3., -1.]])
+        key = torch.tensor([[2., 1.], [0., 5.]])
+        queue = torch.tensor([[1., 1.], [-1., 2.], [2., -4.]])
+        result = loss_fn(query, key, queue, temperature=2.)
+        assert result.positive.tolist() == [4., -5.]
+        # Row by row the negatives are at 3, 3, -6 and at 2, -5, 10.
+        assert result.hardest_negative.tolist() == [3., 10.]
+        assert not result.positive.requires_grad
+        assert not result.hardest_negative.requires_grad
+
+    @BOTH
+    def test_default_temperature(self, loss_fn):
+        args = random_rows(3, 5), random_rows(3, 5), random_rows(7, 5)
+        torch.testing.assert_close(
+            loss_fn(*args).loss,
+            loss_fn(*args, temperature=0.2).loss)
+
+
+class TestStreaming:
+
+    @pytest.mark.parametrize('m, d, k, block', SIZES)
+    def test_equals_reference(self, m, d, k, block):
+        key, queue, query = (random_rows(m,
+                                         d), random_rows(k,
+                                                         d), random_rows(m, d))
+        results, gradients = [], []
+        for loss_fn in (info_nce_reference,
+                        lambda *args: info_nce(*args, block_size=block)):
+            leaf = query.clone().requires_grad_()
+            results.append(loss_fn(leaf, key, queue, 0.1))
+            (results[-1].loss**2).sum().backward()
+            gradients.append(leaf.grad)
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize('m, d, k, block', SIZES)
+    def test_gradcheck(self, m, d, k, block):
+        key, queue = random_rows(m, d), random_rows(k, d)
+
+        def loss(query):
+            return info_nce(query, key, queue, 0.2, block).loss
+
+        query = torch.randn(m, d, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(loss, query)
+
+    def test_differentiates_once(self):
+        query = random_rows(2, 3).requires_grad_()
+        loss = info_nce(query, random_rows(2, 3), random_rows(4, 3)).loss
+        gradient, = torch.autograd.grad(
+            (loss**2).sum(), query, create_graph=True)
+        with pytest.raises(RuntimeError, match='once_differentiable'):
+            gradient.sum().backward()
+
+    def test_without_gradient(self):
+        query, key, queue = (random_rows(2,
+                                         3), random_rows(2,
+                                                         3), random_rows(4, 3))
+        loss = info_nce(query, key, queue).loss
+        assert not loss.requires_grad
+        torch.testing.assert_close(
+            loss,
+            info_nce(query.requires_grad_(), key, queue).loss)
+
+    @BOTH
+    def test_no_gradient_into_keys_or_queue(self, loss_fn):
+        query, key, queue = (
+            random_rows(n, 3).requires_grad_() for n in (2, 2, 5))
+        loss_fn(query, key, queue).loss.sum().backward()
+        assert query.grad.abs().sum() > 0
+        assert key.grad is None and queue.grad is None
+
+    @BOTH
+    def test_arguments_stay_as_they_are(self, loss_fn):
+        args = [random_rows(n, 3) for n in (2, 2, 5)]
+        copies = [x.clone() for x in args]
+        loss_fn(args[0].requires_grad_(), *args[1:]).loss.sum().backward()
+        for x, copy in zip(args, copies):
+            assert torch.equal(x, copy)
+
+    @BOTH
+    def test_queue_may_change_before_backward(self, loss_fn):
+        """As it does: the keys are enqueued within the step's forward."""
+        gradients = []
+        query, key = random_rows(2, 3).requires_grad_(), random_rows(2, 3)
+        queue = random_rows(5, 3)
+        for change in (False, True):
+            keys = queue.clone()
+            loss = loss_fn(query, key, keys).loss.sum()
+            if change:
+                keys[1:3] = key
+            gradients.append(torch.autograd.grad(loss, query)[0])
+        torch.testing.assert_close(*gradients)
+
+
+class TestExtremes:
+
+    @BOTH
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+    def test_logits_of_1e4(self, loss_fn, dtype):
+        """Positive far above, far below and between; all logits +-1e4."""
+        query = torch.tensor([[1.], [1.], [-1.], [1.]], dtype=dtype)
+        query.requires_grad_()
+        key = torch.tensor([[1e4], [-1e4], [1e4], [0.]], dtype=dtype)
+        queue = torch.tensor([[-1e4], [-1e4], [-1e4]], dtype=dtype)
+        result = loss_fn(query, key, queue, temperature=1.)
+        result.loss.sum().backward()
+        expected = [0., math.log(4), 2e4 + math.log(3), 0.]
+        assert result.loss.tolist() == pytest.approx(expected, rel=1e-6)
+        # Mean key less positive key: only the third row is pulled.
+        assert query.grad.flatten().tolist() == pytest.approx([0, 0, -2e4, 0])
+
+    @pytest.mark.parametrize('block', [1, 3, 64])
+    def test_rising_and_falling_blocks(self, block):
+        """The largest logit comes first, last, or in the middle."""
+        query = torch.tensor([[1.], [-1.], [1e-3]]).requires_grad_()
+        key = torch.zeros(3, 1)
+        queue = torch.linspace(-1e4, 1e4, 9)[:, None]
+        for keys in (queue, queue.flip(0), queue.roll(4, 0)):
+            result = info_nce(query, key, keys, 1., block)
+            expected = info_nce_reference(query, key, keys, 1.)
+            grad, = torch.autograd.grad(result.loss.sum(), query)
+            right, = torch.autograd.grad(expected.loss.sum(), query)
+            torch.testing.assert_close(result.loss, expected.loss)
+            torch.testing.assert_close(grad, right)
+            assert torch.isfinite(grad).all()
+
+
+class TestPrecision:
+
+    def test_autocast_is_left(self):
+        query, key, queue = (
+            random_rows(n, 16, dtype=torch.float32) for n in (6, 6, 40))
+        query.requires_grad_()
+        plain = info_nce(query, key, queue, block_size=16)
+        right, = torch.autograd.grad(plain.loss.sum(), query)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            result = info_nce(query, key, queue, block_size=16)
+        grad, = torch.autograd.grad(result.loss.sum(), query)
+        assert result.loss.dtype == torch.float32
+        for a, b in zip((*result, grad), (*plain, right)):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+    def test_half_input(self, dtype):
+        query, key, queue = (random_rows(n, 16).to(dtype) for n in (6, 6, 40))
+        single = query.float().requires_grad_()
+        query.requires_grad_()
+        result = info_nce(query, key, queue)
+        expected = info_nce_reference(single, key.float(), queue.float())
+        assert result.loss.dtype == torch.float32
+        torch.testing.assert_close(result.loss, expected.loss)
+        result.loss.sum().backward()
+        expected.loss.sum().backward()
+        assert query.grad.dtype == dtype
+        torch.testing.assert_close(query.grad, single.grad.to(dtype))
+
+    def test_mixed_input(self):
+        """Half-precision queries against the float32 queue, and float64."""
+        queue = random_rows(9, 4, dtype=torch.float32)
+        for dtype in (torch.bfloat16, torch.float64):
+            query = random_rows(3, 4).to(dtype)
+            loss = info_nce(query, query, queue).loss
+            wanted = torch.float64 if dtype == torch.float64 else torch.float32
+            assert loss.dtype == wanted
+            assert torch.isfinite(loss).all()
+
+
+class MemoryLedger(TorchDispatchMode):
+    """Books every tensor that operators make, but for those given.
+
+    Attributes:
+        largest: Number of elements of the largest tensor.
+        peak: Largest sum of the bytes alive at one time.
+    """
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {x.untyped_storage()._cdata for x in known}
+        self.booked = {}
+        self.largest = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata in self.known:
+                    continue
+                self.largest = max(self.largest, x.numel())
+                if storage._cdata not in self.booked:
+                    # A weak reference keeps the address from being reused.
+                    self.booked[storage._cdata] = (StorageWeakRef(storage),
+                                                   storage.nbytes())
+        self.booked = {
+            address: (ref, size)
+            for address, (ref, size) in self.booked.items()
+            if not ref.expired()
+        }
+        alive = sum(size for _, size in self.booked.values())
+        self.peak = max(self.peak, alive)
+        return out
+
+
+class TestMemory:
+    ROWS, DIM, BLOCK = 24, 4, 32
+
+    def measure(self, loss_fn, queue_len, **kwargs):
+        query, key = (
+            random_rows(self.ROWS, self.DIM, dtype=torch.float32)
+            for _ in range(2))
+        queue = random_rows(queue_len, self.DIM, dtype=torch.float32)
+        query.requires_grad_()
+        ledger = MemoryLedger(query, key, queue)
+        with ledger:
+            loss_fn(query, key, queue, **kwargs).loss.mean().backward()
+        assert query.grad.abs().sum() > 0
+        return ledger
+
+    def test_streaming_does_not_grow_with_the_queue(self):
+        short = self.measure(info_nce, 128, block_size=self.BLOCK)
+        long = self.measure(info_nce, 4096, block_size=self.BLOCK)
+        assert long.largest <= self.ROWS * self.BLOCK
+        assert long.peak == short.peak
+        # Logits of one block, its temporaries, and a few vectors a row.
+        assert long.peak <= 4 * self.ROWS * (3 * self.BLOCK + 8 * self.DIM)
+
+    def test_reference_grows_with_the_queue(self):
+        """So the test above can fail."""
+        short = self.measure(info_nce_reference, 128)
+        long = self.measure(info_nce_reference, 4096)
+        assert long.largest >= self.ROWS * 4096
+        assert long.peak > 16 * short.peak
+
+    def test_module_streams_by_default(self):
+        loss = InfoNCE(block_size=self.BLOCK)
+        assert self.measure(loss, 4096).largest <= self.ROWS * self.BLOCK
+
+
+class TestModule:
+
+    @pytest.mark.parametrize('streaming', [True, False])
+    def test_forward(self, streaming):
+        args = random_rows(3, 5), random_rows(3, 5), random_rows(7, 5)
+        loss = InfoNCE(temperature=0.4, streaming=streaming, block_size=2)
+        for a, b in zip(loss(*args), info_nce_reference(*args, 0.4)):
+            torch.testing.assert_close(a, b)
+
+    def test_repr_names_the_options(self):
+        assert repr(InfoNCE(
+            0.3, False,
+            5)) == ('InfoNCE(temperature=0.3, streaming=False, block_size=5)')
+
+    @pytest.mark.parametrize(
+        'kwargs',
+        [dict(temperature=0),
+         dict(temperature=-1.),
+         dict(block_size=0)])
+    def test_exception(self, kwargs):
+        with pytest.raises(ValueError, match='must be above 0'):
+            InfoNCE(**kwargs)

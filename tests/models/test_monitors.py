@@ -1,0 +1,167 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import math
+
+import pytest
+import torch
+
+from mmdensecl.models import Features, Match
+from mmdensecl.models.losses import InfoNCEResult
+from mmdensecl.models.monitors import (contrast_monitors, feature_std,
+                                       masked_mean, match_monitors)
+
+SHOWS_SAME = [[0, 0, 40, 40, 0], [0, 0, 40, 40, 0]]
+
+
+def grid_features(n, height, width):
+    grid = torch.zeros(n, 2, height * width)
+    return Features(grid[:, :, 0], grid, grid[:, :, 0], None, (height, width))
+
+
+def monitor(index, views=None, valid=None, shape=(4, 4), key_shape=None):
+    index = torch.tensor(index)
+    monitors = match_monitors(
+        Match(index, None if valid is None else torch.tensor(valid)),
+        grid_features(len(index), *shape),
+        grid_features(len(index), *(key_shape or shape)),
+        None if views is None else torch.tensor(views).float())
+    return {name: x.item() for name, x in monitors.items()}
+
+
+class TestMaskedMean:
+
+    def test_feature(self):
+        x = torch.tensor([1., 2., 6.])
+        assert masked_mean(x, None) == 3
+        assert masked_mean(x, torch.tensor([True, False, True])) == 3.5
+        assert masked_mean(x, torch.zeros(3, dtype=torch.bool)) == 0
+        assert masked_mean(torch.tensor([True, False]), None) == 0.5
+
+
+class TestContrastMonitors:
+    RESULT = InfoNCEResult(
+        loss=torch.zeros(4),
+        positive=torch.tensor([0.5, 0.1, 0.9, -1.]),
+        hardest_negative=torch.tensor([0.3, 0.4, 0.9, 0.]))
+
+    def test_all_rows(self):
+        monitors = contrast_monitors(self.RESULT)
+        assert set(monitors) == {'pos_sim', 'neg_sim', 'acc'}
+        assert monitors['pos_sim'] == pytest.approx(0.125)
+        assert monitors['neg_sim'] == pytest.approx(0.4)
+        # A tie, as in a collapsed model, is no success.
+        assert monitors['acc'] == 25
+
+    def test_valid_rows(self):
+        valid = torch.tensor([True, True, False, False])
+        monitors = contrast_monitors(self.RESULT, valid)
+        assert monitors['pos_sim'] == pytest.approx(0.3)
+        assert monitors['neg_sim'] == pytest.approx(0.35)
+        assert monitors['acc'] == 50
+
+    def test_no_valid_row(self):
+        monitors = contrast_monitors(self.RESULT,
+                                     torch.zeros(4, dtype=torch.bool))
+        assert all(x == 0 for x in monitors.values())
+
+
+class TestFeatureStd:
+
+    def test_collapsed(self):
+        assert feature_std(torch.tensor([[0.6, 0.8]] * 5)) < 1e-6
+
+    def test_isotropic(self):
+        """All 2 D ends of the axes: every channel has std 1/sqrt(D)."""
+        vectors = torch.cat([torch.eye(9), -torch.eye(9)])
+        assert feature_std(vectors) == pytest.approx(1)
+
+    def test_half(self):
+        """Two points, 60 degrees apart: std 1/2 in one channel of two."""
+        vectors = torch.tensor([[0.5, math.sqrt(0.75)],
+                                [-0.5, math.sqrt(0.75)]])
+        assert feature_std(vectors) == pytest.approx(
+            math.sqrt(2) * 0.5 / 2, abs=1e-6)
+
+    def test_one_row(self):
+        assert feature_std(torch.tensor([[0.6, 0.8]])) == 0
+
+    def test_random_directions(self):
+        vectors = torch.nn.functional.normalize(torch.randn(4000, 32))
+        assert feature_std(vectors) == pytest.approx(1, abs=0.02)
+
+
+class TestMatchMonitors:
+
+    def test_distinct(self):
+        # 3 of 4 cells in one picture, 1 of 4 in the other.
+        assert monitor([[0, 1, 1, 3], [2, 2, 2, 2]], shape=(2, 2)) == {
+            'match_distinct': 50
+        }
+
+    def test_distinct_counts_valid_picks(self):
+        monitors = monitor([[0, 1, 2, 3]],
+                           valid=[[True, False, False, True]],
+                           shape=(2, 2))
+        assert monitors == {'match_distinct': 50}
+
+    def test_distinct_of_the_key_s_cells(self):
+        """Four query cells can cover half of eight key cells at most."""
+        monitors = monitor([[0, 2, 4, 6]], shape=(2, 2), key_shape=(2, 4))
+        assert monitors == {'match_distinct': 50}
+
+    def test_all_right(self):
+        monitors = monitor([list(range(16))], [SHOWS_SAME])
+        assert monitors == {'match_distinct': 100, 'match_right': 100}
+
+    def test_mirrored_answer_is_right_if_mirrored(self):
+        mirrored = [4 * (i // 4) + 3 - i % 4 for i in range(16)]
+        views = [[0, 0, 40, 40, 1], [0, 0, 40, 40, 0]]
+        assert monitor([mirrored], [views])['match_right'] == 100
+
+    def test_mirrored_answer_is_wrong(self):
+        """Columns 0 and 3 are three off; 1 and 2 are neighbours."""
+        mirrored = [4 * (i // 4) + 3 - i % 4 for i in range(16)]
+        assert monitor([mirrored], [SHOWS_SAME])['match_right'] == 50
+
+    def test_upside_down_is_wrong(self):
+        upside_down = [4 * (3 - i // 4) + i % 4 for i in range(16)]
+        assert monitor([upside_down], [SHOWS_SAME])['match_right'] == 50
+
+    def test_one_off_is_right_in_both_directions(self):
+        """All point at cell 5, one off for 0-2, 4-6 and 8-10."""
+        monitors = monitor([[5] * 16], [SHOWS_SAME])
+        assert monitors['match_right'] == pytest.approx(100 * 9 / 16)
+        assert monitors['match_distinct'] == pytest.approx(100 / 16)
+
+    def test_no_wrap_between_rows(self):
+        """Cell 4 begins the next row: near 3 in number, not in place."""
+        index = list(range(16))
+        index[3] = 4
+        monitors = monitor([index], [SHOWS_SAME])
+        assert monitors['match_right'] == pytest.approx(100 * 15 / 16)
+
+    def test_counts_what_the_key_shows(self):
+        """The key shows the right half; its cells are half as wide."""
+        views = [[0, 0, 40, 40, 0], [20, 0, 20, 40, 0]]
+        index = [[0, 0, 0, 2] * 4]
+        # Columns 2 and 3 of the query lie at 0.5 and 2.5 of the key.
+        assert monitor(index, [views])['match_distinct'] == 12.5
+        assert monitor([[4 * i + j for i in range(4) for j in (0, 0, 0, 2)]],
+                       [views])['match_right'] == 100
+        assert monitor([[4 * i + j for i in range(4) for j in (0, 0, 2, 2)]],
+                       [views])['match_right'] == 50
+
+    def test_counts_valid_picks(self):
+        """Six of the nine near cells of test_one_off are left."""
+        valid = [[True] * 8 + [False] * 8]
+        monitors = monitor([[5] * 16], [SHOWS_SAME], valid)
+        assert monitors['match_right'] == 75
+
+    def test_grids_that_are_not_square(self):
+        index = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
+        monitors = monitor(index, [SHOWS_SAME], shape=(2, 5))
+        assert monitors == {'match_distinct': 100, 'match_right': 100}
+
+    def test_no_overlap(self):
+        views = [[0, 0, 40, 40, 0], [400, 0, 40, 40, 0]]
+        monitors = monitor([list(range(16))], [views])
+        assert monitors['match_right'] == 0  # and not NaN
