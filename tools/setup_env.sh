@@ -578,8 +578,8 @@ create_venv() {
         if [[ -z $PYTHON_WANTED || ${ENV_VERSION%.*} == "${BASE_VERSION%.*}" ]]
         then
             step "Using the virtual environment $ENV_DIR (Python $ENV_VERSION)"
-            mkdir -p "$STATE_DIR"
             check_clashes
+            mkdir -p "$STATE_DIR"
             forget_broken_packages
             return
         fi
@@ -1004,6 +1004,7 @@ env_ready() {
     if ! ENV_VERSION="$(python_version "$ENV_PYTHON")"; then return 1; fi
     if [[ $MODE == venv && -n $PYTHON_WANTED ]]; then
         local wanted
+        REASON="$PYTHON_WANTED does not run"
         wanted="$(python_version "$PYTHON_WANTED")" || return 1
         REASON="it has Python $ENV_VERSION, and $wanted is wanted"
         if [[ ${wanted%.*} != "${ENV_VERSION%.*}" ]]; then return 1; fi
@@ -1026,8 +1027,8 @@ set_up() {
 
     if [[ $MODE == current ]]; then
         step "Using the active environment $ENV_DIR (Python $BASE_VERSION)"
-        mkdir -p "$STATE_DIR"
         check_clashes
+        mkdir -p "$STATE_DIR"
         forget_broken_packages
     else
         create_venv
