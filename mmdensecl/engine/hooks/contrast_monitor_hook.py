@@ -53,7 +53,7 @@ class ContrastMonitorHook(Hook):
         """Refuse to save weights that are not finite."""
         bad = [
             name for name, x in checkpoint['state_dict'].items()
-            if x.is_floating_point() and not torch.isfinite(x).all()
+            if torch.is_tensor(x) and not torch.isfinite(x).all()
         ]
         if bad:
             raise FloatingPointError(
