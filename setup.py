@@ -105,7 +105,7 @@ MIM = [HOST['mmengine'], HOST['mmpretrain']]
 setup(
     name='mmdensecl',
     version=read_version(),
-    description='Dense self-supervised pre-training (DenseCL, DSC) for the '
+    description='Dense self-supervised pre-training (DenseCL, MoCo-v2) for the '
     'OpenMMLab toolboxes',
     long_description=read_readme(),
     long_description_content_type='text/markdown',

@@ -8,10 +8,13 @@ cure is a list of exactly what a training checkpoint holds, never
 """
 import os
 import pickle
+from pathlib import Path
 from typing import Any, Union
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -36,6 +39,18 @@ def _history_statistic(owner: Any, name: str) -> Any:
     return _STATISTICS[name]
 
 
+def _plain_dtype(kind: Any, *_: Any) -> np.dtype:
+    """Stand-in for ``numpy.dtype``: numpy's own numbers and nothing else.
+
+    They are immutable singletons. A copy could be given an object sub-dtype
+    by its ``__setstate__``, which turns bytes of the file into pointers.
+    """
+    dtype = np.dtype(kind) if isinstance(kind, str) else None
+    if dtype is None or dtype.kind not in 'fiub':
+        raise UnsafeCheckpointError(f'it asks for the dtype {kind!r}')
+    return dtype
+
+
 def _allowed_globals() -> list:
     reconstruct = np.ndarray((0, )).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
@@ -43,7 +58,7 @@ def _allowed_globals() -> list:
         HistoryBuffer,
         (_history_statistic, 'builtins.getattr'),
         np.ndarray,
-        np.dtype,
+        (_plain_dtype, 'numpy.dtype'),
         *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', '?')),
         # Named after the numpy that wrote the file, 1.x or 2.x.
         (reconstruct, 'numpy.core.multiarray._reconstruct'),
@@ -53,8 +68,8 @@ def _allowed_globals() -> list:
     ]
 
 
-def load_checkpoint_file(filename: Union[str, os.PathLike],
-                         map_location: Any = None) -> Any:
+def load_from_local(filename: Union[str, os.PathLike],
+                    map_location: Any = None) -> Any:
     """Read a checkpoint without running anything it holds.
 
     Args:
@@ -101,11 +116,38 @@ def _looks_like_checkpoint(filename: str) -> bool:
     return head == b'PK\x03\x04' or head[:1] == b'\x80'
 
 
+def load_from_http(filename: str, map_location: Any = None) -> Any:
+    """Download a checkpoint into torch's hub folder, once, and read it.
+
+    mmengine's own loader would unpickle whatever the address holds.
+
+    Args:
+        filename (str): The address.
+        map_location (Any): As for :func:`torch.load`. Defaults to None.
+
+    Returns:
+        Any: What :func:`load_from_local` returns, with its errors.
+    """
+    folder = Path(torch.hub.get_dir(), 'checkpoints')
+    path = folder / Path(urlparse(filename).path).name
+    # Rank 0 first; then the others, for machines that share no disk with it.
+    for turn in (True, False):
+        if is_main_process() == turn and not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                filename, str(path), progress=is_main_process())
+        barrier()
+    return load_from_local(path, map_location)
+
+
 def register_checkpoint_loader() -> None:
-    """Let mmengine read local checkpoints through the function above.
+    """Let mmengine read checkpoints through the functions above.
 
     This is what makes ``--resume`` and ``load_from`` work, and safe, for every
-    Runner of the process.
+    Runner of the process, from disk and from http(s).
     """
+    # mmengine logs the functions' names, without the "load_from_".
     CheckpointLoader.register_scheme(
-        prefixes='', loader=load_checkpoint_file, force=True)
+        prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        prefixes=['http://', 'https://'], loader=load_from_http, force=True)

@@ -7,7 +7,7 @@ import os.path as osp
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from mmdensecl.engine import override_data_root, prepare_cpu_launch
+from mmdensecl.engine import merge_options, prepare_cpu_launch
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,10 +55,7 @@ def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line merged in."""
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    options = dict(args.cfg_options)
-    if 'data_root' in options:
-        override_data_root(cfg, options.pop('data_root'))
-    cfg.merge_from_dict(options)
+    merge_options(cfg, args.cfg_options)
 
     # Priority: command line, config, name of the config file.
     if args.work_dir is not None:
@@ -67,13 +64,17 @@ def build_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = osp.join('work_dirs',
                                 osp.splitext(osp.basename(args.config))[0])
     if args.amp:
+        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(f'--amp cannot replace optim_wrapper.type='
+                             f'{wrapper}, only OptimWrapper')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError(
                 f'--auto-scale-lr needs "auto_scale_lr.base_batch_size" in '
                 f'{args.config}, the batch size that its learning rate was '

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import os
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Union
@@ -39,8 +40,11 @@ class UnlabeledDataset(BaseDataset):
 
     Raises:
         ValueError: ``max_unreadable`` is not in [0, 1].
+        TypeError: ``data_prefix`` or a needless ``ann_file`` is given.
         FileNotFoundError: There are no pictures.
     """
+
+    takes_ann_file = False
 
     def __init__(self,
                  data_root: str,
@@ -50,6 +54,11 @@ class UnlabeledDataset(BaseDataset):
         if not 0 <= max_unreadable <= 1:
             raise ValueError('max_unreadable is a share, 0 to 1, got '
                              f'{max_unreadable}')
+        if kwargs.get('data_prefix') or (kwargs.get('ann_file')
+                                         and not self.takes_ann_file):
+            raise TypeError(
+                f'{type(self).__name__} takes no data_prefix, and an ann_file '
+                'only as UnlabeledList. Put the folder into data_root.')
         self.max_unreadable = max_unreadable
         # Both are in shared memory: workers read the one and write the other.
         self._clock = torch.tensor([0, -1]).share_memory_()  # seed, epoch
@@ -135,15 +144,34 @@ class UnlabeledDataset(BaseDataset):
 
     def _mark_unreadable(self, idx: int, error: Exception) -> None:
         self.unreadable[idx] = True
+        name = self.get_data_info(idx)['img_path']
+        self.check_unreadable(f' The last was "{name}": {error}.')
+
+    def check_unreadable(self, detail: str = '') -> None:
+        """Stop where too many pictures are known to be unreadable.
+
+        Args:
+            detail (str): A sentence for the error. Defaults to ''.
+
+        Raises:
+            RuntimeError: Their share is above ``max_unreadable``.
+        """
         count = int(self.unreadable.sum())
         if count > self.max_unreadable * len(self):
             raise RuntimeError(
                 f'{count} of {len(self)} pictures in "{self.data_root}" '
                 'cannot be read, more than max_unreadable='
-                f'{self.max_unreadable:g} allows. The last was '
-                f'"{self.get_data_info(idx)["img_path"]}": {error}. Mend or '
-                'remove them, or raise the limit with --cfg-options '
-                'train_dataloader.dataset.max_unreadable=...') from error
+                f'{self.max_unreadable:g} allows.{detail} Mend or remove '
+                'them, or raise the limit with --cfg-options '
+                'train_dataloader.dataset.max_unreadable=...')
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would pass over folders that it may not read
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith('.') or name == '__MACOSX'
 
 
 @DATASETS.register_module()
@@ -162,10 +190,22 @@ class UnlabeledFolder(UnlabeledDataset):
                 f'directory: "{os.getcwd()}"). Point data_root at your '
                 'pictures, for example with --cfg-options '
                 'data_root=/path/to/pictures')
-        return sorted(
-            os.path.relpath(os.path.join(folder, name), self.data_root)
-            for folder, _, names in os.walk(self.data_root, followlinks=True)
-            for name in names if name.lower().endswith(IMG_EXTENSIONS))
+        found, seen = [], set()
+        walk = os.walk(self.data_root, followlinks=True, onerror=_raise)
+        for folder, subfolders, names in walk:
+            real = os.path.realpath(folder)
+            if real in seen:  # a link back, or a second way to the same
+                subfolders.clear()
+                continue
+            seen.add(real)
+            # Hidden files and folders are the system's, as macOS's ._x.jpg.
+            subfolders[:] = [x for x in subfolders if not _is_hidden(x)]
+            found += [
+                os.path.relpath(os.path.join(folder, name), self.data_root)
+                for name in names if name.lower().endswith(IMG_EXTENSIONS)
+                and not _is_hidden(name)
+            ]
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
         return Path(self.data_root, name).read_bytes()
@@ -175,7 +215,8 @@ class UnlabeledFolder(UnlabeledDataset):
 class UnlabeledList(UnlabeledFolder):
     """Pictures named in a text file, one a line.
 
-    A label after the name, as in ImageNet's ``meta/train.txt``, is ignored.
+    A whole number after the name, behind spaces, a tab or a comma, is a label
+    as in ImageNet's ``meta/train.txt`` and ignored.
 
     Args:
         ann_file (str): The list, UTF-8; relative to ``data_root`` unless
@@ -184,6 +225,8 @@ class UnlabeledList(UnlabeledFolder):
             ''.
         **kwargs: Arguments of :class:`UnlabeledDataset`.
     """
+
+    takes_ann_file = True
 
     def __init__(self, ann_file: str, data_root: str = '', **kwargs) -> None:
         super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
@@ -197,11 +240,8 @@ class UnlabeledList(UnlabeledFolder):
         except UnicodeDecodeError as error:
             raise ValueError(f'The list file "{self.ann_file}" is not UTF-8 '
                              'text, one picture a line') from error
-        names = []
-        for line in filter(None, map(str.strip, text.splitlines())):
-            name, _, label = line.rpartition(' ')
-            names.append(name.rstrip() if label.isdigit() and name else line)
-        return names
+        lines = filter(None, map(str.strip, text.splitlines()))
+        return [re.sub(r'[ \t,]+-?\d+$', '', line) for line in lines]
 
 
 @DATASETS.register_module()

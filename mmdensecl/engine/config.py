@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import Any
+from typing import Any, Mapping
 
 from mmengine.config import Config, ConfigDict
 
@@ -39,3 +39,18 @@ def override_data_root(cfg: Config, data_root: str) -> None:
 
     for key in list(cfg.keys()):
         cfg[key] = moved(cfg[key])
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Merge the ``--cfg-options`` of a command line.
+
+    Args:
+        cfg (Config): Changed in place.
+        options (Mapping[str, Any]): Dotted names and values. ``data_root``
+            goes through :func:`override_data_root`, the others through
+            :meth:`mmengine.config.Config.merge_from_dict`.
+    """
+    options = dict(options)
+    if 'data_root' in options:
+        override_data_root(cfg, options.pop('data_root'))
+    cfg.merge_from_dict(options)

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
@@ -6,7 +8,7 @@ from mmengine.dist import is_distributed
 
 
 def prepare_cpu_launch(cfg: Config) -> None:
-    """Let a launcher's processes train on a machine without a GPU.
+    """Let torchrun's processes train on a machine without a GPU.
 
     mmengine's launchers pick a GPU for each process and pass its number on.
     Without GPUs the process group is started here, with gloo, and the
@@ -15,14 +17,28 @@ def prepare_cpu_launch(cfg: Config) -> None:
 
     Args:
         cfg (Config): The run's config, changed in place.
+
+    Raises:
+        RuntimeError: Another launcher is to start processes without GPUs.
     """
-    if cfg.get('launcher', 'none') != 'pytorch' or torch.cuda.is_available():
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none' or torch.cuda.is_available():
         return
+    if launcher != 'pytorch':
+        raise RuntimeError(
+            f'--launcher {launcher} starts one process for each GPU, and '
+            'there is none here. On CPUs use tools/dist_train.sh CONFIG '
+            'PROCESSES')
+    options = {**cfg.get('env_cfg', {}).get('dist_cfg', {}), 'backend': 'gloo'}
+    if 'timeout' in options:  # in seconds, as mmengine takes it
+        options['timeout'] = timedelta(seconds=options['timeout'])
     if not is_distributed():
-        dist.init_process_group(backend='gloo')
-    cfg.env_cfg.dist_cfg = dict(backend='gloo')
-    cfg.model_wrapper_cfg = dict(
+        dist.init_process_group(**options)
+    defaults = dict(
         type='MMDistributedDataParallel',
-        device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = {
+        **defaults,
+        **cfg.get('model_wrapper_cfg', {}), 'device_ids': None
+    }

@@ -1,8 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from .batch_shuffle import BatchShuffle, exchange_rows
 from .correspondence import (BackboneSimilarity, GeometricMatch, Match,
-                             MutualNearestNeighbor, ProjectionSimilarity,
-                             RandomMatch)
+                             MatchingRule, MutualNearestNeighbor,
+                             ProjectionSimilarity, RandomMatch)
 from .densecl import DenseCL
 from .features import Features
 from .heads import ContrastiveHead
@@ -15,7 +15,7 @@ from .queue import FeatureQueue
 __all__ = [
     'BackboneSimilarity', 'BatchShuffle', 'ContrastiveHead', 'DenseCL',
     'DenseCLNeck', 'Features', 'FeatureQueue', 'GeometricMatch', 'InfoNCE',
-    'Match', 'MoCoV2', 'MomentumEncoder', 'MutualNearestNeighbor',
-    'ProjectionSimilarity', 'RandomMatch', 'exchange_rows', 'info_nce',
-    'info_nce_reference'
+    'Match', 'MatchingRule', 'MoCoV2', 'MomentumEncoder',
+    'MutualNearestNeighbor', 'ProjectionSimilarity', 'RandomMatch',
+    'exchange_rows', 'info_nce', 'info_nce_reference'
 ]

@@ -69,7 +69,7 @@ class DenseCL(MoCoV2):
         # Matching picks indices, so nothing here needs a gradient.
         cells = neck.pool(feature_map.detach())
         shape = tuple(cells.shape[2:])
-        if not getattr(self.correspondence, 'reads_backbone', True):
+        if not self.correspondence.reads_backbone:
             return Features(*outputs, shape=shape)
         cells = l2_normalize(cells.flatten(start_dim=2))
         return Features(*outputs, cells=cells, shape=shape)
@@ -80,7 +80,9 @@ class DenseCL(MoCoV2):
         """Losses and monitors of a step; the queues stay as they are."""
         outputs = super().contrast(query, key, data_samples)
         views = stack_views(data_samples, query.vector.device)
-        with torch.no_grad():
+        # In full precision also under AMP: an arg-max has no middle ground.
+        with torch.no_grad(), torch.autocast(
+                query.vector.device.type, enabled=False):
             match = self.correspondence(query, key, views)
         index = match.index[:, None].expand(-1, key.grid.size(1), -1)
         matched = key.grid.gather(2, index)

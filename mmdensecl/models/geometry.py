@@ -71,3 +71,21 @@ def locate_cells(query_view: Tensor, key_view: Tensor, query_shape: Tuple[int,
     x = torch.where(flip > 0, 1 - x, x)
     height, width = key_shape
     return CellPositions(x * width - 0.5, y * height - 0.5, inside)
+
+
+def within_one_cell(index: Tensor, there: CellPositions,
+                    key_shape: Tuple[int, int]) -> Tensor:
+    """Whether matched cells lie at most one cell from the true spot.
+
+    Args:
+        index (Tensor): Key cell of each query cell, (N, P).
+        there (CellPositions): Where the query cells truly lie.
+        key_shape (tuple[int, int]): Height and width of the key's grid.
+
+    Returns:
+        Tensor: bool, (N, P); False where the key does not show the spot.
+    """
+    row = torch.div(index, key_shape[1], rounding_mode='floor')
+    column = index % key_shape[1]
+    return there.inside & ((row - there.row).abs() <= 1) & (
+        (column - there.column).abs() <= 1)

@@ -89,6 +89,19 @@ class MoCoV2(BaseSelfSupervisor):
         super().init_weights()
         self.encoder_k.copy_from(self.backbone, self.neck)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args,
+                              **kwargs) -> None:
+        # A checkpoint of a bare backbone: both encoders start from it, or the
+        # key encoder would stay random and take thousands of steps to follow.
+        if not any(k.startswith(f'{prefix}encoder_k.') for k in state_dict):
+            for part in ('backbone.', 'neck.'):
+                for name in [
+                        k for k in state_dict if k.startswith(prefix + part)
+                ]:
+                    copied = f'{prefix}encoder_k.{name[len(prefix):]}'
+                    state_dict[copied] = state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def set_queue_len(self, queue_len: int) -> None:
         """Start with fresh queues of another length.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .correspondence import Match
 from .features import Features
-from .geometry import locate_cells
+from .geometry import locate_cells, within_one_cell
 
 if TYPE_CHECKING:
     from .losses import InfoNCEResult
@@ -89,10 +89,7 @@ def match_monitors(match: Match, query: Features, key: Features,
     monitors = dict(match_distinct=100 * picked[:, :cells].float().mean())
     if views is not None:
         there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
-        row = torch.div(index, key.shape[1], rounding_mode='floor')
-        column = index % key.shape[1]
-        near = torch.maximum((row - there.row).abs(),
-                             (column - there.column).abs()) <= 1
+        near = within_one_cell(index, there, key.shape)
         counts = there.inside if valid is None else there.inside & valid
         monitors['match_right'] = 100 * masked_mean(near, counts)
     return monitors

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdensecl.models.correspondence import mutual_nearest_cells
 from mmdensecl.models.features import Features
-from mmdensecl.models.geometry import locate_cells
+from mmdensecl.models.geometry import locate_cells, within_one_cell
 
 RIGHT, WRONG, UNKNOWN = 'tab:green', 'tab:red', 'tab:blue'
 
@@ -69,11 +69,8 @@ def strongest_matches(query: Features,
     if views is not None:
         there = locate_cells(views[one, 0], views[one, 1], query.shape,
                              key.shape)
-        row = torch.div(partners, key.shape[1], rounding_mode='floor')
-        column = partners % key.shape[1]
-        right = ((column - there.column[0, cells]).abs() <= 1) & (
-            (row - there.row[0, cells]).abs() <= 1) & there.inside[0, cells]
-        right = right.cpu().numpy()
+        near = within_one_cell(match.index, there, key.shape)
+        right = near[0, cells].cpu().numpy()
     return StrongMatches(
         _centres(cells, query.shape), _centres(partners, key.shape),
         similarity.cpu().numpy(), right)
@@ -117,7 +114,7 @@ def legend(figure: plt.Figure) -> None:
     handles = [
         plt.Line2D([], [], color=color, marker='o', label=label)
         for color, label in ((RIGHT, 'within one cell of the true spot'),
-                             (WRONG, 'elsewhere'))
+                             (WRONG, 'elsewhere'), (UNKNOWN, 'not known'))
     ]
     figure.legend(
-        handles=handles, loc='outside lower center', ncols=2, frameon=False)
+        handles=handles, loc='outside lower center', ncols=3, frameon=False)

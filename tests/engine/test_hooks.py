@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
-from mmengine.dataset import DefaultSampler
+from mmengine.dataset import ConcatDataset, DefaultSampler, RepeatDataset
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -13,7 +13,8 @@ from mmengine.structures import BaseDataElement
 from mmdensecl.datasets import UnlabeledFolder
 from mmdensecl.engine import (ContrastMonitorHook, LambdaWarmupHook,
                               QueueLengthHook, UnlabeledDataHook)
-from mmdensecl.engine.hooks import fit_queue_len
+from mmdensecl.engine.hooks import fit_queue_len, unlabeled_data_hook
+from mmdensecl.engine.hooks.unlabeled_data_hook import unlabeled_parts
 from mmdensecl.models.queue import FeatureQueue
 from mmdensecl.testing import write_pictures
 
@@ -69,7 +70,8 @@ def make_runner(tmp_path):
                 batch_size=batch_size,
                 sampler=dict(type=DefaultSampler, shuffle=False),
                 collate_fn=dict(type='default_collate')),
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            train_cfg=kwargs.pop('train_cfg',
+                                 dict(by_epoch=True, max_epochs=epochs)),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             custom_hooks=hooks,
             experiment_name=f'{tmp_path.name}_{id(hooks)}',
@@ -149,6 +151,28 @@ class TestQueueLength:
         make_runner(ToyContrast(8), [QueueLengthHook()], count=20).train()
         assert not any('queue' in text for text in warnings_of(messages))
 
+    @pytest.mark.parametrize('resume', [False, True])
+    def test_a_checkpoint_with_another_length(self, make_runner, messages,
+                                              tmp_path, resume):
+        """load_from keeps this run's queue, resume the checkpoint's."""
+        saved = make_runner(
+            ToyContrast(12), [QueueLengthHook()],
+            epochs=1,
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', interval=1)))
+        saved.train()
+        model = ToyContrast('auto')
+        runner = make_runner(
+            model, [QueueLengthHook()],
+            load_from=str(tmp_path / 'work/epoch_1.pth'),
+            resume=resume,
+            cfg=dict(resume=resume))
+        runner.train()
+        assert len(model.queue) == (12 if resume else 10)
+        assert torch.equal(model.queue.keys, saved.model.queue.keys) == resume
+        expected = 'as in the checkpoint' if resume else 'start afresh'
+        assert any(expected in text for _, text in messages)
+
     def test_fewer_pictures_than_a_batch(self, make_runner):
         with pytest.raises(ValueError, match='3 pictures, fewer than one'):
             make_runner(
@@ -172,6 +196,47 @@ class TestUnlabeledData:
             randomness=dict(seed=11))
         runner.train()
         assert clocks == [(11, 0)] * 20 + [(11, 1)] * 20
+
+    def test_passes_of_an_endless_epoch_differ(self, make_runner):
+        """IterBasedTrainLoop knows one epoch only."""
+        seeds = []
+
+        def note(results):
+            seeds.append(results['seed'])
+            return pack(results)
+
+        make_runner(
+            ToyContrast(), [UnlabeledDataHook()],
+            count=4,
+            pipeline=[note],
+            train_cfg=dict(by_epoch=False, max_iters=6)).train()
+        assert len(seeds) >= 12 and len(set(seeds)) == len(seeds)
+
+    def test_wrapped_data_sets(self, tmp_path):
+        write_pictures(tmp_path, 2, size=4)
+        parts = [UnlabeledFolder(str(tmp_path), [pack]) for _ in range(3)]
+        wrapped = RepeatDataset(ConcatDataset(parts[:2]), 2)
+        assert list(unlabeled_parts(wrapped)) == parts[:2]
+        assert list(unlabeled_parts(parts[2])) == [parts[2]]
+
+    def test_other_ranks_unreadable_pictures_count(self, make_runner,
+                                                   monkeypatch):
+        """One of 20 was met here, the other rank met three more."""
+
+        def broken_first(results):
+            if results['img_path'] == '0000.png':
+                raise OSError('gone')
+            return pack(results)
+
+        def all_reduce(x, op):
+            assert op == 'max'
+            x[5:8] = 1
+
+        monkeypatch.setattr(unlabeled_data_hook, 'all_reduce', all_reduce)
+        with pytest.raises(RuntimeError, match='4 of 20 pictures'):
+            make_runner(
+                ToyContrast(), [UnlabeledDataHook()],
+                pipeline=[broken_first]).train()
 
     def test_unreadable_pictures_are_reported_once(self, make_runner, messages,
                                                    tmp_path):
@@ -228,13 +293,15 @@ class TestContrastMonitor:
             def after_train_epoch(self, runner):
                 if runner.epoch == 1:
                     runner.model.linear.weight.data[0, 1] = float('inf')
+                super().after_train_epoch(runner)
 
-        with pytest.raises(FloatingPointError, match='linear.weight'):
+        with pytest.raises(FloatingPointError, match=r'linear.*epoch_1\.pth'):
             make_runner(
                 ToyContrast(), [Poison()],
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook',
-                                    interval=1))).train()
+                    checkpoint=dict(
+                        type='CheckpointHook', interval=1,
+                        max_keep_ckpts=1))).train()
         saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
         assert saved == ['epoch_1.pth']
 
@@ -259,6 +326,16 @@ class TestContrastMonitor:
     def test_leak(self, make_runner, messages, name):
         texts = self.watch(make_runner, messages, **{name: 99.9})
         assert sum(f'{name} is 99.9% this early' in t for t in texts) == 1
+
+    def test_leak_in_a_short_run_with_the_defaults(self, make_runner,
+                                                   messages):
+        """120 steps, as the demo: a tenth of it is over too soon to judge."""
+        outputs = dict(global_acc=99.9, queue_fill=100.)
+        make_runner(
+            ToyContrast(outputs=lambda step: outputs), [ContrastMonitorHook()],
+            count=12,
+            epochs=20).train()
+        assert any('this early' in t for t in warnings_of(messages))
 
     def test_a_random_queue_is_easy_to_beat(self, make_runner, messages):
         texts = self.watch(

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from mmdensecl.checkpoint import load_checkpoint_file
+from mmdensecl.checkpoint import load_from_local
+from mmdensecl.engine import prepare_cpu_launch
 from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +83,7 @@ def train(workplace, *flags, **kwargs):
 
 
 def final(folder):
-    return load_checkpoint_file(folder / 'epoch_2.pth')
+    return load_from_local(folder / 'epoch_2.pth')
 
 
 def assert_same_weights(a, b):
@@ -167,6 +169,12 @@ class TestTrain:
 
 
 class TestLaunchers:
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='has GPUs')
+    def test_slurm_without_gpus(self):
+        cfg = Config(dict(launcher='slurm'))
+        with pytest.raises(RuntimeError, match='tools/dist_train.sh'):
+            prepare_cpu_launch(cfg)
 
     def test_two_processes_without_gpus(self, workplace):
         if torch.cuda.is_available():
@@ -267,9 +275,11 @@ class TestSmallTools:
             'tiny.py',
             '--cfg-options',
             'model.queue_len=77',
+            'data_root=/x',
             '--save-path',
             'whole.py',
             cwd=workplace).stdout
+        assert "data_root='/x'" in out and 'nowhere' not in out
         assert 'queue_len=77' in out and 'CosineAnnealingLR' in out
         assert 'queue_len=77' in (workplace / 'whole.py').read_text()
 

@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
-from mmdensecl.engine import override_data_root
+from mmdensecl.engine import merge_options
 from mmdensecl.registry import DATASETS
 
 matplotlib.use('Agg')
@@ -75,10 +75,7 @@ def draw(dataset, idx: int, draws: int) -> plt.Figure:
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    options = dict(args.cfg_options)
-    if 'data_root' in options:
-        override_data_root(cfg, options.pop('data_root'))
-    cfg.merge_from_dict(options)
+    merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     args.output_dir.mkdir(parents=True, exist_ok=True)

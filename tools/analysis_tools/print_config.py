@@ -4,6 +4,8 @@ import argparse
 
 from mmengine.config import Config, DictAction
 
+from mmdensecl.engine import merge_options
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -18,7 +20,7 @@ def main() -> None:
         help='override settings, "a.b=c"')
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     print(cfg.pretty_text)
     if args.save_path is not None:
         cfg.dump(args.save_path)

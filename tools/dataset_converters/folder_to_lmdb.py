@@ -5,6 +5,7 @@ The encoded files are copied as they are; use the result with
 ``dataset=dict(type='mmdensecl.UnlabeledLMDB', data_root='OUT')``.
 """
 import argparse
+import shutil
 from pathlib import Path
 
 import lmdb
@@ -29,9 +30,12 @@ def main() -> None:
         for info in map(dataset.get_data_info, range(len(dataset)))
     ]
     size = sum(Path(args.folder, name).stat().st_size for name in names)
+    # Under another name until it is whole.
+    unfinished = args.out.with_name(f'{args.out.name}.unfinished')
+    shutil.rmtree(unfinished, ignore_errors=True)
     # A map is a limit, not an allocation; pages and keys need some room.
     with lmdb.open(
-            str(args.out),
+            str(unfinished),
             map_size=2 * size + 8192 * len(names) + (1 << 24)) as env:
         bar = ProgressBar(len(names))
         for start in range(0, len(names), args.batch):
@@ -39,6 +43,7 @@ def main() -> None:
                 for name in names[start:start + args.batch]:
                     transaction.put(name.encode(), dataset.read(name))
                     bar.update()
+    unfinished.rename(args.out)
     print(f'\nWrote {len(names)} pictures, {size / 2**20:.0f} MiB, to '
           f'{args.out}')
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Say what a demo run has learnt, against the weights it started from.
+"""Say what a demo run has learnt, against the same model untrained.
 
 Prints a table and draws the strongest mutual matches between two views of a
 few pictures, before and after. Both encoders see the same views.
@@ -19,7 +19,7 @@ from mmengine.runner import load_state_dict, set_random_seed
 from rich.console import Console
 from rich.table import Table
 
-from mmdensecl.checkpoint import load_checkpoint_file
+from mmdensecl.checkpoint import load_from_local
 from mmdensecl.models.correspondence import BackboneSimilarity
 from mmdensecl.models.features import Features
 from mmdensecl.models.geometry import locate_cells, stack_views
@@ -59,13 +59,13 @@ def latest_config(work_dir: Path) -> Config:
 
 
 def build_models(cfg: Config, checkpoint: Path) -> Dict[str, torch.nn.Module]:
-    """The model as it started and as it is now."""
+    """The model freshly initialised, and as it is now."""
     models = {}
-    for name in ('start', 'end'):
+    for name in ('untrained', 'trained'):
         set_random_seed(cfg.randomness.seed)
         model = MODELS.build(cfg.model)
-        if name == 'end':
-            state = load_checkpoint_file(checkpoint, 'cpu')['state_dict']
+        if name == 'trained':
+            state = load_from_local(checkpoint, 'cpu')['state_dict']
             model.set_queue_len(len(state['queue.keys']))
             load_state_dict(model, state, strict=True)
         else:
@@ -117,14 +117,17 @@ def training_curve(work_dir: Path) -> List[dict]:
     rows = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # cut off by Ctrl-C
+                continue
             rows[row['step']] = row
     return [rows[step] for step in sorted(rows)]
 
 
 @torch.no_grad()
 def draw(models, batch: dict, count: int, path: Path) -> None:
-    """One row for the start, one for the end, a column a picture."""
+    """One row untrained, one trained, a column a picture."""
     figure, axes = plt.subplots(
         2,
         count,
@@ -172,7 +175,7 @@ def main() -> None:
     results = {name: measure(m, batches) for name, m in models.items()}
 
     table = Table(title='What was learnt (on views that training never drew)')
-    for header in ('', 'start', 'end'):
+    for header in ('', 'untrained', 'trained'):
         table.add_column(header, justify='right' if header else 'left')
     for key, label, form in ROWS:
         table.add_row(label, *(form.format(r[key]) for r in results.values()))

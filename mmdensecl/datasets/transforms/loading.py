@@ -10,6 +10,16 @@ from mmdensecl.registry import TRANSFORMS
 from ..unlabeled import UnreadableImageError
 
 
+def _to_8_bits(values: np.ndarray) -> Image.Image:
+    """A grey of up to 32 bits, its brightest pixel white.
+
+    Cameras and scanners put 10, 12 or 14 bits into 16, and do not say so;
+    without stretching their pictures would be black.
+    """
+    scale = 255 / max(255, int(values.max()))
+    return Image.fromarray((values.clip(0) * scale).astype(np.uint8))
+
+
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode a picture of any mode to 8-bit RGB.
 
@@ -29,11 +39,15 @@ def decode_rgb(data: bytes) -> Image.Image:
             # Oddities of metadata are none of a pre-training run's business.
             warnings.simplefilter('ignore')
             with Image.open(io.BytesIO(data)) as image:
-                if image.mode.startswith('I'):  # 16-bit greys
-                    high_byte = np.asarray(image) >> 8
-                    image = Image.fromarray(
-                        high_byte.clip(0, 255).astype(np.uint8))
+                if image.mode.startswith('I'):
+                    image = _to_8_bits(np.asarray(image))
+                elif image.mode == 'F':
+                    raise UnreadableImageError(
+                        'pictures of floats have no agreed range; save them '
+                        'with 8 or 16 bits')
                 return image.convert('RGB')
+    except UnreadableImageError:
+        raise
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(str(error)) from error
     except Exception as error:

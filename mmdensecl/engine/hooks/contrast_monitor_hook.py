@@ -1,6 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import os
+
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import find_latest_checkpoint
 
 from mmdensecl.registry import HOOKS
 
@@ -37,6 +40,7 @@ class ContrastMonitorHook(Hook):
         self.max_early_acc = max_early_acc
         self.early = early
         self.warned = set()
+        self.full_at = None
 
     def after_train_iter(self,
                          runner,
@@ -46,13 +50,21 @@ class ContrastMonitorHook(Hook):
         """Check the step's loss, and now and then the averages."""
         if outputs is not None and not torch.isfinite(outputs['loss']):
             self._stop(runner, data_batch, outputs)
-        if self.every_n_train_iters(runner, self.interval):
-            self._judge(runner)
+        window = min(self.interval, len(runner.train_dataloader))
+        if self.every_n_train_iters(runner, window):
+            self._judge(runner, window)
+
+    def after_train_epoch(self, runner) -> None:
+        """Check the weights, before CheckpointHook makes room for them."""
+        self._check_weights(runner, runner.model.state_dict())
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Refuse to save weights that are not finite."""
+        """The last net, for checkpoints in the middle of an epoch."""
+        self._check_weights(runner, checkpoint['state_dict'])
+
+    def _check_weights(self, runner, state_dict: dict) -> None:
         bad = [
-            name for name, x in checkpoint['state_dict'].items()
+            name for name, x in state_dict.items()
             if torch.is_tensor(x) and not torch.isfinite(x).all()
         ]
         if bad:
@@ -63,7 +75,9 @@ class ContrastMonitorHook(Hook):
 
     @staticmethod
     def _last_checkpoint(runner) -> str:
-        last = runner.message_hub.get_info('last_ckpt', None)
+        # Not the message hub's: that is set before a checkpoint is written.
+        last = find_latest_checkpoint(runner.work_dir)
+        last = last if last and os.path.exists(last) else None
         advice = ('Lower optim_wrapper.optimizer.lr, or add '
                   'optim_wrapper.clip_grad=dict(max_norm=10), and go on '
                   'with --resume')
@@ -82,13 +96,13 @@ class ContrastMonitorHook(Hook):
             f'{runner.iter + 1} ({values}). The batch begins with: '
             f'{names or "unknown"}. {self._last_checkpoint(runner)}')
 
-    def _judge(self, runner) -> None:
+    def _judge(self, runner, window: int) -> None:
         # Every rank sees much the same; the logger of rank 0 speaks.
         scalars = runner.message_hub.log_scalars
 
         def mean(name: str, default: float) -> float:
             buffer = scalars.get(f'train/{name}')
-            return default if buffer is None else buffer.mean(self.interval)
+            return default if buffer is None else buffer.mean(window)
 
         if mean('feat_std', 1.) < self.min_std:
             self._warn(
@@ -98,8 +112,13 @@ class ContrastMonitorHook(Hook):
                 'model. Lower the learning rate, look at the pictures with '
                 'tools/analysis_tools/browse_dataset.py, or lengthen the '
                 'queue.'.format(mean('feat_std', 1.)))
-        is_early = runner.iter < self.early * runner.max_iters
-        if not is_early or mean('queue_fill', 0.) < 100:
+        if mean('queue_fill', 0.) < 100:
+            return
+        # In a short run the queue may only just be full after that share.
+        if self.full_at is None:
+            self.full_at = runner.iter
+        if runner.iter >= max(self.early * runner.max_iters,
+                              self.full_at + 2 * window):
             return
         for name in ('global_acc', 'dense_acc'):
             if mean(name, 0.) > self.max_early_acc:

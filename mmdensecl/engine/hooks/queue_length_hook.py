@@ -38,6 +38,33 @@ class QueueLengthHook(Hook):
         ValueError: The data set is smaller than one batch of all ranks.
     """
 
+    was_auto = False
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Let the queues of a checkpoint and of the model agree.
+
+        A resumed run with 'auto' takes the checkpoint's length: the data set
+        or the number of processes may have changed since. A run that only
+        starts from the weights (``load_from``) keeps its own fresh queues.
+        """
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        state = checkpoint.get('state_dict', checkpoint)
+        saved = state.get('queue.keys')
+        if (saved is None or not hasattr(model, 'set_queue_len')
+                or len(saved) == len(model.queue)):
+            return
+        if not runner.cfg.get('resume', False):
+            for name in [k for k in state if 'queue.' in k]:
+                del state[name]
+            runner.logger.info(
+                f'The checkpoint has queues of {len(saved)} keys, this run '
+                f'of {len(model.queue)}: the queues start afresh.')
+        elif self.was_auto:
+            model.set_queue_len(len(saved))
+            runner.logger.info(
+                f"queue_len='auto' -> {len(saved)}, as in the checkpoint.")
+
     def before_run(self, runner) -> None:
         """Settle the length."""
         model = runner.model
@@ -53,7 +80,8 @@ class QueueLengthHook(Hook):
                 f'of {loader.batch_size} on each of {get_world_size()} '
                 'processes. Add pictures or lower '
                 'train_dataloader.batch_size')
-        if model.auto_queue_len:
+        self.was_auto = model.auto_queue_len
+        if self.was_auto:
             length = fit_queue_len(images, batch)
             model.set_queue_len(length)
             why = ('the published length'

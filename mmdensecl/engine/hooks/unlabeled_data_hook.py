@@ -1,13 +1,24 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from pathlib import Path
-from typing import Optional
+from typing import Any, Iterator
 
 import torch
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
 
 from mmdensecl.datasets.unlabeled import UnlabeledDataset
 from mmdensecl.registry import HOOKS
+
+
+def unlabeled_parts(dataset: Any) -> Iterator[UnlabeledDataset]:
+    """The data sets of ours inside wrappers such as ConcatDataset."""
+    if isinstance(dataset, UnlabeledDataset):
+        yield dataset
+    for part in getattr(dataset, 'datasets', ()):
+        yield from unlabeled_parts(part)
+    if hasattr(dataset, 'dataset'):
+        yield from unlabeled_parts(dataset.dataset)
 
 
 @HOOKS.register_module()
@@ -28,11 +39,6 @@ class UnlabeledDataHook(Hook):
         self.max_names = max_names
         self.reported = 0
 
-    @staticmethod
-    def _dataset(runner) -> Optional[UnlabeledDataset]:
-        dataset = runner.train_dataloader.dataset
-        return dataset if isinstance(dataset, UnlabeledDataset) else None
-
     def before_train(self, runner) -> None:
         """Refuse a sampler under which the ranks' exchanges cannot meet."""
         sampler = runner.train_dataloader.sampler
@@ -43,29 +49,38 @@ class UnlabeledDataHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         """Pass on epoch and seed."""
-        dataset = self._dataset(runner)
-        if dataset is not None:
-            dataset.set_epoch(runner.epoch, runner.seed)
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return  # one endless epoch: its passes must not repeat each other
+        parts = unlabeled_parts(runner.train_dataloader.dataset)
+        for number, part in enumerate(parts):
+            part.set_epoch(runner.epoch, runner.seed + 1_000_003 * number)
 
     def after_train_epoch(self, runner) -> None:
-        """Report what could not be read."""
-        dataset = self._dataset(runner)
-        if dataset is None:
-            return
-        broken = dataset.unreadable.clone().int()
-        all_reduce(broken, op='max')
-        broken = torch.nonzero(broken).flatten().tolist()
-        if len(broken) <= self.reported:
-            return
-        self.reported = len(broken)
-        names = [dataset.get_data_info(i)['img_path'] for i in broken]
+        """Report what could not be read, on any rank."""
+        names, total = [], 0
+        for part in unlabeled_parts(runner.train_dataloader.dataset):
+            broken = part.unreadable.int()
+            all_reduce(broken, op='max')
+            part.unreadable |= broken.bool()
+            total += len(part)
+            names += [
+                part.get_data_info(i)['img_path']
+                for i in torch.nonzero(broken).flatten().tolist()
+            ]
+        if len(names) > self.reported:
+            self.reported = len(names)
+            self._report(runner, names, total)
+        for part in unlabeled_parts(runner.train_dataloader.dataset):
+            part.check_unreadable()
+
+    def _report(self, runner, names: list, total: int) -> None:
+        path = Path(runner.work_dir, 'unreadable.txt')
         shown = ', '.join(names[:self.max_names])
         more = len(names) - self.max_names
         runner.logger.warning(
-            f'{len(names)} of {len(dataset)} pictures could not be read and '
+            f'{len(names)} of {total} pictures could not be read and '
             f'were replaced by others: {shown}'
             f'{f" and {more} more" if more > 0 else ""}. All are named in '
-            f'{Path(runner.work_dir, "unreadable.txt")}')
+            f'{path}')
         if is_main_process():
-            Path(runner.work_dir, 'unreadable.txt').write_text(
-                '\n'.join(names) + '\n', encoding='utf-8')
+            path.write_text('\n'.join(names) + '\n', encoding='utf-8')

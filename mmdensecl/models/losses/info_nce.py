@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,14 @@ class InfoNCEResult(NamedTuple):
     loss: Tensor
     positive: Tensor
     hardest_negative: Tensor
+
+
+def _full_precision(query: Tensor, key: Tensor,
+                    queue: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """All in the query's type, float32 at least; no gradient into keys."""
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query = query.float()
+    return query, key.detach().to(query), queue.detach().to(query)
 
 
 def info_nce_reference(query: Tensor,
@@ -49,13 +57,14 @@ def info_nce_reference(query: Tensor,
     Returns:
         InfoNCEResult: Loss and similarities of each row.
     """
-    # A step enqueues before its backward pass, which needs the old queue.
-    key, queue = key.detach(), queue.detach().clone()
-    positive = (query * key).sum(dim=1)
-    negative = query @ queue.t()
-    logits = torch.cat([positive[:, None], negative], dim=1) / temperature
-    labels = logits.new_zeros(len(logits), dtype=torch.long)
-    loss = F.cross_entropy(logits, labels, reduction='none')
+    with torch.autocast(query.device.type, enabled=False):
+        # A step enqueues before its backward pass, which needs the old queue.
+        query, key, queue = _full_precision(query, key, queue.clone())
+        positive = (query * key).sum(dim=1)
+        negative = query @ queue.t()
+        logits = torch.cat([positive[:, None], negative], dim=1) / temperature
+        labels = logits.new_zeros(len(logits), dtype=torch.long)
+        loss = F.cross_entropy(logits, labels, reduction='none')
     return InfoNCEResult(loss, positive.detach(), negative.detach().amax(1))
 
 
@@ -132,9 +141,7 @@ def info_nce(query: Tensor,
         InfoNCEResult: Loss and similarities of each row.
     """
     with torch.autocast(query.device.type, enabled=False):
-        if query.dtype in (torch.float16, torch.bfloat16):
-            query = query.float()
-        key, queue = key.detach().to(query), queue.detach().to(query)
+        query, key, queue = _full_precision(query, key, queue)
         return InfoNCEResult(*_StreamingInfoNCE.apply(query, key, queue,
                                                       temperature, block_size))
 
