@@ -31,6 +31,12 @@ class StrongMatches(NamedTuple):
     right: Optional[np.ndarray]
 
 
+def _inner_cells(shape: Tuple[int, int], margin: int) -> Tensor:
+    index = torch.arange(shape[0] * shape[1]).view(shape)
+    inner = index[margin:shape[0] - margin, margin:shape[1] - margin]
+    return (inner if inner.numel() else index).flatten()
+
+
 def _centres(index: Tensor, shape: Tuple[int, int]) -> np.ndarray:
     row = torch.div(index, shape[1], rounding_mode='floor')
     column = index % shape[1]
@@ -43,7 +49,8 @@ def strongest_matches(query: Features,
                       key: Features,
                       index: int,
                       views: Optional[Tensor] = None,
-                      top: int = 12) -> StrongMatches:
+                      top: int = 12,
+                      margin: int = 0) -> StrongMatches:
     """Mutual nearest cells of one picture by backbone features.
 
     Args:
@@ -53,23 +60,29 @@ def strongest_matches(query: Features,
         views (Tensor, optional): Crop coordinates, (N, 2, 5). Defaults to
             None.
         top (int): How many to keep at most. Defaults to 12.
+        margin (int): Rings of outer cells to leave out. Zero padding makes
+            border cells alike whatever they show. Defaults to 0.
 
     Returns:
         StrongMatches: Strongest first.
     """
     one = slice(index, index + 1)
-    q, k = query.cells[one], key.cells[one]
+    inner_q = _inner_cells(query.shape, margin).to(query.cells.device)
+    inner_k = _inner_cells(key.shape, margin).to(key.cells.device)
+    q, k = query.cells[one][:, :, inner_q], key.cells[one][:, :, inner_k]
     match = mutual_nearest_cells(q, k)
     similarity = torch.einsum('cp,cp->p', q[0], k[0][:, match.index[0]])
     similarity[~match.valid[0]] = -torch.inf
     top = min(top, int(match.valid.sum()))
-    similarity, cells = similarity.topk(top)
-    partners = match.index[0, cells]
+    similarity, chosen = similarity.topk(top)
+    cells, partners = inner_q[chosen], inner_k[match.index[0, chosen]]
     right = None
     if views is not None:
         there = locate_cells(views[one, 0], views[one, 1], query.shape,
                              key.shape)
-        near = within_one_cell(match.index, there, key.shape)
+        index = torch.zeros_like(there.inside, dtype=torch.long)
+        index[0, cells] = partners
+        near = within_one_cell(index, there, key.shape)
         right = near[0, cells].cpu().numpy()
     return StrongMatches(
         _centres(cells, query.shape), _centres(partners, key.shape),

@@ -71,3 +71,15 @@ def test_lines_end_at_the_cells():
         assert x1 - x0 == 32 + 2 and y0 == y1  # views 2 pixels apart
         assert line.get_color() == 'tab:red'
     plt.close(figure)
+
+
+def test_margin_leaves_the_outer_cells_out():
+    cells = torch.eye(16)[None]
+    one = Features(
+        torch.ones(1, 1), grid=torch.ones(1, 1, 16), cells=cells, shape=(4, 4))
+    views = torch.tensor([[WHOLE, WHOLE]])
+    assert len(strongest_matches(one, one, 0, views, top=99).query) == 16
+    inner = strongest_matches(one, one, 0, views, top=99, margin=1)
+    assert len(inner.query) == 4 and inner.right.all()
+    assert set(inner.query.flatten()) == {0.375, 0.625}
+    np.testing.assert_allclose(inner.query, inner.key)
