@@ -44,8 +44,8 @@ class MoCoV2(BaseSelfSupervisor):
             here. Defaults to 0.001.
         pretrained (str, optional): Checkpoint to start from, as in
             mmpretrain. Defaults to None.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``.
+        data_preprocessor (dict | nn.Module, optional): Its type defaults to
+            mmpretrain's ``SelfSupDataPreprocessor``. Defaults to None.
         init_cfg (dict | list[dict], optional): Initialisation. Defaults to
             None.
 
@@ -61,17 +61,20 @@ class MoCoV2(BaseSelfSupervisor):
                  feat_dim: int = 128,
                  momentum: float = 0.001,
                  pretrained: Optional[str] = None,
-                 data_preprocessor: Optional[dict] = None,
+                 data_preprocessor: Optional[Union[dict, nn.Module]] = None,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
+        if data_preprocessor is None or isinstance(data_preprocessor, dict):
+            # With its scope, so that other hosts can build the model too.
+            data_preprocessor = {
+                'type': 'mmpretrain.SelfSupDataPreprocessor',
+                **(data_preprocessor or {})
+            }
         super().__init__(
             backbone=backbone,
             neck=neck,
             head=head,
             pretrained=pretrained,
-            # With its scope, so that other hosts can build the model too.
-            data_preprocessor=dict(
-                dict(type='mmpretrain.SelfSupDataPreprocessor'),
-                **(data_preprocessor or {})),
+            data_preprocessor=data_preprocessor,
             init_cfg=init_cfg)
         self.auto_queue_len = queue_len == 'auto'
         if self.auto_queue_len:

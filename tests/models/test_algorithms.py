@@ -513,3 +513,15 @@ class TestArguments:
             assert model.loss_lambda == 0.5
         assert isinstance(model, MoCoV2)
         assert isinstance(model, DenseCL) == (name == 'DenseCL')
+
+
+class TestDataPreprocessor:
+
+    def test_dict_without_a_type(self, build_tiny):
+        model = build_tiny(
+            data_preprocessor=dict(mean=[1., 2., 3.], std=[1.] * 3))
+        assert model.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
+
+    def test_module(self, build_tiny):
+        module = build_tiny().data_preprocessor
+        assert build_tiny(data_preprocessor=module).data_preprocessor is module
