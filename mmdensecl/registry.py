@@ -9,12 +9,17 @@ a type up.
 """
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'TASK_UTILS', 'TRANSFORMS']
+__all__ = [
+    'DATASETS', 'HOOKS', 'LOOPS', 'MODELS', 'TASK_UTILS', 'TRANSFORMS',
+    'WEIGHT_INITIALIZERS'
+]
 
 # Algorithms, necks, heads and losses.
 MODELS = Registry(
@@ -43,3 +48,14 @@ HOOKS = Registry(
     parent=MMENGINE_HOOKS,
     scope='mmdensecl',
     locations=['mmdensecl.engine'])
+# Test loops that fit a probe to frozen features.
+LOOPS = Registry(
+    'loop',
+    parent=MMENGINE_LOOPS,
+    scope='mmdensecl',
+    locations=['mmdensecl.engine'])
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer',
+    parent=MMENGINE_INITIALIZERS,
+    scope='mmdensecl',
+    locations=['mmdensecl.transfer'])
