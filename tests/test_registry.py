@@ -40,6 +40,7 @@ ARGUMENTS = dict(
         queue_len=8,
         feat_dim=4),
     DenseCLNeck=dict(in_channels=8, hid_channels=8, out_channels=4),
+    PretrainedBackbone=dict(checkpoint='epoch_200.pth'),
     # Nothing is read before the first picture.
     UnlabeledFolder=dict(data_root='.', lazy_init=True),
     UnlabeledList=dict(ann_file='list.txt', lazy_init=True),
@@ -58,10 +59,13 @@ failed = []
 for registry, configs in types.items():
     for config in configs:
         try:
-            built = getattr(registries, registry).build(config)
-            name = type(built).__module__ + '.' + type(built).__name__
+            host = getattr(registries, registry)
+            # A loop needs a Runner, so its class must do.
+            kind = (host.get(config['type']) if registry == 'LOOPS' else
+                    type(host.build(config)))
+            name = kind.__module__ + '.' + kind.__name__
             assert name.startswith('mmdensecl.'), name
-            assert 'mmdensecl.' + type(built).__name__ == config['type']
+            assert 'mmdensecl.' + kind.__name__ == config['type']
         except Exception as error:
             failed.append(f"{{config['type']}}: {{error!r}}")
 assert not failed, '\\n'.join(failed)

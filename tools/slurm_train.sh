@@ -22,20 +22,6 @@ if (($# > 0)) && [[ $1 != -* ]]; then
     work_dir=(--work-dir "$1")
     shift
 fi
-gpus=${GPUS:-8}
-gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-
-# shellcheck disable=SC2086  # SRUN_ARGS is a list of words
-exec srun -p "$partition" \
-    --job-name="$job_name" \
-    --gres="gpu:$gpus_per_node" \
-    --ntasks="$gpus" \
-    --ntasks-per-node="$gpus_per_node" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 \
-    ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$root/tools/train.py" "$config" \
-    "${work_dir[@]}" --launcher slurm "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/slurm_run.sh" train.py \
+    "$partition" "$job_name" "$config" "${work_dir[@]}" --launcher slurm "$@"

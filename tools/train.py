@@ -1,22 +1,16 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Train any config of this repository with mmengine's Runner."""
 import argparse
-import os
-import os.path as osp
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdensecl.engine import merge_options, prepare_cpu_launch
+from mmdensecl.engine import (add_checkpoint_check, make_parser,
+                              prepare_cpu_launch, read_config, set_pretrained)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a model')
-    parser.add_argument('config', help='train config file path')
-    parser.add_argument(
-        '--work-dir',
-        help='the dir to save logs and models, by default '
-        'work_dirs/<config stem>')
+    parser = make_parser('Train a model')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -24,6 +18,12 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from this checkpoint, or, without a value, from the '
         'latest one in the work dir')
+    parser.add_argument(
+        '--pretrained',
+        metavar='FILE',
+        help='initialize the backbone from this checkpoint of any format, '
+        "where the config has mmdensecl.PretrainedBackbone; 'none' for "
+        'random weights')
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -33,36 +33,15 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate by the actual over the original batch '
         'size')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config, "a.b=c"; a list is written '
-        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parser.parse_args()
 
 
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line merged in."""
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
-    merge_options(cfg, args.cfg_options)
-
-    # Priority: command line, config, name of the config file.
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs',
-                                osp.splitext(osp.basename(args.config))[0])
+    cfg = read_config(args)
+    if args.pretrained is not None:
+        set_pretrained(cfg, args.pretrained)
+    add_checkpoint_check(cfg)
     if args.amp:
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):

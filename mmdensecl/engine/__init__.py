@@ -1,11 +1,16 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from .config import merge_options, override_data_root
-from .hooks import (ContrastMonitorHook, LambdaWarmupHook, QueueLengthHook,
-                    UnlabeledDataHook)
+from .command_line import make_parser, read_config
+from .config import merge_options, override_data_root, set_pretrained
+from .hooks import (CheckpointKeysHook, ContrastMonitorHook, LambdaWarmupHook,
+                    QueueLengthHook, SamplePredictionsHook, UnlabeledDataHook,
+                    add_checkpoint_check)
 from .launch import prepare_cpu_launch
+from .probe_loop import KNNLoop, LowShotLoop, SVMLoop, is_probe
 
 __all__ = [
-    'ContrastMonitorHook', 'LambdaWarmupHook', 'QueueLengthHook',
-    'UnlabeledDataHook', 'merge_options', 'override_data_root',
-    'prepare_cpu_launch'
+    'CheckpointKeysHook', 'ContrastMonitorHook', 'KNNLoop', 'LambdaWarmupHook',
+    'LowShotLoop', 'QueueLengthHook', 'SVMLoop', 'SamplePredictionsHook',
+    'UnlabeledDataHook', 'add_checkpoint_check', 'is_probe', 'make_parser',
+    'merge_options', 'override_data_root', 'prepare_cpu_launch', 'read_config',
+    'set_pretrained'
 ]

@@ -54,3 +54,46 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
     if 'data_root' in options:
         override_data_root(cfg, options.pop('data_root'))
     cfg.merge_from_dict(options)
+
+
+def set_pretrained(cfg: Config, checkpoint: str) -> None:
+    """Let a downstream model start from another pre-training.
+
+    Args:
+        cfg (Config): Changed in place: every init_cfg of the type
+            ``mmdensecl.PretrainedBackbone`` in ``cfg.model``.
+        checkpoint (str): What they load. 'none' takes them out, which leaves
+            the host's own random initialisation.
+
+    Raises:
+        KeyError: The model has no such init_cfg.
+    """
+
+    def is_ours(value: Any) -> bool:
+        name = value.get('type') if isinstance(value, dict) else None
+        name = getattr(name, '__name__', name)
+        return str(name).split('.')[-1] == 'PretrainedBackbone'
+
+    def visit(node: Any) -> int:
+        if isinstance(node, (list, tuple)):
+            return sum(map(visit, node))
+        if not isinstance(node, dict):
+            return 0
+        entries = node.get('init_cfg')
+        entries = entries if isinstance(entries, (list, tuple)) else [entries]
+        ours = [entry for entry in entries if is_ours(entry)]
+        if ours and checkpoint == 'none':
+            others = [entry for entry in entries if not is_ours(entry)]
+            node.pop('init_cfg')
+            if others:
+                node['init_cfg'] = others
+        for entry in ours:
+            entry['checkpoint'] = checkpoint
+        return len(ours) + sum(map(visit, node.values()))
+
+    if not visit(cfg.get('model')):
+        raise KeyError(
+            f'--pretrained {checkpoint}: the model of {cfg.filename} has no '
+            'place for it. Add to its backbone (and to the shared_head of a '
+            "C4 detector) init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
+            "checkpoint='')")

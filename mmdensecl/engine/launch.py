@@ -1,19 +1,23 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import logging
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import is_distributed
+from mmengine.logging import print_log
 
 
 def prepare_cpu_launch(cfg: Config) -> None:
     """Let torchrun's processes train on a machine without a GPU.
 
     mmengine's launchers pick a GPU for each process and pass its number on.
-    Without GPUs the process group is started here, with gloo, and the
-    model is wrapped without a device number. With GPUs, or without a
-    launcher, nothing happens.
+    Without GPUs the process group is started here, with gloo, the model is
+    wrapped without a device number, and its SyncBN, which PyTorch has for
+    GPUs only, becomes BN. With GPUs, or without a launcher, nothing happens;
+    mmengine itself turns SyncBN into BN for a single process.
 
     Args:
         cfg (Config): The run's config, changed in place.
@@ -42,3 +46,24 @@ def prepare_cpu_launch(cfg: Config) -> None:
         **defaults,
         **cfg.get('model_wrapper_cfg', {}), 'device_ids': None
     }
+    replaced = _replace_sync_bn(cfg.get('model'))
+    if replaced:
+        print_log(
+            f'No GPU: {replaced} norm settings of the model were changed from '
+            'SyncBN to BN, so each process normalises by its own share of '
+            'the batch',
+            logger='current',
+            level=logging.WARNING)
+
+
+def _replace_sync_bn(cfg: Any) -> int:
+    """Make BN of each SyncBN of a model's config; return how many."""
+    if isinstance(cfg, (list, tuple)):
+        return sum(_replace_sync_bn(x) for x in cfg)
+    if not isinstance(cfg, dict):
+        return 0
+    replaced = sum(_replace_sync_bn(x) for x in cfg.values())
+    if cfg.get('type') in ('SyncBN', 'MMSyncBN'):
+        cfg['type'] = 'BN'
+        replaced += 1
+    return replaced

@@ -2,7 +2,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmdensecl.engine import override_data_root
+from mmdensecl.engine import override_data_root, set_pretrained
 
 
 def test_moves_every_path_below_the_root():
@@ -25,3 +25,52 @@ def test_moves_every_path_below_the_root():
 def test_nothing_to_move():
     with pytest.raises(KeyError, match='defines no data_root'):
         override_data_root(Config(dict(model=dict())), '/mnt/x')
+
+
+def pretrained(**kwargs):
+    return dict(
+        type='mmdensecl.PretrainedBackbone', checkpoint='a.pth', **kwargs)
+
+
+@pytest.fixture
+def detector():
+    return Config(
+        dict(
+            model=dict(
+                backbone=dict(type='ResNet', init_cfg=pretrained()),
+                neck=dict(init_cfg=dict(type='Xavier')),
+                roi_head=[
+                    dict(
+                        shared_head=dict(init_cfg=[
+                            dict(type='Kaiming'),
+                            pretrained(allow_random=['norm'])
+                        ]))
+                ])))
+
+
+def test_pretrained_everywhere(detector):
+    set_pretrained(detector, 'b.pth')
+    model = detector.model
+    assert model.backbone.init_cfg == {**pretrained(), 'checkpoint': 'b.pth'}
+    others, ours = model.roi_head[0].shared_head.init_cfg
+    assert others == dict(type='Kaiming')
+    assert (ours.checkpoint, ours.allow_random) == ('b.pth', ['norm'])
+    assert model.neck.init_cfg == dict(type='Xavier')
+
+
+def test_no_pretrained(detector):
+    set_pretrained(detector, 'none')
+    model = detector.model
+    assert 'init_cfg' not in model.backbone
+    assert model.roi_head[0].shared_head.init_cfg == [dict(type='Kaiming')]
+    assert model.neck.init_cfg == dict(type='Xavier')
+
+
+@pytest.mark.parametrize('checkpoint', ['b.pth', 'none'])
+@pytest.mark.parametrize('content', [
+    dict(),
+    dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained')))),
+])
+def test_no_place_for_pretrained(checkpoint, content):
+    with pytest.raises(KeyError, match='PretrainedBackbone'):
+        set_pretrained(Config(content), checkpoint)

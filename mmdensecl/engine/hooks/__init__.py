@@ -1,10 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from .checkpoint_keys_hook import CheckpointKeysHook, add_checkpoint_check
 from .contrast_monitor_hook import ContrastMonitorHook
 from .lambda_warmup_hook import LambdaWarmupHook
 from .queue_length_hook import QueueLengthHook, fit_queue_len
+from .sample_predictions_hook import SamplePredictionsHook
 from .unlabeled_data_hook import UnlabeledDataHook
 
 __all__ = [
-    'ContrastMonitorHook', 'LambdaWarmupHook', 'QueueLengthHook',
-    'UnlabeledDataHook', 'fit_queue_len'
+    'CheckpointKeysHook', 'ContrastMonitorHook', 'LambdaWarmupHook',
+    'QueueLengthHook', 'SamplePredictionsHook', 'UnlabeledDataHook',
+    'add_checkpoint_check', 'fit_queue_len'
 ]

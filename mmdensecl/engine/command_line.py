@@ -1,0 +1,62 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""What the command lines of tools/train.py and tools/test.py share."""
+import os
+import os.path as osp
+from argparse import ArgumentParser, Namespace
+
+from mmengine.config import Config, DictAction
+
+from .config import merge_options
+
+
+def make_parser(description: str) -> ArgumentParser:
+    """A parser with the flags of both.
+
+    Args:
+        description (str): Of the tool.
+
+    Returns:
+        ArgumentParser: To be given more arguments.
+    """
+    parser = ArgumentParser(description=description)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument(
+        '--work-dir',
+        help='the dir to save logs and models, by default '
+        'work_dirs/<config stem>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config, "a.b=c"; a list is written '
+        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def read_config(args: Namespace) -> Config:
+    """The config file with the shared flags merged in.
+
+    Args:
+        args (Namespace): What a parser of :func:`make_parser` read.
+
+    Returns:
+        Config: With ``launcher`` and ``work_dir`` set.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    merge_options(cfg, args.cfg_options)
+    # Priority: command line, config, name of the config file.
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs',
+                                osp.splitext(osp.basename(args.config))[0])
+    return cfg

@@ -1,0 +1,252 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import logging
+import os
+from fnmatch import fnmatchcase
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Union
+
+import torch.nn as nn
+from mmengine.logging import print_log
+from mmengine.model import update_init_info
+from torch import Tensor
+
+from mmdensecl.registry import WEIGHT_INITIALIZERS
+from .read_backbone import Backbone, describe_architecture, read_backbone
+
+# Batch norm counts its batches in it, for a momentum of None; older files
+# do not have it.
+COUNTER = 'num_batches_tracked'
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class PretrainedBackbone:
+    """Initialise a backbone from a checkpoint, or say why it cannot be.
+
+    One line in the config of any mmdet, mmseg or mmpretrain model::
+
+        backbone=dict(init_cfg=dict(
+            type='mmdensecl.PretrainedBackbone', checkpoint='epoch_200.pth'))
+
+    The file may have any format of :func:`read_backbone`. Everything is
+    judged from the model's side: each of its parameters and buffers must be
+    in the file with the same shape, or none is loaded and the error names
+    those that would stay random. It also fits ``roi_head.shared_head`` of a
+    C4 detector, which gets ``layer4``.
+
+    Args:
+        checkpoint (str): A file or an http(s) address.
+        prefix (str, optional): Where in the file the backbone is. Defaults
+            to None: found by itself.
+        allow_random (str | Sequence[str]): Tensors that may keep their own
+            initialisation because no pre-training knows them: names, parts of
+            names or fnmatch patterns, such as 'conv_offset' of deformable
+            convolutions. Defaults to ().
+        strict (bool): Whether to raise if anything does not fit. If False,
+            it loads what fits and warns of the rest. Defaults to True.
+
+    Raises:
+        ValueError: No ``checkpoint`` is named.
+    """
+
+    def __init__(self,
+                 checkpoint: str,
+                 prefix: Optional[str] = None,
+                 allow_random: Union[str, Sequence[str]] = (),
+                 strict: bool = True) -> None:
+        if not checkpoint:
+            raise ValueError(
+                f'PretrainedBackbone needs a checkpoint, got {checkpoint!r}. '
+                'Name it by init_cfg.checkpoint in the config, or on the '
+                "command line by --pretrained FILE ('none' for random "
+                'weights)')
+        self.checkpoint = os.fspath(checkpoint)
+        self.prefix = prefix
+        self.strict = strict
+        self.allow_random = ([allow_random] if isinstance(allow_random, str)
+                             else list(allow_random))
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the file into a module, in place.
+
+        Args:
+            module (nn.Module): A backbone, or a part of one with the same
+                names.
+
+        Raises:
+            ValueError: Something does not fit, or another initialiser would
+                overwrite it; besides the errors of :func:`read_backbone`.
+        """
+        self._check_last(module)
+        backbone = read_backbone(self.checkpoint, self.prefix)
+        own = {
+            k: v
+            for k, v in module.state_dict().items() if isinstance(v, Tensor)
+        }
+        given = backbone.state_dict
+        fits = {
+            name: given[name]
+            for name, x in own.items()
+            if name in given and given[name].shape == x.shape
+        }
+        problems = self._problems(own, given, fits)
+        if not fits or (problems and self.strict):
+            raise ValueError('\n'.join([
+                f'{self._file(backbone)}, does not fit the '
+                f'{type(module).__name__} of the model', *problems,
+                *_hints(own, backbone)
+            ]))
+        self._initialise_children(module)
+        module.load_state_dict(fits, strict=False)
+        self._settle(module, backbone)
+        self._report(module, own, backbone, fits, problems)
+
+    def _check_last(self, module: nn.Module) -> None:
+        """Refuse a list of initialisers in which others come later."""
+        cfgs = getattr(module, 'init_cfg', None)
+        if not isinstance(cfgs, (list, tuple)):
+            return
+        types = [getattr(x['type'], '__name__', x['type']) for x in cfgs]
+        ours = [x.endswith(type(self).__name__) for x in types]
+        # mmengine always runs its own Pretrained after the others.
+        if any(ours) and (not ours[-1] or not {'Pretrained', 'PretrainedInit'
+                                               }.isdisjoint(types)):
+            raise ValueError(
+                'PretrainedBackbone must be the last of init_cfg, and without '
+                '"Pretrained", or the others overwrite what it loads; got '
+                f'{types}')
+
+    def _problems(self, own: Mapping[str, Tensor], given: Mapping[str, Tensor],
+                  fits: Mapping[str, Tensor]) -> List[str]:
+        """What would stay random, and what the module should have had."""
+        missing, shapes = [], []
+        for name in own:
+            if (name in fits or name.endswith(COUNTER)
+                    or self._may_be_random(name)):
+                continue
+            if name in given:
+                shapes.append(f'{name}: got {tuple(given[name].shape)}, '
+                              f'expected {tuple(own[name].shape)}')
+            else:
+                missing.append(name)
+        # Stages that the module does not have, such as layer4 of a C4
+        # backbone, are nobody's loss; other blocks of the same stage are.
+        stages = _stages(own)
+        unused = [
+            name for name in given
+            if name not in own and name.partition('.')[0] in stages
+        ]
+        problems = {
+            'not in the file, would stay random': missing,
+            'of another shape, would stay random': shapes,
+            'in the file without a place in the module': unused,
+        }
+        return [
+            f'{len(names)} {what}: {_some(names)}'
+            for what, names in problems.items() if names
+        ]
+
+    def _may_be_random(self, name: str) -> bool:
+        return any(
+            fnmatchcase(f'.{name}.', f'*.{pattern}.*')
+            for pattern in self.allow_random)
+
+    @staticmethod
+    def _initialise_children(module: nn.Module) -> None:
+        """Run what mmengine would run after us, before us.
+
+        Deformable convolutions, for one, draw their weights anew in their own
+        ``init_weights``. mmengine does the same for its own ``Pretrained``.
+        """
+        if not hasattr(module, '_params_init_info'):
+            return  # not called by init_weights
+        for child in module.children():
+            if hasattr(child, 'init_weights') and not getattr(
+                    child, 'is_init', False):
+                child.init_weights()
+                update_init_info(
+                    child, init_info=f'init_weights of {type(child).__name__}')
+
+    def _settle(self, module: nn.Module, backbone: Backbone) -> None:
+        """Tell mmengine and the host to leave the weights alone."""
+        for part in module.modules():
+            if hasattr(part, 'init_weights'):
+                part.is_init = True
+        # By this type mmpretrain's ResNet, and others, know not to zero the
+        # last norm of each block after init_weights.
+        module.init_cfg = dict(type='Pretrained', checkpoint=self.checkpoint)
+        if hasattr(module, '_params_init_info'):
+            update_init_info(
+                module,
+                init_info=f'PretrainedBackbone: {self._file(backbone)}')
+
+    def _file(self, backbone: Backbone) -> str:
+        sha = f' (sha256 {backbone.sha256[:8]})' if backbone.sha256 else ''
+        return f'"{self.checkpoint}"{sha}, {backbone.source}'
+
+    def _report(self, module: nn.Module, own: Mapping[str, Tensor],
+                backbone: Backbone, fits: Mapping[str, Tensor],
+                problems: Sequence[str]) -> None:
+        """Say what was loaded, what not, and what the file also holds."""
+        kept = [name for name in own if name not in fits]
+        stages = _stages(own)
+        details = {
+            'not in the file, stay at 0':
+            [x for x in kept if x.endswith(COUNTER)],
+            'random, as allow_random permits': [
+                x for x in kept
+                if not x.endswith(COUNTER) and self._may_be_random(x)
+            ],
+            'in the file but not needed': [
+                *(x for x in _stages(backbone.state_dict) if x not in stages),
+                *backbone.left_out
+            ],
+        }
+        lines = [
+            f'loaded {len(fits)}/{len(own)} tensors of '
+            f'{backbone.arch or "a backbone"} into {type(module).__name__} '
+            f'from {self._file(backbone)}'
+        ]
+        lines += [
+            f'{what}: {_some(names)}' for what, names in details.items()
+            if names
+        ]
+        print_log('; '.join(lines), logger='current')
+        if problems:
+            print_log(
+                '\n'.join([f'strict=False: {lines[0]}', *problems]),
+                logger='current',
+                level=logging.WARNING)
+
+
+def _stages(names: Iterable[str]) -> Dict[str, None]:
+    """``conv1``, ``bn1``, ``layer1`` and so on, in order."""
+    return dict.fromkeys(name.partition('.')[0] for name in names)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> List[str]:
+    """What to do about the usual reasons."""
+    given = backbone.state_dict
+    arch = describe_architecture(own)
+    hints = []
+    own_deep, given_deep = (
+        any(x.startswith('stem.') for x in state) for state in (own, given))
+    if own_deep and not given_deep:
+        hints.append(
+            "The module has a deep stem and the file a plain one: use "
+            "type='ResNet' instead of 'ResNetV1c' or 'ResNetV1d'.")
+    elif given_deep and 'conv1.weight' in own:
+        hints.append('The file has a deep stem and the module a plain one: '
+                     "use type='ResNetV1c' or 'ResNetV1d'.")
+    elif arch and backbone.arch and arch != backbone.arch:
+        hints.append(f'The file is {backbone.arch}, the module is {arch}.')
+    elif any(name.startswith('backbone.') for name in own):
+        hints.append('This is a whole model: put init_cfg into its backbone.')
+    hints.append(
+        'If some tensors are meant to stay random, name them by '
+        "allow_random=['conv_offset'], for example; strict=False loads "
+        'whatever fits.')
+    return hints

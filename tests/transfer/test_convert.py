@@ -1,0 +1,200 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""The same backbone for other projects: names back and forth, features."""
+import hashlib
+import pickle
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from mmdensecl.checkpoint import load_from_local
+from mmdensecl.registry import MODELS
+from mmdensecl.transfer import read_backbone
+from mmdensecl.transfer.convert import (SUFFIXES, encode_backbone,
+                                        from_detectron2, from_detectron2_name,
+                                        to_detectron2_name)
+
+TOOL = Path(__file__).parents[2] / 'tools/model_converters/publish_backbone.py'
+
+
+@pytest.fixture(scope='module')
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 64, 64, generator=generator)
+
+
+@pytest.fixture(scope='module')
+def features(resnet18, images):
+    return features_of(resnet18, images)
+
+
+@pytest.fixture(scope='module')
+def written(file18, tmp_path_factory):
+    """Function that gives the path of a backbone written for a project."""
+    folder, backbone = tmp_path_factory.mktemp('out'), read_backbone(file18)
+
+    def write(to):
+        path = folder / f'{to}{SUFFIXES[to]}'
+        if not path.exists():
+            path.write_bytes(encode_backbone(backbone, to))
+        return path
+
+    return write
+
+
+@torch.no_grad()
+def features_of(model, images):
+    """What comes out of the last stage of a torchvision ResNet."""
+    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = stage(x)
+    return x
+
+
+def mmpretrain_features(state, images):
+    model = MODELS.build(dict(type='mmpretrain.ResNet', depth=18))
+    model.load_state_dict(state)
+    model.eval()
+    with torch.no_grad():
+        return model(images)[-1]
+
+
+class TestFeatures:
+    """To the last bit."""
+
+    def test_openmmlab(self, written, images, features):
+        content = load_from_local(written('openmmlab'))
+        assert content['meta']['arch'] == 'ResNet-18'
+        got = mmpretrain_features(content['state_dict'], images)
+        assert torch.equal(got, features)
+
+    def test_torchvision(self, written, images, features):
+        model = torchvision.models.resnet18().eval()
+        keys = model.load_state_dict(
+            load_from_local(written('torchvision')), strict=False)
+        assert keys.missing_keys == ['fc.weight', 'fc.bias']
+        assert not keys.unexpected_keys
+        assert torch.equal(features_of(model, images), features)
+
+    def test_timm(self, written, images, features):
+        model = timm.create_model('resnet18').eval()
+        keys = model.load_state_dict(
+            load_from_local(written('torchvision')), strict=False)
+        assert keys.missing_keys == ['fc.weight', 'fc.bias']
+        with torch.no_grad():
+            assert torch.equal(model.forward_features(images), features)
+
+    def test_safetensors(self, written, images, features):
+        state = load_file(written('safetensors'))
+        assert torch.equal(mmpretrain_features(state, images), features)
+
+    def test_detectron2(self, written, images, features):
+        with open(written('detectron2'), 'rb') as file:
+            content = pickle.load(file)
+        assert content['matching_heuristics'] is True
+        assert isinstance(content['__author__'], str)
+        assert all(
+            isinstance(x, np.ndarray) for x in content['model'].values())
+        state = from_detectron2(content['model'])
+        assert torch.equal(mmpretrain_features(state, images), features)
+
+
+class TestDetectron2Names:
+
+    @pytest.mark.parametrize('plain, theirs', [
+        ('conv1.weight', 'stem.conv1.weight'),
+        ('bn1.running_var', 'stem.conv1.norm.running_var'),
+        ('layer1.0.conv1.weight', 'res2.0.conv1.weight'),
+        ('layer1.0.bn3.bias', 'res2.0.conv3.norm.bias'),
+        ('layer4.2.conv2.weight', 'res5.2.conv2.weight'),
+        ('layer2.0.downsample.0.weight', 'res3.0.shortcut.weight'),
+        ('layer3.0.downsample.1.weight', 'res4.0.shortcut.norm.weight'),
+        ('layer3.22.bn2.num_batches_tracked',
+         'res4.22.conv2.norm.num_batches_tracked'),
+    ])
+    def test_known(self, plain, theirs):
+        assert to_detectron2_name(plain) == theirs
+        assert from_detectron2_name(theirs) == plain
+
+    def test_whole_resnet(self, backbone50):
+        """One to one, and as a chain of replacements has it."""
+        names = [to_detectron2_name(x) for x in backbone50]
+        assert len(set(names)) == len(names) == 318
+        assert [from_detectron2_name(x) for x in names] == list(backbone50)
+        for plain, theirs in zip(backbone50, names):
+            chain = plain if 'layer' in plain else f'stem.{plain}'
+            for number in (4, 3, 2, 1):
+                chain = chain.replace(f'layer{number}', f'res{number + 1}')
+            chain = re.sub(r'bn(\d)', r'conv\1.norm', chain)
+            chain = chain.replace('downsample.0', 'shortcut')
+            chain = chain.replace('downsample.1', 'shortcut.norm')
+            assert theirs == chain
+
+    @pytest.mark.parametrize('name', ['stem.0.weight', 'fc.weight', 'conv1'])
+    def test_unknown(self, name):
+        with pytest.raises(ValueError, match='no tensor of a plain ResNet'):
+            to_detectron2_name(name)
+        with pytest.raises(ValueError, match='no tensor of a ResNet'):
+            from_detectron2_name(name)
+
+
+@pytest.mark.parametrize('to', list(SUFFIXES))
+def test_deterministic(to, file18, written):
+    assert encode_backbone(read_backbone(file18),
+                           to) == written(to).read_bytes()
+
+
+@pytest.mark.parametrize('to', [x for x in SUFFIXES if x != 'detectron2'])
+def test_is_read_again(to, written, backbone18):
+    state = read_backbone(written(to)).state_dict
+    assert state.keys() == backbone18.keys()
+    for name, x in backbone18.items():
+        assert torch.equal(state[name], x)
+
+
+def test_deep_stem_has_no_place(tmp_path):
+    model = MODELS.build(
+        dict(type='mmpretrain.ResNetV1c', depth=18, base_channels=4))
+    torch.save(model.state_dict(), tmp_path / 'v1c.pth')
+    backbone = read_backbone(tmp_path / 'v1c.pth')
+    for to in ('torchvision', 'detectron2'):
+        with pytest.raises(ValueError, match='"stem.0.*plain ResNet'):
+            encode_backbone(backbone, to)
+    encode_backbone(backbone, 'openmmlab')
+
+
+@pytest.fixture
+def publish(monkeypatch, capsys):
+    """Function that runs the tool and gives what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+        runpy.run_path(str(TOOL), run_name='__main__')
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_tool(publish, file18, written, tmp_path):
+    """The name holds the hash; nothing is overwritten."""
+    arguments = file18, tmp_path / 'new/r18.pth', '--to', 'torchvision'
+    text = publish(*arguments)
+    assert 'ResNet-18' in text and 'left out: fc' in text
+    path = Path(text.splitlines()[-1])
+    data = path.read_bytes()
+    assert data == written('torchvision').read_bytes()
+    sha = hashlib.sha256(data).hexdigest()
+    assert path == tmp_path / f'new/r18-{sha[:8]}.pth'
+    assert publish(*arguments) == text
+    assert list(path.parent.iterdir()) == [path]
+    path.write_bytes(b'mine')
+    with pytest.raises(FileExistsError, match='holds something else'):
+        publish(*arguments)
+    assert path.read_bytes() == b'mine'

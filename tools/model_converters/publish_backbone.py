@@ -1,0 +1,65 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Write the backbone of a checkpoint as a file for others."""
+import argparse
+import hashlib
+import os
+from pathlib import Path
+
+from mmdensecl.transfer import read_backbone
+from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Extract the backbone of a checkpoint of any format and '
+        'write it for another project. The first 8 digits of its sha256 '
+        'become part of the name')
+    parser.add_argument('checkpoint', help='checkpoint file or http(s) URL')
+    parser.add_argument(
+        'out', help='name of the output without suffix, such as densecl_r50')
+    parser.add_argument(
+        '--to',
+        choices=list(SUFFIXES),
+        default='openmmlab',
+        help='openmmlab: {"state_dict", "meta"}; torchvision: a bare state '
+        'dict, also for timm; detectron2: a .pkl under its names')
+    parser.add_argument(
+        '--prefix', help='where in the checkpoint the backbone is')
+    return parser.parse_args()
+
+
+def write(data: bytes, out: Path, suffix: str) -> Path:
+    """Write ``out-<sha256>.suffix`` at once or not at all."""
+    sha = hashlib.sha256(data).hexdigest()[:8]
+    path = out.with_name(f'{out.name}-{sha}{suffix}')
+    if path.exists():
+        if path.read_bytes() != data:
+            raise FileExistsError(
+                f'"{path}" exists and holds something else; move it away or '
+                'choose another name')
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def main() -> None:
+    args = parse_args()
+    backbone = read_backbone(args.checkpoint, args.prefix)
+    suffix = SUFFIXES[args.to]
+    out = Path(args.out)
+    if out.suffix == suffix:
+        out = out.with_suffix('')
+    path = write(encode_backbone(backbone, args.to), out, suffix)
+    left = ', '.join(backbone.left_out) or 'nothing'
+    print(f'{backbone.source}: {backbone.arch or "a backbone"}, '
+          f'{len(backbone.state_dict)} tensors; left out: {left}\n{path}')
+
+
+if __name__ == '__main__':
+    main()
