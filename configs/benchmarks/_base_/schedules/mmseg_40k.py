@@ -1,0 +1,7 @@
+_base_ = [
+    'mmseg::_base_/schedules/schedule_40k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
+randomness = dict(seed=0)

@@ -1,0 +1,6 @@
+_base_ = './faster-rcnn_r50-fpn_8xb2-24k_voc0712.py'
+# Source: the frozen-backbone comparison of DenseCL's journal version (Visual
+# Informatics 7(1), 2023). Its details are not public; here weights and BN
+# statistics of the whole ResNet stay fixed, everything new learns.
+
+model = dict(backbone=dict(frozen_stages=4, norm_eval=True))

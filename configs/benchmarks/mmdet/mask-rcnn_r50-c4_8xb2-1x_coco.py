@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_r50-c4.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/mmdet_90k.py',
+]
+# Source: detection/configs/coco_R_50_C4_2x_moco.yaml of facebookresearch/moco,
+# with detectron2's 1x.
