@@ -5,7 +5,6 @@ Prints a table and draws the strongest mutual matches between two views of a
 few pictures, before and after. Both encoders see the same views.
 """
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -19,6 +18,7 @@ from mmengine.runner import load_state_dict, set_random_seed
 from rich.console import Console
 from rich.table import Table
 
+from mmdensecl.benchmark.log import log_rows
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.models.correspondence import BackboneSimilarity
 from mmdensecl.models.features import Features
@@ -115,14 +115,7 @@ def unseen_batches(cfg: Config, count: int) -> List[dict]:
 
 def training_curve(work_dir: Path) -> List[dict]:
     """What was logged, over all starts of the run, in order of steps."""
-    rows = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # cut off by Ctrl-C
-                continue
-            rows[row['step']] = row
+    rows = {row['step']: row for row in log_rows(work_dir)}
     return [rows[step] for step in sorted(rows)]
 
 

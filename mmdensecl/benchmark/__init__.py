@@ -1,0 +1,1 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.

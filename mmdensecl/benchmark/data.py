@@ -1,0 +1,145 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Fit a config to a folder of labelled pictures, and say which it was."""
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Tuple, Union
+
+from mmengine.config import Config, ConfigDict
+
+from mmdensecl.engine import override_data_root
+
+# Listed by content, all other files by size.
+LABEL_SUFFIXES = ('.json', '.txt', '.xml', '.csv')
+# A folder of another set than VOC's or Cityscapes' own names its classes here,
+# one a line, without VOC's background.
+CLASS_NAMES = 'class_names.txt'
+
+
+def read_classes(root: Union[str, Path], layout: str) -> Optional[List[str]]:
+    """Names of the classes of a labelled folder, if they are its own.
+
+    Args:
+        root (str | Path): The folder.
+        layout (str): One of :data:`mmdensecl.benchmark.suite.LAYOUTS`.
+
+    Returns:
+        List[str] | None: From the annotations (COCO) or from
+        ``class_names.txt`` (VOC, Cityscapes). None where that file is
+        missing: the layout's standard classes.
+
+    Raises:
+        ValueError: The file holds no names.
+    """
+    root = Path(root)
+    if layout == 'coco':
+        path = root / 'annotations' / 'instances_val2017.json'
+        names = [x['name'] for x in json.loads(path.read_text())['categories']]
+    else:
+        folder = root / 'VOC2012' if layout == 'voc' else root
+        path = folder / CLASS_NAMES
+        if not path.is_file():
+            return None
+        names = [line.strip() for line in path.read_text().splitlines()]
+        names = [name for name in names if name]
+        if layout == 'voc_seg':
+            names = ['background', *names]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f'"{path}" must name each class once, got {names}')
+    return names
+
+
+def _walk(value: Any, visit: Callable[[dict], None]) -> None:
+    """Show every dict in a config to ``visit``."""
+    if isinstance(value, (ConfigDict, dict)):
+        visit(value)
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _walk(item, visit)
+
+
+def _palette(count: int) -> List[Tuple[int, ...]]:
+    """Distinct colours: VOC's, the bits of the number spread over RGB."""
+    return [
+        tuple(
+            sum(((i >> (3 * bit + channel)) & 1) << (7 - bit)
+                for bit in range(8)) for channel in range(3))
+        for i in range(count)
+    ]
+
+
+def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
+    """Point a downstream config at a folder, with the folder's classes.
+
+    Args:
+        cfg (Config): Changed in place.
+        root (str | Path): Takes the place of the config's ``data_root``.
+        layout (str): One of :data:`mmdensecl.benchmark.suite.LAYOUTS`.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f'The data folder "{root}" does not exist. Name the folder above '
+            'it with --data-root or MMDENSECL_DATA_ROOT')
+    classes = read_classes(root, layout)
+    suffix = dict(voc_seg=('.jpg', '.png')).get(layout)
+    if layout == 'cityscapes':
+        pngs = any(root.glob('leftImg8bit/*/*/*_leftImg8bit.png'))
+        suffix = (f'_leftImg8bit.{"png" if pngs else "jpg"}',
+                  '_gtFine_labelTrainIds.png')
+
+    def fit(node: dict) -> None:
+        if classes and 'num_classes' in node:
+            node['num_classes'] = len(classes)
+        # A data set: the innermost dicts that have a folder of their own.
+        if 'data_root' not in node or 'type' not in node:
+            return
+        if suffix:
+            node['img_suffix'] = suffix[0]
+        if classes:
+            # The hosts' named sets insist on, or print, their own classes.
+            if suffix:
+                node['type'] = 'BaseSegDataset'
+                node['seg_map_suffix'] = suffix[1]
+            elif layout != 'coco':
+                node['type'] = 'XMLDataset'
+            # VOC's first colour, black, is its background's.
+            start = 0 if suffix else 1
+            node['metainfo'] = dict(
+                classes=tuple(classes),
+                palette=_palette(start + len(classes))[start:])
+
+    for part in ('model', 'train_dataloader', 'val_dataloader',
+                 'test_dataloader'):
+        _walk(cfg.get(part), fit)
+    override_data_root(cfg, str(root))
+
+
+def fingerprint(root: Union[str, Path]) -> dict:
+    """What identifies a folder of labelled pictures.
+
+    Args:
+        root (str | Path): The folder.
+
+    Returns:
+        dict: ``fingerprint``, a SHA-256 over the sorted names of all files
+        with the content of the labels (json, txt, xml, csv) and the size of
+        everything else; ``files``, ``bytes``.
+    """
+    digest, files, size = hashlib.sha256(), 0, 0
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(x for x in subfolders if x[0] != '.')
+        for name in sorted(x for x in names if x[0] != '.'):
+            path = Path(folder, name)
+            length = path.stat().st_size
+            digest.update(f'{path.relative_to(root)}\0{length}\0'.encode())
+            if name.lower().endswith(LABEL_SUFFIXES):
+                digest.update(path.read_bytes())
+            files += 1
+            size += length
+    return dict(fingerprint=digest.hexdigest(), files=files, bytes=size)

@@ -1,0 +1,199 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""What a benchmark keeps on disk, beside mmengine's own files.
+
+``<run>/plan/config.py`` and ``plan/run.json`` are written before a run,
+``result.json`` after it; ``failed.json`` instead where it failed.
+"""
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+from .log import log_rows
+from .plan import Run
+from .suite import Suite
+
+SCHEMA = 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f'.{path.name}.new')
+    with open(new, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def read_json(path: Path) -> Optional[dict]:
+    """Read a file of :func:`write_json`; None if there is none."""
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+class StaleRunError(RuntimeError):
+    """A run's folder holds a run with other settings."""
+
+
+def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
+    """Say where two nested dicts differ.
+
+    Args:
+        old (Any): One value.
+        new (Any): The other one.
+        name (str): Of the value. Defaults to ''.
+
+    Yields:
+        str: ``name: old -> new``.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(
+                old.get(key), new.get(key), f'{name}.{key}' if name else key)
+    elif old != new:
+        yield f'{name}: {old} -> {new}'
+
+
+def status(run: Run) -> str:
+    """How far a run is: ``new``, ``started``, ``failed`` or ``finished``.
+
+    Raises:
+        StaleRunError: Its folder is another run's: other code, config, data
+            or weights.
+    """
+    plan = read_json(run.folder / 'plan' / 'run.json')
+    if plan is None:
+        return 'new'
+    changed = list(differences(plan['identity'], run.identity))
+    if changed:
+        raise StaleRunError(
+            f'"{run.folder}" was run with other settings than it would be '
+            'now:\n  ' + '\n  '.join(changed) + '\nA table cannot mix them. '
+            'Take another --work-dir, or repeat what differs with --redo')
+    if (run.folder / 'result.json').is_file():
+        return 'finished'
+    if (run.folder / 'failed.json').is_file():
+        return 'failed'
+    return 'started'
+
+
+def prepare(run: Run) -> Path:
+    """Write a run's config and identity.
+
+    Returns:
+        Path: The config file.
+    """
+    config = run.folder / 'plan' / 'config.py'
+    config.parent.mkdir(parents=True, exist_ok=True)
+    run.config.dump(config)
+    write_json(config.with_name('run.json'), dict(identity=run.identity))
+    (run.folder / 'failed.json').unlink(missing_ok=True)
+    return config
+
+
+def discard(run: Run) -> None:
+    """Remove all that a run has left."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
+    """Write ``suite.json``, from which the report knows what to expect.
+
+    What an earlier call planned here stays planned, so that rows can be
+    added later.
+
+    Args:
+        folder (Path): Of the suite.
+        suite (Suite): With the tasks that are run.
+        runs (List[Run]): All of them.
+    """
+    path = folder / 'suite.json'
+    old = read_json(path) or dict(tasks=[], runs=[])
+    tasks = {task['name']: task for task in old['tasks']}
+    for task in suite.tasks:
+        tasks[task.name] = dict(
+            name=task.name,
+            title=task.title,
+            model=task.model,
+            metrics=task.metrics,
+            published=list(task.published))
+    planned: Dict[str, dict] = {run['folder']: run for run in old['runs']}
+    for run in runs:
+        planned[run.name] = dict(
+            task=run.task.name,
+            protocol=run.protocol,
+            row=run.row,
+            seed=run.seed,
+            folder=run.name)
+
+    def unique(key: str) -> list:
+        return list(dict.fromkeys(run[key] for run in planned.values()))
+
+    write_json(
+        path,
+        dict(
+            schema=SCHEMA,
+            name=suite.name,
+            title=suite.title,
+            description=suite.description,
+            tasks=list(tasks.values()),
+            rows=unique('row'),
+            protocols=unique('protocol'),
+            seeds=sorted(unique('seed')),
+            runs=list(planned.values())))
+
+
+def final_metrics(run: Run) -> Optional[Dict[str, float]]:
+    """What a run measured at its end; None where it has not come to it.
+
+    Args:
+        run (Run): The run.
+    """
+    main = run.task.metrics[0]['key']
+    tests = sorted(run.folder.glob('*/[0-9]*_[0-9]*.json'))
+    for path in reversed(tests):  # of tools/test.py
+        metrics = json.loads(path.read_text(encoding='utf-8'))
+        if main in metrics:
+            return _numbers(metrics)
+    length, _ = run.length
+    for row in reversed([*log_rows(run.folder)]):
+        if main in row and 'lr' not in row and row.get('step') == length:
+            return _numbers(row)
+    return None
+
+
+def _numbers(row: dict) -> Dict[str, float]:
+    return {
+        key: value
+        for key, value in row.items()
+        if isinstance(value, (int, float)) and key not in ('step', 'time',
+                                                           'data_time')
+    }
+
+
+def progress(run: Run) -> float:
+    """Share of a training that is done, from its log."""
+    length, unit = run.length
+    key = 'epoch' if unit == 'epochs' else 'step'
+    done = [row[key] for row in log_rows(run.folder) if row.get(key)]
+    return min(1., max(done, default=0) / length) if length else 0.
+
+
+def trained_checkpoint(run: Run) -> Optional[Path]:
+    """The checkpoint of a training's end; None where it has not come to it.
+
+    Args:
+        run (Run): The run.
+    """
+    length, unit = run.length
+    name = 'epoch' if unit == 'epochs' else 'iter'
+    path = run.folder / f'{name}_{length}.pth'
+    pointer = run.folder / 'last_checkpoint'
+    # mmengine writes the pointer after the checkpoint.
+    if not pointer.is_file() or Path(pointer.read_text()).name != path.name:
+        return None
+    return path if path.is_file() else None

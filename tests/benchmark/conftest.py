@@ -1,0 +1,106 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""A suite whose runs take no time: its tools/train.py only pretends."""
+import textwrap
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+CONFIG = """
+data_root = 'data/coco/'
+default_scope = 'mmdet'
+model = dict(
+    backbone=dict(type='ResNet', depth=18, init_cfg=dict(
+        type='mmdensecl.PretrainedBackbone', checkpoint=None)),
+    head=dict(num_classes=80))
+train_dataloader = dict(batch_size=2, dataset=dict(
+    type='CocoDataset', data_root=data_root))
+val_dataloader = dict(dataset=dict(type='CocoDataset', data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/x.json')
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=10)
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(logger=dict(type='LoggerHook'))
+"""
+SUITE = """
+name = 'tiny'
+title = 'A tiny suite'
+description = 'For tests.'
+tasks = [
+    dict(name='seg', title='Segmentation', model='FCN', data='coco',
+         layout='coco', configs=dict(frozen='seg.py', finetune='seg.py'),
+         metrics=[dict(key='mIoU', name='mIoU', scale=1., unit='%')]),
+    dict(name='det', title='Detection', model='RetinaNet', data='coco',
+         layout='coco', configs=dict(finetune='det.py'),
+         metrics=[dict(key='AP', name='AP', scale=100., unit='%')]),
+]
+"""
+# Behaves as mmengine does, as far as the benchmark looks. What it shall do
+# stands in the environment: FAIL, SLOW and NO_VAL hold words that are searched
+# for in the work_dir.
+TRAIN = """
+import json, os, sys, time
+from pathlib import Path
+work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
+config = Path(sys.argv[1]).read_text()
+
+def asked(name):
+    words = os.environ.get(name)
+    return words is not None and words in str(work_dir)
+
+with open(work_dir / 'calls', 'a') as file:
+    print(Path(sys.argv[0]).name, *sys.argv[2:], os.environ.get(
+        'OMP_NUM_THREADS'), file=file)
+stamp = time.strftime('%Y%m%d_%H%M%S')
+vis = work_dir / stamp / 'vis_data'
+vis.mkdir(parents=True, exist_ok=True)
+last = work_dir / 'last_checkpoint'
+start = int(last.read_text().split('_')[-1][:-4]) if last.exists() else 0
+metrics = dict(mIoU=50. + len(config) % 7, AP=0.25)
+if Path(sys.argv[0]).name == 'test.py':
+    (work_dir / stamp / f'{stamp}.json').write_text(json.dumps(metrics))
+    sys.exit()
+with open(vis / 'scalars.json', 'a') as log:
+    for step in range(start + 1, 11):
+        print(json.dumps(dict(lr=0.1, loss=1. / step, iter=step, step=step)),
+              file=log, flush=True)
+        if step % 5 == 0:
+            path = work_dir / f'iter_{step}.pth'
+            path.write_bytes(b'weights')
+            last.write_text(str(path))
+        if step == 6 and asked('FAIL'):
+            raise RuntimeError('this run was told to fail')
+        if step == 6 and asked('SLOW'):
+            time.sleep(600)
+    if asked('KILL'):
+        os.kill(os.getpid(), 9)
+    if not asked('NO_VAL'):
+        print(json.dumps(dict(**metrics, data_time=0.1, step=10)), file=log)
+"""
+ANNOTATIONS = """{"images": [], "annotations": [], "categories":
+ [{"id": 3, "name": "cup"}, {"id": 5, "name": "<b>plate</b>"}]}"""
+
+
+@pytest.fixture(scope='session')
+def weights(tmp_path_factory):
+    """A file of random ResNet-18 weights."""
+    path = tmp_path_factory.mktemp('weights') / 'resnet18.pth'
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with data, a suite file and pretending tools."""
+    data = tmp_path / 'data' / 'coco' / 'annotations'
+    data.mkdir(parents=True)
+    (data / 'instances_val2017.json').write_text(ANNOTATIONS)
+    for name in ('seg', 'det'):
+        (tmp_path / f'{name}.py').write_text(CONFIG)
+    (tmp_path / 'tiny.py').write_text(SUITE)
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    for name in ('train', 'test'):
+        (tools / f'{name}.py').write_text(textwrap.dedent(TRAIN))
+    return tmp_path

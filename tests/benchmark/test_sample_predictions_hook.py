@@ -1,0 +1,258 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""The hook with the real visualizers, on pictures of one colour each."""
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData, PixelData
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mmdensecl.engine import SamplePredictionsHook
+from mmdensecl.engine.hooks import sample_predictions_hook
+
+HEIGHT, WIDTH = 60, 90
+
+
+class Pictures(Dataset):
+    """Picture ``i`` is grey of level ``20 * i``."""
+
+    METAINFO = dict(
+        classes=('left', 'right'), palette=[(255, 0, 0), (0, 0, 255)])
+
+    def __init__(self, folder, count, host, labels=True):
+        self.metainfo = self.METAINFO
+        self.host, self.labels = host, labels
+        self.paths = []
+        folder.mkdir(exist_ok=True)
+        for i in range(count):
+            self.paths.append(str(folder / f'{i}.png'))
+            Image.new('RGB', (WIDTH, HEIGHT),
+                      (20 * i, ) * 3).save(self.paths[-1])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return dict(inputs=torch.zeros(1), data_samples=self.sample(i))
+
+    def sample(self, i):
+        meta = dict(img_path=self.paths[i], ori_shape=(HEIGHT, WIDTH))
+        if self.host == 'mmseg':
+            from mmseg.structures import SegDataSample
+            sample = SegDataSample(metainfo=meta)
+            if self.labels:
+                sample.gt_sem_seg = halves(0)
+            return sample
+        from mmdet.structures import DetDataSample
+        sample = DetDataSample(metainfo=meta)
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[5., 5., 40., 50.]]),
+            labels=torch.tensor([0]))
+        return sample
+
+
+def halves(value):
+    """A map whose right half has class 1."""
+    data = torch.full((1, HEIGHT, WIDTH), value)
+    data[:, :, WIDTH // 2:] = 1
+    return PixelData(data=data)
+
+
+class Model(BaseModel):
+    """Says class 1 everywhere, or two boxes of which one is unlikely."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'loss':
+            return dict(loss=self.weight.sum())
+        for sample in data_samples:
+            if 'gt_instances' in sample:
+                sample.pred_instances = InstanceData(
+                    bboxes=torch.tensor([[5., 5., 40., 50.],
+                                         [50., 5., 85., 50.]]),
+                    scores=torch.tensor([0.9, 0.2]),
+                    labels=torch.tensor([1, 1]))
+            else:
+                sample.pred_sem_seg = halves(1)
+        return data_samples
+
+
+class Nothing(BaseMetric):
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return dict(count=len(results))
+
+
+@pytest.fixture
+def make_runner(tmp_path):
+
+    def make(host='mmseg',
+             count=9,
+             labels=True,
+             batch_size=2,
+             hook={},
+             visualizer=None):
+        pytest.importorskip(host)
+        __import__(f'{host}.visualization')
+        dataset = Pictures(tmp_path / 'pictures', count, host, labels)
+        loader = dict(
+            dataset=dataset,
+            batch_size=batch_size,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'))
+        name = dict(mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer')
+        return Runner(
+            model=Model(),
+            work_dir=str(tmp_path / 'work'),
+            train_dataloader=loader,
+            val_dataloader=loader,
+            test_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
+            val_cfg=dict(),
+            test_cfg=dict(),
+            val_evaluator=[Nothing()],
+            test_evaluator=[Nothing()],
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.)),
+            default_hooks=dict(checkpoint=None),
+            custom_hooks=[
+                dict(type='mmdensecl.SamplePredictionsHook', **hook)
+            ],
+            visualizer=visualizer
+            or dict(type=f'{host}.{name[host]}', name=tmp_path.name),
+            default_scope=host,
+            experiment_name=tmp_path.name)
+
+    scopes = dict(DefaultScope._instance_dict)
+    yield make
+    # Other tests must not find this one's default scope.
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
+def drawn(tmp_path):
+    folder = tmp_path / 'work' / 'predictions'
+    return sorted(path.name for path in folder.glob('*'))
+
+
+def pixels(tmp_path, name):
+    path = tmp_path / 'work' / 'predictions' / name
+    return np.asarray(Image.open(path).convert('RGB')).astype(int)
+
+
+@pytest.mark.parametrize('count, total, expected', [
+    (4, 10, [0, 3, 6, 9]),
+    (4, 4, [0, 1, 2, 3]),
+    (4, 2, [0, 1]),
+    (1, 9, [0]),
+    (3, 101, [0, 50, 100]),
+])
+def test_spread_evenly(count, total, expected):
+    found = sample_predictions_hook.spread_evenly(count, total)
+    assert list(found) == expected
+
+
+class TestSegmentation:
+
+    def test_train(self, make_runner, tmp_path):
+        make_runner(hook=dict(num=3, height=120)).train()
+        assert drawn(tmp_path) == [
+            f'{i:05d}_{kind}.png' for i in (0, 4, 8) for kind in ('gt', 'pred')
+        ]
+        truth = pixels(tmp_path, '00008_gt.png')
+        predicted = pixels(tmp_path, '00008_pred.png')
+        assert truth.shape == predicted.shape == (120, 180, 3)
+        # Far from the labels' text: red and blue of the palette.
+        left, right = truth[110, 5], truth[110, 175]
+        assert left[0] > left[2] + 80 and right[2] > right[0] + 80
+        left = predicted[110, 5]
+        assert left[2] > left[0] + 80
+        # The right picture: its grey shines through.
+        darker = pixels(tmp_path, '00000_gt.png')
+        assert darker[110, 5, 1] < truth[110, 5, 1]
+
+    def test_last_validation_stays(self, make_runner, tmp_path):
+        runner = make_runner(hook=dict(num=1))
+        seen = []
+        visualizer = runner.visualizer
+        original = visualizer.add_datasample
+
+        def spy(name, image, sample, out_file=None, **kwargs):
+            seen.append((name, runner.epoch))
+            original(name, image, sample, out_file=out_file, **kwargs)
+
+        visualizer.add_datasample = spy
+        runner.train()
+        assert seen == [(name, epoch) for epoch in (1, 2)
+                        for name in ('00000_gt', '00000_pred')]
+
+    def test_test_set_without_labels(self, make_runner, tmp_path):
+        make_runner(labels=False, hook=dict(num=2)).test()
+        assert drawn(tmp_path) == ['00000_pred.png', '00008_pred.png']
+
+    def test_fewer_pictures_than_wanted(self, make_runner, tmp_path):
+        make_runner(count=2, hook=dict(num=5)).val()
+        assert len(drawn(tmp_path)) == 4
+
+    def test_share_of_rank_zero(self, make_runner, tmp_path, monkeypatch):
+        """Two processes: rank 0 has the pictures of even number."""
+        runner = make_runner(count=9, hook=dict(num=2))
+        (hook, ) = [
+            x for x in runner.hooks if isinstance(x, SamplePredictionsHook)
+        ]
+        monkeypatch.setattr(sample_predictions_hook, 'get_world_size',
+                            lambda: 2)
+        hook.before_val_epoch(runner)
+        dataset = runner.val_dataloader.dataset
+        for start in (0, 4, 8):
+            batch = [dataset.sample(i) for i in (start, start + 2) if i < 9]
+            hook.after_val_iter(runner, start // 4, None,
+                                Model()(None, batch, mode='predict'))
+        assert {name[:5] for name in drawn(tmp_path)} == {'00000', '00008'}
+
+
+class TestDetection:
+
+    def test_val(self, make_runner, tmp_path):
+        make_runner('mmdet', hook=dict(num=2)).val()
+        assert drawn(tmp_path) == [
+            f'{i:05d}_{kind}.png' for i in (0, 8) for kind in ('gt', 'pred')
+        ]
+        truth = pixels(tmp_path, '00000_gt.png')
+        assert truth.shape == (320, 480, 3)
+        scale = 320 / HEIGHT
+        edge = slice(int(30 * scale), int(45 * scale)), int(40 * scale)
+        red, _, blue = truth[edge].mean(0)
+        assert red > blue + 50
+        red, _, blue = pixels(tmp_path, '00000_pred.png')[edge].mean(0)
+        assert blue > red + 50
+
+    @pytest.mark.parametrize('threshold, shown', [(0.3, False), (0.1, True)])
+    def test_threshold(self, make_runner, tmp_path, threshold, shown):
+        make_runner('mmdet', hook=dict(num=1, score_thr=threshold)).val()
+        right = pixels(tmp_path, '00000_pred.png')[:, 270:]
+        assert (right.max() > 50) == shown
+
+
+class TestErrors:
+
+    def test_visualizer_that_draws_nothing(self, make_runner, tmp_path):
+        runner = make_runner(
+            visualizer=dict(type='mmengine.Visualizer', name=tmp_path.name))
+        with pytest.raises(TypeError, match='has "Visualizer".*SegLocal'):
+            runner.train()
+
+    @pytest.mark.parametrize('arguments', [dict(num=0), dict(height=0)])
+    def test_numbers(self, arguments):
+        with pytest.raises(ValueError, match='at least 1, got'):
+            SamplePredictionsHook(**arguments)

@@ -1,0 +1,252 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Compare pre-trained weights: many downstream runs, one table.
+
+    python tools/benchmark.py run mini --checkpoint DenseCL=epoch_200.pth
+    python tools/benchmark.py report work_dirs/benchmark/mini
+"""
+import argparse
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mmdensecl.benchmark import state
+from mmdensecl.benchmark.plan import RANDOM, Checkpoint, Run, plan_runs
+from mmdensecl.benchmark.report import print_tables, write_report
+from mmdensecl.benchmark.runner import Benchmark, Launcher, only_one
+from mmdensecl.benchmark.suite import PROTOCOLS, load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = ROOT / 'configs' / 'benchmarks' / 'suites'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    run = commands.add_parser(
+        'run', help='run a suite, or what of it has not finished yet')
+    run.add_argument(
+        'suite',
+        help='"paper" (the full protocols), "mini" (the same models, small) '
+        'or the path of a suite file')
+    run.add_argument(
+        '--checkpoint',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='NAME=PATH',
+        help='a row of the table and its weights, any file that '
+        'PretrainedBackbone takes; call supervised weights "supervised"')
+    run.add_argument(
+        '--no-random',
+        action='store_true',
+        help='leave out the row of random weights')
+    run.add_argument(
+        '--protocol',
+        nargs='+',
+        choices=PROTOCOLS,
+        default=list(PROTOCOLS),
+        help='train the head alone, or all')
+    run.add_argument(
+        '--seeds',
+        type=int,
+        default=1,
+        help='runs of each kind, with the seeds 0, 1, ...')
+    run.add_argument(
+        '--tasks', nargs='+', default=[], help='only these tasks of the suite')
+    run.add_argument(
+        '--data-root',
+        default=os.environ.get('MMDENSECL_DATA_ROOT', 'data'),
+        help='folder above coco, VOCdevkit, cityscapes, imagenet; by default '
+        'MMDENSECL_DATA_ROOT or "data"')
+    run.add_argument(
+        '--work-dir',
+        default='work_dirs/benchmark',
+        help='the runs go to WORK_DIR/SUITE')
+    where = run.add_mutually_exclusive_group()
+    where.add_argument(
+        '--gpus',
+        type=int,
+        default=0,
+        help='GPUs of each run; they share the batch of the protocol')
+    where.add_argument(
+        '--slurm', metavar='PARTITION', help='submit each run with srun')
+    run.add_argument(
+        '--slurm-gpus', type=int, default=8, help='GPUs of a Slurm run')
+    run.add_argument(
+        '--jobs', type=int, default=1, help='runs at the same time')
+    run.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='print every run with its cost, and start none')
+    run.add_argument(
+        '--redo',
+        action='store_true',
+        help='discard and repeat runs whose settings have changed')
+    run.add_argument(
+        '--drop-checkpoints',
+        action='store_true',
+        help='remove the downstream checkpoints of finished runs')
+    run.add_argument(
+        '--baseline',
+        help='row that the others are compared to, by default the first')
+    run.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of all configs, "a.b=c"')
+
+    report = commands.add_parser(
+        'report', help='write the tables of what has finished')
+    report.add_argument('suite_dir', type=Path, help='WORK_DIR/SUITE of a run')
+    report.add_argument('--out', type=Path, help='by default SUITE_DIR/report')
+    report.add_argument(
+        '--baseline',
+        help='row that the others are compared to, by default the first')
+    return parser.parse_args()
+
+
+def read_rows(pairs: List[str],
+              with_random: bool) -> Dict[str, Optional[Checkpoint]]:
+    """The rows of the table, each checkpoint looked into."""
+    rows: Dict[str, Optional[Checkpoint]] = {}
+    if with_random:
+        rows[RANDOM] = None
+    for pair in pairs:
+        name, equals, path = pair.partition('=')
+        if not (name and equals and path):
+            raise ValueError(f'--checkpoint takes NAME=PATH, got "{pair}"')
+        if name in rows:
+            raise ValueError(f'Two rows are called "{name}"')
+        rows[name] = Checkpoint.read(path)
+    if not rows:
+        raise ValueError('There is nothing to run: name --checkpoint '
+                         'NAME=PATH, or leave out --no-random')
+    return rows
+
+
+def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
+    """Print every run, what it costs and how far it is."""
+    table = Table(title=f'{len(runs)} runs')
+    for header in ('run', 'training', 'batch', 'pictures', 'state', 'time'):
+        table.add_column(
+            header, justify='left' if header in ('run', 'state') else 'right')
+    total, unknown, states = 0., 0, Counter()
+    for run in runs:
+        kind = state.status(run)
+        states[kind] += 1
+        length, unit = run.length
+        pictures = (f'{length * run.batch_size:,}'
+                    if unit == 'iterations' and length else '')
+        seconds = benchmark.estimate(run)
+        if kind != 'finished':
+            if seconds is None:
+                unknown += 1
+            else:
+                total += seconds
+        table.add_row(run.name, f'{length:,} {unit}' if length else 'probe',
+                      str(run.batch_size or ''), pictures, kind,
+                      '?' if seconds is None else f'{seconds:.0f} s')
+    console.print(table)
+    for row, checkpoint in {run.row: run.checkpoint for run in runs}.items():
+        console.print(
+            f'{row}: random weights' if checkpoint is None else
+            f'{row}: {checkpoint.path}, {checkpoint.source}, '
+            f'{checkpoint.arch}, sha256 {checkpoint.sha256[:8]}',
+            soft_wrap=True)
+    counts = ', '.join(f'{n} {kind}' for kind, n in states.items())
+    cost = f'about {total / 60 / benchmark.launcher.jobs:.0f} min' \
+        if total else ''
+    if unknown:
+        cost += (', and ' if cost else
+                 '') + f'{unknown} runs whose like has not run here yet'
+    console.print(f'{counts}; to do: {cost or "nothing"}', soft_wrap=True)
+
+
+def run_suite(args: argparse.Namespace, console: Console) -> int:
+    path = Path(args.suite)
+    if path.suffix != '.py':
+        path = SUITES / f'{args.suite}.py'
+        if not path.is_file():
+            known = ', '.join(sorted(p.stem for p in SUITES.glob('*.py')))
+            raise FileNotFoundError(
+                f'There is no suite "{args.suite}", only {known}; or name a '
+                '.py file')
+    suite = load_suite(path).select(args.tasks)
+    folder = Path(args.work_dir).resolve() / suite.name
+    on_gpu = bool(args.gpus or args.slurm or torch.cuda.is_available())
+    gpus = args.slurm_gpus if args.slurm else args.gpus
+    runs = plan_runs(
+        suite,
+        read_rows(args.checkpoint, not args.no_random),
+        args.protocol,
+        range(args.seeds),
+        Path(args.data_root).resolve(),
+        folder,
+        processes=max(1, gpus),
+        device='cuda' if on_gpu else 'cpu',
+        options=args.cfg_options)
+    launcher = Launcher(ROOT / 'tools', gpus, args.slurm, args.jobs)
+    benchmark = Benchmark(runs, launcher, not args.drop_checkpoints, console)
+    with only_one(folder):
+        if args.redo and not args.dry_run:
+            for run in runs:
+                try:
+                    state.status(run)
+                except state.StaleRunError:
+                    console.print(f'discarding {run.name}')
+                    state.discard(run)
+        benchmark.learn_costs()
+        show_plan(runs, benchmark, console)
+        if args.dry_run:
+            return 0
+        state.write_suite(folder, suite, runs)
+        done = benchmark.execute()
+        show_report(folder, None, args.baseline, console)
+    for run in done['failed']:
+        console.print(f'[red]failed[/red] {run.name}, see '
+                      f'{run.folder / "output.txt"}')
+    return 1 if done['failed'] else 0
+
+
+def show_report(suite_dir: Path, out: Optional[Path], baseline: Optional[str],
+                console: Console) -> None:
+    for path in write_report(suite_dir, out, baseline).values():
+        console.print(f'written {path}', soft_wrap=True)
+    print_tables(suite_dir, baseline, console)
+
+
+def main() -> int:
+    args = parse_args()
+    # mmengine's messages about loading are for the runs' own logs.
+    MMLogger.get_instance('benchmark', log_level='ERROR')
+    console = Console()
+    try:
+        if args.command == 'report':
+            show_report(args.suite_dir, args.out, args.baseline, console)
+            return 0
+        return run_suite(args, console)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, FileNotFoundError, state.StaleRunError) as error:
+        console.print(
+            f'[red]{type(error).__name__}[/red]: {escape(str(error))}',
+            markup=True,
+            soft_wrap=True)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())
