@@ -81,7 +81,9 @@ def registered() -> Dict[str, List[dict]]:
         own.import_from_location()
         types[name] = [
             dict(type=f'mmdensecl.{key}', **ARGUMENTS.get(key, {}))
-            for key in sorted(own.module_dict)
+            for key, kind in sorted(own.module_dict.items())
+            # By custom_imports alone: it needs mmdet.
+            if kind.__module__ != 'mmdensecl.transfer.mmdet'
         ]
     return types
 

@@ -23,7 +23,7 @@ COVERED_BY = {
     'benchmarks/mmdet': 'tests/configs/test_benchmark_configs.py',
     'benchmarks/mmpretrain': 'tests/configs/test_mmpretrain_benchmarks.py',
     'benchmarks/mmseg': 'tests/configs/test_benchmark_configs.py',
-    'benchmarks/suites': 'tests/benchmark/test_plan.py',
+    'benchmarks/suites': 'tests/configs/test_mini_configs.py',
 }
 
 

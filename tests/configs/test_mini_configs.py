@@ -1,0 +1,145 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Shipped suites: every task of `mini` trains a step and is scored."""
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.runner import Runner
+from tiny_datasets import write_cityscapes, write_coco, write_voc
+from torchvision.models import resnet18
+
+from mmdensecl.benchmark.plan import task_config
+from mmdensecl.benchmark.suite import load_suite
+from mmdensecl.engine import set_pretrained
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
+BENCHMARKS = Path(__file__).parents[2] / 'configs' / 'benchmarks'
+SUITES = {
+    name: load_suite(BENCHMARKS / 'suites' / f'{name}.py')
+    for name in ('mini', 'paper')
+}
+MINI = [(task, protocol) for task in SUITES['mini'].tasks
+        for protocol in task.configs]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_configs():
+    """As in test_benchmark_configs.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'pretty_text', property(repr))
+        patch.setattr(
+            'mmengine.config.utils.load',
+            lru_cache(maxsize=None)(fileio.load),
+            raising=False)
+        yield
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Labelled folders, COCO with two classes of its own."""
+    root = tmp_path_factory.mktemp('data')
+    write_voc(root / 'VOCdevkit')
+    for task in ('Main', 'Segmentation'):
+        folder = root / 'VOCdevkit' / 'VOC2012' / 'ImageSets' / task
+        names = next(iter(sorted(folder.glob('*.txt')))).read_text()
+        for split in ('train', 'val'):
+            (folder / f'{split}.txt').write_text(names)
+    write_coco(root / 'coco', ('person', 'ship'))
+    write_cityscapes(root / 'cityscapes')
+    (root / 'imagenet').mkdir()
+    return root
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'resnet18.pth'
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    'task, protocol', MINI, ids=[f'{t.name}-{p}' for t, p in MINI])
+def test_trains_a_step(task, protocol, data, weights, tmp_path):
+    cfg = task_config(task, protocol, data)
+    set_pretrained(cfg, str(weights))
+    cfg.work_dir = str(tmp_path)
+    cfg.train_dataloader.batch_size = 2
+    for loader in (cfg.train_dataloader, cfg.val_dataloader,
+                   cfg.test_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    # Without warm-up, that a single step shows.
+    cfg.param_scheduler = []
+    cfg.default_hooks.checkpoint.interval = -1
+    cfg.default_hooks.checkpoint.save_last = False
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    given = torch.load(weights)
+    changed = [
+        name for name, value in runner.model.backbone.state_dict().items()
+        if not torch.equal(value, given[name])
+    ]
+    assert bool(changed) == (protocol == 'finetune'), changed
+    metrics = runner.message_hub.log_scalars
+    for metric in task.metrics:
+        assert f'val/{metric["key"]}' in metrics
+    assert [*(tmp_path / 'predictions').glob('*_pred.png')]
+    classes = runner.val_dataloader.dataset.metainfo['classes']
+    if task.layout == 'coco':
+        assert tuple(classes) == ('person', 'ship')
+
+
+@pytest.mark.parametrize('suite', SUITES.values(), ids=SUITES)
+def test_suites_are_whole(suite, data):
+    assert len({task.name for task in suite.tasks}) == len(suite.tasks)
+    for task in suite.tasks:
+        names = [metric['name'] for metric in task.metrics]
+        assert len(set(names)) == len(names)
+        for protocol in task.configs:
+            cfg = task_config(task, protocol, data)
+            assert str(data) in str(cfg.to_dict())
+            # Both protocols differ in what is frozen and in nothing else.
+            assert protocol in ('frozen', 'finetune')
+        for number in task.published:
+            assert number['metric'] in names
+            assert number['protocol'] in task.configs
+
+
+def test_published_numbers():
+    tasks = {task.name: task for task in SUITES['paper'].tasks}
+
+    def value(task, row, metric):
+        number, = [
+            x for x in tasks[task].published
+            if (x['row'], x['metric']) == (row, metric)
+        ]
+        return number['value']
+
+    assert value('voc_det_c4', 'MoCo-v2', 'AP75') == 63.43
+    assert value('voc_seg', 'DenseCL', 'mIoU') == 69.4
+    assert value('coco_fpn_1x', 'DenseCL', 'mask AP') == 36.4
+    assert value('voc07_svm', 'MoCo-v2', 'mAP') == 84.0
+    assert not any(task.published for task in SUITES['mini'].tasks)
+    assert all(x['source'] for t in tasks.values() for x in t.published)
+
+
+@pytest.mark.parametrize('suite', SUITES.values(), ids=SUITES)
+def test_frozen_differs_in_what_is_frozen(suite, data):
+    for task in suite.tasks:
+        if len(task.configs) < 2:
+            continue
+        frozen, tuned = (
+            task_config(task, protocol, data).to_dict()
+            for protocol in ('frozen', 'finetune'))
+        for cfg in (frozen, tuned):
+            cfg['model']['backbone'].pop('frozen_stages', None)
+            cfg['model']['backbone'].pop('norm_eval', None)
+            head = cfg['model'].get('roi_head', {}).get('shared_head')
+            (head or {}).pop('frozen', None)
+        assert frozen == tuned
