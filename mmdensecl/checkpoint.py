@@ -6,6 +6,7 @@ refuses to load by default, so upstream cannot resume its own checkpoints. The
 cure is a list of exactly what a training checkpoint holds, never
 ``weights_only=False``.
 """
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -116,8 +117,31 @@ def _looks_like_checkpoint(filename: str) -> bool:
     return head == b'PK\x03\x04' or head[:1] == b'\x80'
 
 
+def download(address: str) -> Path:
+    """Download a checkpoint into torch's hub folder, once.
+
+    Args:
+        address (str): An http(s) address.
+
+    Returns:
+        Path: The file, under the name that it has there. Files of one name
+        from several addresses are kept apart.
+    """
+    folder = Path(torch.hub.get_dir(), 'checkpoints',
+                  hashlib.sha256(address.encode()).hexdigest()[:16])
+    path = folder / (Path(urlparse(address).path).name or 'checkpoint')
+    # Rank 0 first; then the others, for machines that share no disk with it.
+    for turn in (True, False):
+        if is_main_process() == turn and not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                address, str(path), progress=is_main_process())
+        barrier()
+    return path
+
+
 def load_from_http(filename: str, map_location: Any = None) -> Any:
-    """Download a checkpoint into torch's hub folder, once, and read it.
+    """Download a checkpoint, once, and read it.
 
     mmengine's own loader would unpickle whatever the address holds.
 
@@ -128,16 +152,7 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
     Returns:
         Any: What :func:`load_from_local` returns, with its errors.
     """
-    folder = Path(torch.hub.get_dir(), 'checkpoints')
-    path = folder / Path(urlparse(filename).path).name
-    # Rank 0 first; then the others, for machines that share no disk with it.
-    for turn in (True, False):
-        if is_main_process() == turn and not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                filename, str(path), progress=is_main_process())
-        barrier()
-    return load_from_local(path, map_location)
+    return load_from_local(download(filename), map_location)
 
 
 def register_checkpoint_loader() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from mmengine.config import Config
 
 import mmdensecl
+from mmdensecl.checkpoint import download
 from mmdensecl.engine import merge_options, set_pretrained
 from mmdensecl.transfer import read_backbone
 from .data import fingerprint, fit_to_data
@@ -45,15 +46,14 @@ class Checkpoint:
         """Make sure that a file holds a backbone, and say which.
 
         Args:
-            path (str | Path): Any file that ``read_backbone`` takes.
+            path (str | Path): Any file that ``read_backbone`` takes, or the
+                address of one, which is downloaded.
         """
+        if str(path).startswith(('http://', 'https://')):
+            path = download(str(path))
         path = Path(path).expanduser().resolve()
-        backbone = read_backbone(str(path))
-        with open(path, 'rb') as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return cls(path, digest.hexdigest(), backbone.source, backbone.arch)
+        backbone = read_backbone(path)
+        return cls(path, backbone.sha256, backbone.source, backbone.arch)
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,8 @@ class PretrainedBackbone:
                 init_info=f'PretrainedBackbone: {self._file(backbone)}')
 
     def _file(self, backbone: Backbone) -> str:
-        sha = f' (sha256 {backbone.sha256[:8]})' if backbone.sha256 else ''
-        return f'"{self.checkpoint}"{sha}, {backbone.source}'
+        return (f'"{self.checkpoint}" (sha256 {backbone.sha256[:8]}), '
+                f'{backbone.source}')
 
     def _report(self, module: nn.Module, own: Mapping[str, Tensor],
                 backbone: Backbone, fits: Mapping[str, Tensor],

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmdensecl.checkpoint import load_from_http, load_from_local
+from mmdensecl.checkpoint import download, load_from_local
 
 # Parts of a name that say how a model was wrapped or packed, not what it is:
 # DDP and AveragedModel, torch.compile, FSDP, activation checkpointing, and
@@ -80,14 +80,14 @@ class Backbone:
         arch (str, optional): Such as 'ResNet-50'; None for other than a
             ResNet.
         left_out (tuple[str]): What else the file holds.
-        sha256 (str, optional): Of the file; None for an address.
+        sha256 (str): Of the file.
     """
     state_dict: Dict[str, Tensor]
     source: str
     prefix: str
     arch: Optional[str]
-    left_out: Tuple[str, ...] = ()
-    sha256: Optional[str] = None
+    left_out: Tuple[str, ...]
+    sha256: str
 
 
 def read_backbone(path: Union[str, os.PathLike],
@@ -101,7 +101,7 @@ def read_backbone(path: Union[str, os.PathLike],
     stage in ``roi_head.shared_head``; it becomes part of the backbone again.
 
     Args:
-        path (str | os.PathLike): A file, or an http(s) address of a ``.pth``.
+        path (str | os.PathLike): A file, or its http(s) address.
         prefix (str, optional): Where the backbone is, such as
             'encoder_k.backbone.'. Defaults to None: found by itself.
 
@@ -190,7 +190,7 @@ def describe_architecture(state: Mapping[str, Tensor]) -> Optional[str]:
     return words
 
 
-def _load(path: str) -> Tuple[Any, Optional[str]]:
+def _load(path: str) -> Tuple[Any, str]:
     """Content and sha256 of a file."""
     if path.endswith(('.pkl', '.pickle')):
         raise ValueError(
@@ -198,7 +198,7 @@ def _load(path: str) -> Tuple[Any, Optional[str]]:
             'Convert it where you trust it: save its "model" as tensors with '
             'torch.save, or as .safetensors, and give that file.')
     if path.startswith(('http://', 'https://')):
-        return load_from_http(path, 'cpu'), None
+        path = str(download(path))
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'The checkpoint "{path}" does not exist')

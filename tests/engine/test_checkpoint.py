@@ -201,7 +201,19 @@ class TestHttp:
         for _ in range(2):  # the second time from the hub folder
             loaded = CheckpointLoader.load_checkpoint(f'{address}/good.pth')
             assert torch.equal(loaded['a'], torch.ones(2))
-        assert (tmp_path / 'home/hub/checkpoints/good.pth').is_file()
+        (tmp_path / 'www' / 'good.pth').unlink()
+        again = CheckpointLoader.load_checkpoint(f'{address}/good.pth')
+        assert torch.equal(again['a'], torch.ones(2))
+
+    def test_files_of_one_name_are_kept_apart(self, tmp_path, address):
+        for number in (1., 2.):
+            folder = tmp_path / 'www' / str(number)
+            folder.mkdir()
+            torch.save(dict(a=torch.tensor(number)), folder / 'same.pth')
+        for number in (1., 2.):
+            loaded = CheckpointLoader.load_checkpoint(
+                f'{address}/{number}/same.pth')
+            assert loaded['a'] == number
 
     def test_runs_nothing(self, tmp_path, address):
         canary = tmp_path / 'canary'

@@ -100,18 +100,24 @@ class TestFormats:
         found = read_backbone(str(tmp_path / name))
         assert_same(found.state_dict, tiny)
 
-    def test_http(self, tiny, save, tmp_path, monkeypatch):
+    @pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+    def test_http(self, tiny, save, tmp_path, monkeypatch, name):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-        save(formats.facebook_v2(tiny))
+        if name == 'a.pth':
+            save(formats.facebook_v2(tiny))
+        else:
+            save_file(formats.under('backbone.', tiny), tmp_path / name)
         handler = functools.partial(
             http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
         with http.server.ThreadingHTTPServer(('127.0.0.1', 0),
                                              handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             found = read_backbone(
-                f'http://127.0.0.1:{server.server_port}/a.pth')
+                f'http://127.0.0.1:{server.server_port}/{name}')
             server.shutdown()
         assert_same(found.state_dict, tiny)
+        assert found.sha256 == hashlib.sha256(
+            (tmp_path / name).read_bytes()).hexdigest()
 
     def test_sha256(self, tiny, save):
         path = save(tiny)

@@ -1,8 +1,8 @@
 _base_ = '../mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py'
 # The published model and losses, small: a minute or two on one CPU core.
 # VOC2012 train -> val.
-max_iters = 160
-crop_size = (128, 128)
+max_iters = 240
+crop_size = (96, 96)
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
@@ -45,7 +45,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(lr=0.02))
+optim_wrapper = dict(optimizer=dict(lr=0.1))
 param_scheduler = [
     dict(
         type='PolyLR',

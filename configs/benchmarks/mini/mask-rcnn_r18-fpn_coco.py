@@ -7,7 +7,7 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
     rpn_head=dict(
         in_channels=64, feat_channels=64,
-        anchor_generator=dict(scales=[4])),  # objects of 16 to 256 px
+        anchor_generator=dict(scales=[2])),  # objects of 8 to 128 px
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         mask_roi_extractor=dict(out_channels=64),
@@ -26,14 +26,14 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='RandomChoiceResize',
-        scales=[(256, side) for side in (112, 128, 144)],
+        scales=[(192, side) for side in (80, 96, 112)],
         keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(256, 128), keep_ratio=True),
+    dict(type='Resize', scale=(192, 96), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',

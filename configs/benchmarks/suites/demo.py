@@ -1,0 +1,36 @@
+# What tools/demo.sh ends with: two tasks of `mini`, cut to a minute a run, on
+# the scenes that tools/demo/make_scenes.py composes.
+name = 'demo'
+title = 'Demo: transfer to composed scenes'
+description = ('Objects cut from seven photographs on grounds of seven '
+               'others; the class of an object is its photograph. Trained '
+               'and scored on different regions of them.')
+
+tasks = [
+    dict(
+        name='segmentation',
+        title='Scene segmentation',
+        model='FCN R18-d16',
+        layout='voc_seg',
+        data='VOCdevkit/VOC2012',
+        configs=dict(
+            frozen='../demo/fcn_r18-d16_scenes_frozen.py',
+            finetune='../demo/fcn_r18-d16_scenes.py'),
+        metrics=[
+            dict(key='mIoU', name='mIoU', scale=1., unit='%'),
+            dict(key='aAcc', name='pixel accuracy', scale=1., unit='%'),
+        ]),
+    dict(
+        name='detection',
+        title='Scene detection',
+        model='Faster R-CNN R18-FPN',
+        layout='voc',
+        data='VOCdevkit',
+        configs=dict(
+            frozen='../demo/faster-rcnn_r18-fpn_scenes_frozen.py',
+            finetune='../demo/faster-rcnn_r18-fpn_scenes.py'),
+        metrics=[
+            dict(key='pascal_voc/AP50', name='AP50', scale=100., unit='%'),
+            dict(key='pascal_voc/mAP', name='AP', scale=100., unit='%'),
+        ]),
+]
