@@ -38,8 +38,8 @@ def parse_args() -> argparse.Namespace:
         'run', help='run a suite, or what of it has not finished yet')
     run.add_argument(
         'suite',
-        help='"paper" (the full protocols), "mini" (the same models, small) '
-        'or the path of a suite file')
+        help='"paper" (the full protocols), "mini" (the same models, small), '
+        '"demo" (smaller still) or the path of a suite file')
     run.add_argument(
         '--checkpoint',
         nargs='+',
@@ -170,8 +170,8 @@ def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
     cost = f'about {total / 60 / benchmark.launcher.jobs:.0f} min' \
         if total else ''
     if unknown:
-        cost += (', and ' if cost else
-                 '') + f'{unknown} runs whose like has not run here yet'
+        cost += (', and '
+                 if cost else '') + f'{unknown} runs of unknown length'
     console.print(f'{counts}; to do: {cost or "nothing"}', soft_wrap=True)
 
 

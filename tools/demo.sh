@@ -4,8 +4,9 @@
 # Sets up what is missing, then shows the method at work, without downloads:
 # photographs inside the scikit-image and scikit-learn wheels are cut into
 # tiles, a ResNet-18 DenseCL trains on them (about three minutes on two CPU
-# cores), and the end says what was learnt. Ctrl-C stops it; running it again
-# goes on from the last epoch.
+# cores), and a segmentation and a detection model take its weights to labelled
+# scenes (about five minutes), beside models from random weights. Ctrl-C stops
+# it; running it again goes on from where it was.
 #
 #   bash tools/demo.sh [options of tools/setup_env.sh]
 set -euo pipefail
@@ -24,3 +25,10 @@ echo '== Training (Ctrl-C stops it, running the demo again goes on)'
 "$python" tools/train.py "$config" --work-dir "$work_dir" --resume
 echo '== What was learnt'
 "$python" tools/demo/summary.py "$work_dir"
+echo '== Composing labelled scenes'
+"$python" tools/demo/make_scenes.py data/demo_scenes
+echo '== Transfer to the scenes (Ctrl-C stops it as well)'
+# --redo repeats what an earlier demo did with other weights or code.
+"$python" tools/benchmark.py run demo \
+    --checkpoint DenseCL="$work_dir/epoch_20.pth" \
+    --data-root data/demo_scenes --jobs 2 --redo --drop-checkpoints

@@ -299,11 +299,13 @@ class Benchmark:
     def estimate(self, run: Run) -> Optional[float]:
         """Seconds of a run, from the finished ones of its task.
 
+        Before any has finished, what the suite says of a CPU.
+
         Args:
             run (Run): The run.
 
         Returns:
-            float | None: None where nothing like it has finished here.
+            float | None: None where neither tells.
         """
         known = self.seconds.get((run.task.name, run.protocol), [])
         if not known:
@@ -311,6 +313,8 @@ class Benchmark:
                 s for (task, _), v in self.seconds.items() for s in v
                 if task == run.task.name
             ]
+        if not known and run.settings.get('device') == 'cpu':
+            return run.task.seconds.get(run.protocol)
         return sum(known) / len(known) if known else None
 
     def _time_left(self, waiting: List[Run], active: List[_Active]) -> str:

@@ -1,9 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What a benchmark consists of: a list of tasks in a config file."""
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import Dict, List, Mapping, Sequence, Union
 
 import yaml
 from mmengine.config import Config
@@ -49,6 +49,9 @@ class Task:
         published (Sequence[dict]): Others' numbers, each with ``row``,
             ``protocol``, ``metric``, ``value`` and ``source``. Defaults to
             ().
+        seconds (Mapping[str, float]): About how long a run of a protocol
+            takes on one CPU core, told before anything like it has run.
+            Defaults to none.
     """
     name: str
     title: str
@@ -58,6 +61,7 @@ class Task:
     layout: str
     metrics: List[dict]
     published: Sequence[dict] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,17 @@ class PretrainedBackbone:
                 '\n'.join([f'strict=False: {lines[0]}', *problems]),
                 logger='current',
                 level=logging.WARNING)
+        if any(
+                hasattr(part, 'conv3')
+                and getattr(part, 'style', None) == 'caffe'
+                for part in module.modules()):
+            print_log(
+                f"{type(module).__name__} has style='caffe', and most such "
+                'configs feed BGR pictures that are not divided by their std. '
+                "Unless the checkpoint was trained so, set style='pytorch' "
+                'and the RGB statistics of ImageNet in the data preprocessor',
+                logger='current',
+                level=logging.WARNING)
 
 
 def _stages(names: Iterable[str]) -> Dict[str, None]:

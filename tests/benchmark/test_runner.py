@@ -211,6 +211,10 @@ def test_time_left(bench):
     seg, det = made.runs[0], made.runs[-1]
     assert made.estimate(seg) is None
     assert 'not known' in made._time_left([seg], [])
+    seg.task.seconds['frozen'] = 30.  # what the suite says
+    assert made.estimate(seg) == 30
+    seg.settings['device'] = 'cuda'
+    assert made.estimate(seg) is None
     made.seconds[('seg', 'frozen')] = [60., 120.]
     assert made.estimate(seg) == 90
     # The other task is taken as like the known ones.

@@ -21,12 +21,12 @@ pytest.importorskip('mmseg')
 BENCHMARKS = Path(__file__).parents[2] / 'configs' / 'benchmarks'
 SUITES = {
     name: load_suite(BENCHMARKS / 'suites' / f'{name}.py')
-    for name in ('mini', 'paper')
+    for name in ('mini', 'paper', 'demo')
 }
 # The tiny set's objects are of category 18.
 OWN_CLASSES = tuple(f'thing{i}' for i in range(18))
-MINI = [(task, protocol) for task in SUITES['mini'].tasks
-        for protocol in task.configs]
+MINI = [(task, protocol) for name in ('mini', 'demo')
+        for task in SUITES[name].tasks for protocol in task.configs]
 
 
 @pytest.fixture(scope='module', autouse=True)

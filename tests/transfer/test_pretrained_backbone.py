@@ -183,6 +183,8 @@ def test_own_initialisation_first(file18, backbone18):
 # Stock config, keys of the backbone to change, other changes.
 STOCK = [
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {}),
+    ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+     dict(style='pytorch')),
     ('mmdet::atss/atss_r50_fpn_1x_coco.py', {}),
     ('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', {}),
     ('mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024'
@@ -206,6 +208,18 @@ class TestStockConfigs:
         assert assert_equals_file(model.backbone, backbone50) == 318
         assert "DenseCL authors' released weights" in find(
             log, 'loaded 318/318 tensors of ResNet-50 into ResNet')
+        assert not any('caffe' in line for _, line in log)
+
+    @pytest.mark.parametrize('depth, warned', [(50, True), (18, False)])
+    def test_caffe_strides_are_told(self, depth, warned, file50, file18, log):
+        """Same shapes, other strides: only a warning can tell."""
+        build(
+            'mmdet',
+            resnet(
+                ours(file50 if depth == 50 else file18),
+                depth=depth,
+                style='caffe'))
+        assert any("style='caffe'" in line for _, line in log) == warned
 
     def test_c4_detector(self, file18, backbone18, log):
         pytest.importorskip('mmdet')

@@ -1,6 +1,6 @@
 _base_ = '../mini/faster-rcnn_r18-fpn_voc.py'
 # The scenes of tools/demo/make_scenes.py, shorter still.
-max_iters = 100
+max_iters = 80
 
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [

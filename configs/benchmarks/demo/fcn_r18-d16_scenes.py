@@ -1,6 +1,6 @@
 _base_ = '../mini/fcn_r18-d16_voc.py'
 # The scenes of tools/demo/make_scenes.py, shorter still.
-max_iters = 100
+max_iters = 80
 
 param_scheduler = [
     dict(
