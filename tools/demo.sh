@@ -20,6 +20,17 @@ work_dir=work_dirs/demo
 
 echo '== Cutting photographs into tiles'
 "$python" tools/demo/make_tiles.py data/demo_tiles
+# Weights that other code, another recipe or other tiles gave are set aside.
+made_of="$(find mmdensecl configs/_base_ configs/demo data/demo_tiles -type f \
+    -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum |
+    sha256sum)"
+if [[ -d "$work_dir" && "$(cat "$work_dir/made_of" 2>/dev/null)" != "$made_of" ]]; then
+    aside="$work_dir.$(date +%Y%m%d_%H%M%S)"
+    mv "$work_dir" "$aside"
+    echo "An older demo's weights are now in $aside"
+fi
+mkdir -p "$work_dir"
+echo "$made_of" > "$work_dir/made_of"
 echo '== Training (Ctrl-C stops it, running the demo again goes on)'
 # --resume starts afresh where there is no checkpoint yet.
 "$python" tools/train.py "$config" --work-dir "$work_dir" --resume

@@ -7,4 +7,4 @@ train_dataloader = dict(dataset=dict(data_root=data_root))
 param_scheduler = dict(T_max=max_epochs)
 train_cfg = dict(max_epochs=max_epochs)
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=1))
+    logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=2))

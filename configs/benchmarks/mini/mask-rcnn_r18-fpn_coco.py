@@ -66,5 +66,5 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=max_iters // 4, max_keep_ckpts=1))
+    checkpoint=dict(interval=max_iters // 4, max_keep_ckpts=2))
 log_processor = dict(window_size=10)

@@ -5,3 +5,5 @@ _base_ = [
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)
+# The picture shows through its classes.
+visualizer = dict(alpha=0.5)
