@@ -20,7 +20,8 @@ from rich.table import Table
 
 from mmdensecl.benchmark import state
 from mmdensecl.benchmark.plan import RANDOM, Checkpoint, Run, plan_runs
-from mmdensecl.benchmark.report import print_tables, write_report
+from mmdensecl.benchmark.report import (check_planned, print_tables,
+                                        write_report)
 from mmdensecl.benchmark.runner import Benchmark, Launcher, only_one
 from mmdensecl.benchmark.suite import PROTOCOLS, load_suite
 
@@ -62,7 +63,8 @@ def parse_args() -> argparse.Namespace:
         '--seeds',
         type=int,
         default=1,
-        help='runs of each kind, with the seeds 0, 1, ...')
+        help='downstream runs of each kind, with the seeds 0, 1, ...; a probe '
+        'of fixed weights runs once')
     run.add_argument(
         '--tasks', nargs='+', default=[], help='only these tasks of the suite')
     run.add_argument(
@@ -128,9 +130,18 @@ def read_rows(pairs: List[str],
         name, equals, path = pair.partition('=')
         if not (name and equals and path):
             raise ValueError(f'--checkpoint takes NAME=PATH, got "{pair}"')
+        if name == RANDOM:
+            raise ValueError(f'The row "{RANDOM}" is that of random weights; '
+                             f'give "{path}" another name')
         if name in rows:
             raise ValueError(f'Two rows are called "{name}"')
         rows[name] = Checkpoint.read(path)
+        for other, known in rows.items():
+            if other != name and known and known.sha256 == rows[name].sha256:
+                raise ValueError(
+                    f'The rows "{other}" and "{name}" are the same weights: '
+                    f'"{known.path}" and "{rows[name].path}" have sha256 '
+                    f'{known.sha256[:8]}')
     if not rows:
         raise ValueError('There is nothing to run: name --checkpoint '
                          'NAME=PATH, or leave out --no-random')
@@ -200,7 +211,8 @@ def run_suite(args: argparse.Namespace, console: Console) -> int:
         options=args.cfg_options)
     launcher = Launcher(ROOT / 'tools', gpus, args.slurm, args.jobs)
     benchmark = Benchmark(runs, launcher, not args.drop_checkpoints, console)
-    with only_one(folder):
+    with only_one(folder) as lock:
+        check_planned(folder, runs)
         if args.redo and not args.dry_run:
             for run in runs:
                 try:
@@ -213,7 +225,7 @@ def run_suite(args: argparse.Namespace, console: Console) -> int:
         if args.dry_run:
             return 0
         state.write_suite(folder, suite, runs)
-        done = benchmark.execute()
+        done = benchmark.execute(lock)
         show_report(folder, None, args.baseline, console)
     for run in done['failed']:
         console.print(f'[red]failed[/red] {run.name}, see '
@@ -240,9 +252,13 @@ def main() -> int:
         return run_suite(args, console)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, FileNotFoundError, state.StaleRunError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        # A KeyError's own text is in quotes.
+        text = error
+        if isinstance(error, KeyError) and error.args:
+            text = error.args[0]
         console.print(
-            f'[red]{type(error).__name__}[/red]: {escape(str(error))}',
+            f'[red]{type(error).__name__}[/red]: {escape(str(text))}',
             markup=True,
             soft_wrap=True)
         return 2

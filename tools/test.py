@@ -7,8 +7,9 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
-from mmdensecl.engine import (add_checkpoint_check, is_probe, make_parser,
-                              prepare_cpu_launch, read_config, set_pretrained)
+from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
+                              is_probe, make_parser, prepare_cpu_launch,
+                              read_config, set_pretrained)
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +42,9 @@ def build_config(args: argparse.Namespace) -> Config:
                          'nothing to test. Pre-training is judged by the '
                          'configs below configs/benchmarks')
     if is_probe(cfg):
-        set_pretrained(cfg, args.checkpoint or args.pretrained)
+        pretrained = args.checkpoint or args.pretrained
+        check_weight_sources(cfg, pretrained)
+        set_pretrained(cfg, pretrained)
     elif args.pretrained:
         raise ValueError(
             f'{args.config} is no probe: train it with tools/train.py '

@@ -3,10 +3,12 @@
 import argparse
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmdensecl.engine import (add_checkpoint_check, make_parser,
-                              prepare_cpu_launch, read_config, set_pretrained)
+from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
+                              make_parser, prepare_cpu_launch, read_config,
+                              set_pretrained)
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +41,16 @@ def parse_args() -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line merged in."""
     cfg = read_config(args)
+    if args.resume is not None:
+        if args.resume == 'auto' and cfg.get('load_from'):
+            print_log(
+                f'--resume without a file: load_from={cfg.load_from!r} of the '
+                f'config is not used, even if {cfg.work_dir} has nothing to '
+                'resume',
+                logger='current')
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_weight_sources(cfg, args.pretrained)
     if args.pretrained is not None:
         set_pretrained(cfg, args.pretrained)
     add_checkpoint_check(cfg)
@@ -49,9 +61,6 @@ def build_config(args: argparse.Namespace) -> Config:
                              f'{wrapper}, only OptimWrapper')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError(

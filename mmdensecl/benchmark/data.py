@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple, Union
 
@@ -12,6 +13,8 @@ from mmdensecl.engine import override_data_root
 
 # Listed by content, all other files by size.
 LABEL_SUFFIXES = ('.json', '.txt', '.xml', '.csv')
+# So are the pictures in these folders, which are labels too.
+MASKS = re.compile(r'SegmentationClass.*|gtFine')
 # A folder of another set than VOC's or Cityscapes' own names its classes here,
 # one a line, without VOC's background.
 CLASS_NAMES = 'class_names.txt'
@@ -128,17 +131,20 @@ def fingerprint(root: Union[str, Path]) -> dict:
 
     Returns:
         dict: ``fingerprint``, a SHA-256 over the sorted names of all files
-        with the content of the labels (json, txt, xml, csv) and the size of
-        everything else; ``files``, ``bytes``.
+        with the content of the labels (json, txt, xml, csv, and the masks of
+        VOC and Cityscapes) and the size of everything else; ``files``,
+        ``bytes``.
     """
     digest, files, size = hashlib.sha256(), 0, 0
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(x for x in subfolders if x[0] != '.')
+        parts = Path(folder).relative_to(root).parts
+        masks = any(map(MASKS.fullmatch, parts))
         for name in sorted(x for x in names if x[0] != '.'):
             path = Path(folder, name)
             length = path.stat().st_size
             digest.update(f'{path.relative_to(root)}\0{length}\0'.encode())
-            if name.lower().endswith(LABEL_SUFFIXES):
+            if masks or name.lower().endswith(LABEL_SUFFIXES):
                 digest.update(path.read_bytes())
             files += 1
             size += length

@@ -23,6 +23,23 @@ STACK = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet',
 # What a downstream run does not execute; what the benchmark puts into its
 # config counts as config.
 NOT_RUN = ('benchmark', 'visualization', 'testing.py')
+# Settings that --cfg-options must leave alone, by part or whole of the name.
+OWN_FLAGS = {
+    'data_root':
+    'use --data-root',
+    'init_cfg':
+    'use --checkpoint',
+    'load_from':
+    'use --checkpoint',
+    'resume':
+    'runs resume, or start anew with --redo',
+    'randomness':
+    'use --seeds',
+    'work_dir':
+    'use --work-dir',
+    'train_dataloader.batch_size':
+    'processes share auto_scale_lr.base_batch_size, see --gpus',
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,24 @@ def _share_batch(cfg: Config, processes: int) -> int:
     return total
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse overrides of what the benchmark itself sets and writes down.
+
+    Args:
+        options (Mapping[str, Any]): As ``--cfg-options``.
+
+    Raises:
+        ValueError: A name that has a flag of its own.
+    """
+    for name in options:
+        parts = name.split('.')
+        flag = next((OWN_FLAGS[part]
+                     for part in (*parts, name) if part in OWN_FLAGS), None)
+        if flag:
+            raise ValueError(f'--cfg-options cannot set "{name}", which the '
+                             f'benchmark itself sets: {flag}')
+
+
 def task_config(task: Task,
                 protocol: str,
                 data_root: Union[str, Path],
@@ -173,8 +208,10 @@ def task_config(task: Task,
         Config: With ``custom_hooks`` that also keep example predictions.
 
     Raises:
-        ValueError: The batch cannot be shared by the processes.
+        ValueError: The batch cannot be shared by the processes, or the
+            options override what the benchmark sets.
     """
+    check_options(options)
     cfg = Config.fromfile(task.configs[protocol])
     fit_to_data(cfg, Path(data_root) / task.data, task.layout)
     merge_options(cfg, options)
@@ -207,7 +244,8 @@ def plan_runs(suite: Suite,
         checkpoints (Mapping[str, Checkpoint | None]): The weights of each
             row, None for random ones.
         protocols (Sequence[str]): Among those that a task has.
-        seeds (Sequence[int]): One run for each.
+        seeds (Sequence[int]): One run for each; the first alone for
+            a probe of fixed weights.
         data_root (str | Path): Folder above the tasks' data folders.
         work_dir (str | Path): Folder of the suite's runs.
         processes (int): Of each run. Defaults to 1.
@@ -243,10 +281,15 @@ def plan_runs(suite: Suite,
     runs = []
     for seed in seeds:
         for task, protocol, cfg, settings in prepared:
+            if not cfg.get('train_cfg') and seed != seeds[0]:
+                continue  # it would measure the same weights again
             for row, checkpoint in checkpoints.items():
                 own = copy.deepcopy(cfg)
-                set_pretrained(own,
-                               str(checkpoint.path) if checkpoint else 'none')
+                # With its hash: the file is read again, perhaps days later.
+                weights = ('none', None)
+                if checkpoint:
+                    weights = str(checkpoint.path), checkpoint.sha256
+                set_pretrained(own, *weights)
                 own.randomness = dict(own.get('randomness') or {}, seed=seed)
                 folder = Path(
                     work_dir) / task.name / protocol / row / f'seed{seed}'

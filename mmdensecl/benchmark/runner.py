@@ -19,11 +19,12 @@ from rich.progress import (BarColumn, Progress, TaskID, TaskProgressColumn,
                            TextColumn, TimeElapsedColumn)
 
 from . import state
-from .plan import Run
+from .plan import Checkpoint, Run
 
 POLL = 0.5  # seconds between two looks at the runs
 PATIENCE = 60  # seconds for a run to end after SIGTERM
 TAIL = 4000  # characters of the log that failed.json keeps
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,15 @@ class Launcher:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[int]:
     """Keep a second benchmark out of a folder.
+
+    Args:
+        folder (Path): Of the suite.
+
+    Yields:
+        int: The lock's file descriptor. Processes that inherit it hold the
+        lock too, even where this one is killed.
 
     Raises:
         RuntimeError: There is one already.
@@ -105,9 +113,11 @@ def only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RuntimeError(
-                f'Another benchmark is running in "{folder}". Wait for it, or '
+                f'Another benchmark is running in "{folder}", or a run that '
+                'one left behind when it was killed. Wait for it, end it '
+                f'(`fuser -v {folder / ".lock"}` lists the processes), or '
                 'take another --work-dir') from None
-        yield
+        yield lock.fileno()
 
 
 @dataclass
@@ -124,8 +134,9 @@ class _Active:
 class Benchmark:
     """Executes runs, so that a failed one does not stop the rest.
 
-    A finished run is never repeated, a broken one resumes. Ctrl-C or SIGTERM
-    stops the runs that are going on; the same call later goes on with them.
+    A finished run is never repeated, a broken one resumes. Ctrl-C, SIGTERM or
+    SIGHUP stops the runs that are going on; the same call later goes on with
+    them.
 
     Args:
         runs (List[Run]): In the order of execution.
@@ -147,6 +158,7 @@ class Benchmark:
         self.console = console or Console()
         self.seconds: Dict[Tuple[str, str], List[float]] = {}
         self._environment: Optional[dict] = None
+        self._stopped = False
 
     def learn_costs(self) -> None:
         """Take the times of runs that have finished before."""
@@ -154,14 +166,19 @@ class Benchmark:
             if state.status(run) == 'finished':
                 self._remember(run)
 
-    def execute(self) -> Dict[str, List[Run]]:
+    def execute(self, lock: Optional[int] = None) -> Dict[str, List[Run]]:
         """Run what is not finished.
+
+        Args:
+            lock (int, optional): File descriptor of :func:`only_one`, which
+                the runs inherit. Defaults to None.
 
         Returns:
             Dict[str, List[Run]]: ``finished`` and ``failed`` runs.
 
         Raises:
-            KeyboardInterrupt: By Ctrl-C or SIGTERM, after the runs stopped.
+            KeyboardInterrupt: By one of the ``SIGNALS``, after the runs
+                stopped.
         """
         done: Dict[str, List[Run]] = dict(finished=[], failed=[])
         waiting = []
@@ -173,16 +190,29 @@ class Benchmark:
         if done['finished']:
             self.console.print(f'{len(done["finished"])} runs are finished '
                                'already')
-        self._environment = collect_env() if waiting else None
+        self._environment = self._describe_host() if waiting else None
         active: List[_Active] = []
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        self._stopped = False
+        # What nohup or a shell in the background ignores stays ignored.
+        previous = {
+            sig: signal.signal(sig, self._stop_soon)
+            for sig in SIGNALS if signal.getsignal(sig) != signal.SIG_IGN
+        }
         try:
             with self._progress() as bars:
                 overall = bars.add_task('all runs', total=len(self.runs))
                 while waiting or active:
                     while waiting and len(active) < self.launcher.jobs:
-                        active.append(self._start(waiting.pop(0), bars))
+                        if self._stopped:
+                            raise KeyboardInterrupt
+                        run = waiting.pop(0)
+                        if (item := self._start(run, bars, lock)) is None:
+                            done['failed'].append(run)
+                        else:
+                            active.append(item)
                     time.sleep(POLL)
+                    if self._stopped:
+                        raise KeyboardInterrupt
                     for item in list(active):
                         bars.update(
                             item.bar, completed=state.progress(item.run))
@@ -202,8 +232,21 @@ class Benchmark:
             raise
         finally:
             _stop(active)
-            signal.signal(signal.SIGTERM, previous)
+            for sig, handler in previous.items():
+                signal.signal(sig, handler)
         return done
+
+    def _stop_soon(self, *_) -> None:
+        # Not raised here: between the start of a process and the note of it
+        # an exception would leave it behind.
+        self._stopped = True
+
+    def _describe_host(self) -> Dict[str, str]:
+        found = {key: str(value) for key, value in collect_env().items()}
+        if self.launcher.slurm:
+            found['collected on'] = ('the host that submitted the run, not '
+                                     'the node that executed it')
+        return found
 
     def _progress(self) -> Progress:
         return Progress(
@@ -215,12 +258,25 @@ class Benchmark:
             disable=not self.console.is_terminal,
             refresh_per_second=2)
 
-    def _start(self, run: Run, bars: Progress) -> _Active:
+    def _start(self, run: Run, bars: Progress,
+               lock: Optional[int]) -> Optional[_Active]:
+        """Start a run; None where it fails before it starts."""
         began = state.status(run)
         config = state.prepare(run)
+        if not run.trains and run.checkpoint:
+            # A training compares the hash itself, as it reads the file.
+            reason = _changed(run.checkpoint)
+            if reason:
+                self._fail(run, None, reason)
+                return None
+        mended = state.mend_pointer(run)
+        if mended:
+            self.console.print(f'{run.name}: {mended}', soft_wrap=True)
         command = self.launcher.command(run, config)
         again = ' again' if began in ('started', 'failed') else ''
         self.console.print(f'{_now()} start{again} {run.name}')
+        bar = bars.add_task(run.name, total=1.)
+        share = state.progress(run)
         with open(run.folder / 'output.txt', 'ab') as log:
             # A session of its own: Ctrl-C reaches it through us alone.
             process = subprocess.Popen(
@@ -229,25 +285,18 @@ class Benchmark:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=self.launcher.environment(),
+                pass_fds=() if lock is None else (lock, ),
                 start_new_session=True)
-        bar = bars.add_task(run.name, total=1.)
-        return _Active(run, process, command, state.progress(run), bar)
+        return _Active(run, process, command, share, bar)
 
     def _conclude(self, item: _Active) -> str:
         run, code = item.run, item.process.returncode
-        metrics = state.final_metrics(run) if code == 0 else None
-        if metrics is None:
-            log = run.folder / 'output.txt'
-            tail = log.read_bytes()[-TAIL:].decode(errors='replace')
-            reason = (f'exit status {code}'
-                      if code else 'it ended without a result')
-            state.write_json(
-                run.folder / 'failed.json',
-                dict(returncode=code, reason=reason, tail=tail, log=str(log)))
-            self.console.print(
-                f'{_now()} [red]failed[/red] {run.name}: {reason}, see {log}',
-                soft_wrap=True)
-            return 'failed'
+        if code:
+            return self._fail(run, code, f'exit status {code}')
+        try:
+            metrics, note = state.final_metrics(run)
+        except ValueError as error:
+            return self._fail(run, code, str(error))
         length, unit = run.length
         checkpoint = run.checkpoint and {
             **asdict(run.checkpoint), 'path': str(run.checkpoint.path)
@@ -265,6 +314,7 @@ class Benchmark:
                 settings=run.settings,
                 checkpoint=checkpoint,
                 metrics=metrics,
+                note=note,
                 length=length,
                 unit=unit,
                 batch_size=run.batch_size,
@@ -273,10 +323,7 @@ class Benchmark:
                 resumed=item.start_share > 0,
                 started=_iso(item.started),
                 finished=_iso(now),
-                environment={
-                    k: str(v)
-                    for k, v in (self._environment or {}).items()
-                },
+                environment=self._environment or {},
                 config='config.py',
                 command=item.command))
         if not self.keep_checkpoints:
@@ -289,6 +336,19 @@ class Benchmark:
             f'{_now()} finished {run.name}: {main["name"]} {value:.2f} in '
             f'{_duration(now - item.started)}')
         return 'finished'
+
+    def _fail(self, run: Run, code: Optional[int], reason: str) -> str:
+        log = run.folder / 'output.txt'
+        tail = ''
+        if log.is_file():
+            tail = log.read_bytes()[-TAIL:].decode(errors='replace')
+        state.write_json(
+            run.folder / 'failed.json',
+            dict(returncode=code, reason=reason, tail=tail, log=str(log)))
+        self.console.print(
+            f'{_now()} [red]failed[/red] {run.name}: {reason}, see {log}',
+            soft_wrap=True)
+        return 'failed'
 
     def _remember(self, run: Run) -> None:
         result = state.read_json(run.folder / 'result.json')
@@ -335,8 +395,16 @@ class Benchmark:
         return f'{_duration(total / self.launcher.jobs)} left'
 
 
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
+def _changed(checkpoint: Checkpoint) -> Optional[str]:
+    """Why a file is not the one that was planned with."""
+    try:
+        found = Checkpoint.read(checkpoint.path).sha256
+    except (OSError, ValueError, RuntimeError) as error:
+        return str(error)
+    if found == checkpoint.sha256:
+        return None
+    return (f'"{checkpoint.path}" has changed since the runs were planned: '
+            f'sha256 {found[:8]}, expected {checkpoint.sha256[:8]}')
 
 
 def _stop(active: List[_Active]) -> None:

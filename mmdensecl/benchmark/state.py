@@ -6,9 +6,11 @@
 """
 import json
 import os
+import re
 import shutil
+import zipfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .log import log_rows
 from .plan import Run
@@ -63,10 +65,15 @@ def status(run: Run) -> str:
 
     Raises:
         StaleRunError: Its folder is another run's: other code, config, data
-            or weights.
+            or weights; or nothing tells whose it is.
     """
     plan = read_json(run.folder / 'plan' / 'run.json')
     if plan is None:
+        if any(path.name != 'plan' for path in run.folder.glob('*')):
+            raise StaleRunError(
+                f'"{run.folder}" holds files but no plan/run.json, so nobody '
+                'knows with which settings they were made. Take another '
+                '--work-dir, or discard them with --redo')
         return 'new'
     changed = list(differences(plan['identity'], run.identity))
     if changed:
@@ -86,18 +93,26 @@ def prepare(run: Run) -> Path:
 
     Returns:
         Path: The config file.
+
+    Raises:
+        StaleRunError: Its folder is not its own, see :func:`status`.
     """
+    status(run)
     config = run.folder / 'plan' / 'config.py'
-    config.parent.mkdir(parents=True, exist_ok=True)
-    run.config.dump(config)
     write_json(config.with_name('run.json'), dict(identity=run.identity))
+    run.config.dump(config)
     (run.folder / 'failed.json').unlink(missing_ok=True)
     return config
 
 
 def discard(run: Run) -> None:
-    """Remove all that a run has left."""
-    shutil.rmtree(run.folder, ignore_errors=True)
+    """Remove all that a run has left, at once or not at all."""
+    aside = run.folder.with_name(f'.discarded-{run.folder.name}')
+    if aside.exists():  # of a call that was stopped
+        shutil.rmtree(aside)
+    if run.folder.exists():
+        run.folder.rename(aside)
+        shutil.rmtree(aside)
 
 
 def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
@@ -147,23 +162,51 @@ def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
             runs=list(planned.values())))
 
 
-def final_metrics(run: Run) -> Optional[Dict[str, float]]:
-    """What a run measured at its end; None where it has not come to it.
+def final_metrics(run: Run) -> Tuple[Dict[str, float], Optional[str]]:
+    """What a run measured at its end.
 
     Args:
         run (Run): The run.
+
+    Returns:
+        Tuple[Dict[str, float], str | None]: The metrics, and a remark for the
+        reader.
+
+    Raises:
+        ValueError: It has not come to its end, or lacks a metric.
     """
-    main = run.task.metrics[0]['key']
-    tests = sorted(run.folder.glob('*/[0-9]*_[0-9]*.json'))
-    for path in reversed(tests):  # of tools/test.py
-        metrics = json.loads(path.read_text(encoding='utf-8'))
-        if main in metrics:
-            return _numbers(metrics)
+    keys = [metric['key'] for metric in run.task.metrics]
     length, _ = run.length
+    # Of tools/test.py, the last one first; then what was logged in training.
+    tests = sorted(run.folder.glob('*/[0-9]*_[0-9]*.json'), reverse=True)
+    found = [json.loads(path.read_text(encoding='utf-8')) for path in tests]
     for row in reversed([*log_rows(run.folder)]):
-        if main in row and 'lr' not in row and row.get('step') == length:
-            return _numbers(row)
-    return None
+        if 'lr' not in row and row.get('step') == length:
+            found.append(row)
+    for row in found:
+        missing = [key for key in keys if key not in row]
+        if not missing:
+            return _numbers(row), None
+        if len(missing) < len(keys):
+            raise ValueError(f'its result lacks {", ".join(missing)}')
+    if found and run.task.layout == 'coco' and _found_nothing(run):
+        return dict.fromkeys(keys, 0.), (
+            'not one object was detected, for which mmdet gives no numbers: '
+            'counted as 0')
+    raise ValueError('it ended without a result')
+
+
+def _found_nothing(run: Run) -> bool:
+    """Whether mmdet's CocoMetric gave up for want of any detection.
+
+    It says so, and returns no metrics instead of zeros.
+    """
+    path = run.folder / 'output.txt'
+    if not path.is_file():
+        return False
+    log = path.read_text(encoding='utf-8', errors='replace')
+    evaluation = log.rpartition('Evaluating bbox...')[2]
+    return 'results of the whole dataset is empty' in evaluation
 
 
 def _numbers(row: dict) -> Dict[str, float]:
@@ -196,4 +239,38 @@ def trained_checkpoint(run: Run) -> Optional[Path]:
     # mmengine writes the pointer after the checkpoint.
     if not pointer.is_file() or Path(pointer.read_text()).name != path.name:
         return None
-    return path if path.is_file() else None
+    return path if zipfile.is_zipfile(path) else None
+
+
+def mend_pointer(run: Run) -> Optional[str]:
+    """Let a run resume from a checkpoint that is there.
+
+    mmengine removes the last checkpoint before it writes the next one. A run
+    that was killed in between points to a file that is gone or cut off, and
+    every ``--resume`` would fail on it.
+
+    Args:
+        run (Run): The run.
+
+    Returns:
+        str | None: What was done, for the user; None if nothing.
+    """
+    pointer = run.folder / 'last_checkpoint'
+    if not pointer.is_file():
+        return None
+    last = Path(pointer.read_text().strip() or 'none')
+    # torch.save writes zip archives, whose directory comes last.
+    if zipfile.is_zipfile(last):
+        return None
+    whole = {
+        int(match[1]): path
+        for path in run.folder.glob('*.pth')
+        if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))
+        and zipfile.is_zipfile(path)
+    }
+    if not whole:
+        pointer.unlink()
+        return f'{last.name} is gone or cut off, starting afresh'
+    best = whole[max(whole)]
+    pointer.write_text(str(best))
+    return f'{last.name} is gone or cut off, going on from {best.name}'

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import Any, Mapping
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from mmengine.config import Config, ConfigDict
 
@@ -56,7 +56,9 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
     cfg.merge_from_dict(options)
 
 
-def set_pretrained(cfg: Config, checkpoint: str) -> None:
+def set_pretrained(cfg: Config,
+                   checkpoint: str,
+                   sha256: Optional[str] = None) -> None:
     """Let a downstream model start from another pre-training.
 
     Args:
@@ -64,36 +66,99 @@ def set_pretrained(cfg: Config, checkpoint: str) -> None:
             ``mmdensecl.PretrainedBackbone`` in ``cfg.model``.
         checkpoint (str): What they load. 'none' takes them out, which leaves
             the host's own random initialisation.
+        sha256 (str, optional): Of the checkpoint, see ``PretrainedBackbone``;
+            that of the config, which is another file's, is taken out.
+            Defaults to None.
 
     Raises:
         KeyError: The model has no such init_cfg.
     """
-
-    def is_ours(value: Any) -> bool:
-        name = value.get('type') if isinstance(value, dict) else None
-        name = getattr(name, '__name__', name)
-        return str(name).split('.')[-1] == 'PretrainedBackbone'
-
-    def visit(node: Any) -> int:
-        if isinstance(node, (list, tuple)):
-            return sum(map(visit, node))
-        if not isinstance(node, dict):
-            return 0
-        entries = node.get('init_cfg')
-        entries = entries if isinstance(entries, (list, tuple)) else [entries]
-        ours = [entry for entry in entries if is_ours(entry)]
-        if ours and checkpoint == 'none':
-            others = [entry for entry in entries if not is_ours(entry)]
+    found = False
+    for node, _ in _dicts(cfg.get('model')):
+        entries = _initialisers(node)
+        ours = [x for x in entries if _type(x) == 'PretrainedBackbone']
+        if not ours:
+            continue
+        found = True
+        if checkpoint == 'none':
+            others = [x for x in entries if x not in ours]
             node.pop('init_cfg')
             if others:
                 node['init_cfg'] = others
         for entry in ours:
             entry['checkpoint'] = checkpoint
-        return len(ours) + sum(map(visit, node.values()))
-
-    if not visit(cfg.get('model')):
+            entry.pop('sha256', None)
+            if sha256 is not None:
+                entry['sha256'] = sha256
+    if not found:
         raise KeyError(
             f'--pretrained {checkpoint}: the model of {cfg.filename} has no '
             'place for it. Add to its backbone (and to the shared_head of a '
             "C4 detector) init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
             "checkpoint='')")
+
+
+def check_weight_sources(cfg: Config,
+                         pretrained: Optional[str] = None) -> None:
+    """Refuse a config that would overwrite what PretrainedBackbone loads.
+
+    mmengine loads ``load_from``, and a ``Pretrained`` of an outer part of the
+    model, afterwards and without a word of it.
+
+    Args:
+        cfg (Config): Of a run that initialises its model.
+        pretrained (str, optional): What :func:`set_pretrained` will be called
+            with. Defaults to None.
+
+    Raises:
+        ValueError: Two files are to give the same weights.
+    """
+    for node, outer in _dicts(cfg.get('model')):
+        for entry in _initialisers(node):
+            if _type(entry) != 'PretrainedBackbone':
+                continue
+            ours = (f'--pretrained {pretrained}' if pretrained else
+                    'PretrainedBackbone with the checkpoint '
+                    f'{entry.get("checkpoint")!r}')
+            others = [
+                f'init_cfg={dict(x)}' for part in outer
+                for x in _initialisers(part)
+                if _type(x) in ('Pretrained', 'PretrainedInit')
+            ] + [
+                f'pretrained={part["pretrained"]!r}'
+                for part in outer if part.get('pretrained')
+            ]
+            if others:
+                raise ValueError(
+                    f'{ours} would be overwritten by {others[0]} of an outer '
+                    f'part of the model of {cfg.filename}. Take that out, or '
+                    "the inner part's init_cfg")
+            # With resume, load_from names the checkpoint to go on with.
+            if cfg.get('load_from') and not cfg.get('resume'):
+                raise ValueError(
+                    f'{ours} would be overwritten by load_from='
+                    f'{cfg.load_from!r} of {cfg.filename}. Take load_from '
+                    'out, or the init_cfg if load_from is to give the weights')
+
+
+def _dicts(node: Any, outer: Tuple[dict, ...] = ()) -> Iterator[tuple]:
+    """Every dictionary of a model's config, and those that it is in."""
+    if isinstance(node, (list, tuple)):
+        for x in node:
+            yield from _dicts(x, outer)
+    elif isinstance(node, dict):
+        yield node, outer
+        for x in list(node.values()):
+            yield from _dicts(x, (*outer, node))
+
+
+def _initialisers(node: Dict) -> List[Dict]:
+    entries = node.get('init_cfg')
+    entries = entries if isinstance(entries, (list, tuple)) else [entries]
+    return [x for x in entries if isinstance(x, dict)]
+
+
+def _type(entry: Dict) -> str:
+    """Of an initialiser, without its scope."""
+    name = entry.get('type')
+    return str(getattr(name, '__name__', name)).split('.')[-1]

@@ -8,15 +8,16 @@ detection/convert-pretrain-to-detectron2.py of facebookresearch/moco.
 import io
 import pickle
 import re
-from typing import Dict, Mapping
+from typing import Dict, Iterable, List, Mapping
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mmdensecl.version import __version__
-from .read_backbone import Backbone
+from .read_backbone import DEPTHS, Backbone
 
 TORCHVISION = re.compile(
     r'(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.)?'
@@ -119,6 +120,43 @@ def to_torchvision(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     return dict(state)
 
 
+def missing_tensors(names: Iterable[str]) -> List[str]:
+    """What a ResNet lacks.
+
+    Args:
+        names (Iterable[str]): Of its tensors, under plain names.
+
+    Returns:
+        list[str]: Names that torchvision's ResNet of this depth has besides,
+        but for counters of batches. Of a depth that is not known, blocks in
+        between are missed, but not the last of a stage. Empty for other
+        backbones than ResNets with a plain or a deep stem.
+    """
+    names = set(names)
+    stem = {x for x in names if x.startswith('stem.')}
+    found = [TORCHVISION.fullmatch(x) for x in names - stem]
+    if not all(found):
+        return []
+    counts = [0] * 4
+    for stage, block in (x.group('stage', 'block') for x in found):
+        if stage:
+            stage = int(stage) - 1
+            counts[stage] = max(counts[stage], int(block) + 1)
+    if not any(counts):
+        return []
+    is_bottleneck = any('.conv3.' in x for x in names)
+    whole = next((whole
+                  for kind, whole in DEPTHS if kind == is_bottleneck and all(
+                      a in (0, b) for a, b in zip(counts, whole))), counts)
+    with torch.device('meta'):
+        resnet = ResNet(Bottleneck if is_bottleneck else BasicBlock, whole)
+    other_stem = ('conv1.', 'bn1.') if stem else ()
+    return [
+        x for x in resnet.state_dict() if x not in names and not x.startswith(
+            ('fc.', *other_stem)) and not x.endswith('num_batches_tracked')
+    ]
+
+
 def encode_backbone(backbone: Backbone, to: str) -> bytes:
     """Content of a file for another project.
 
@@ -132,8 +170,15 @@ def encode_backbone(backbone: Backbone, to: str) -> bytes:
         bytes: A whole file.
 
     Raises:
-        ValueError: The project has no place for some tensor.
+        ValueError: The project has no place for some tensor, or the ResNet
+            is not whole.
     """
+    missing = missing_tensors(backbone.state_dict)
+    if missing:
+        raise ValueError(
+            f'The backbone of {backbone.source} is not whole and must not be '
+            f'passed on; {len(missing)} tensors are missing: '
+            f'{", ".join(missing)}')
     # Copies that share no memory with what else the checkpoint held.
     state = {
         k: v.detach().clone(memory_format=torch.contiguous_format)

@@ -1,11 +1,12 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import logging
 import os
+import re
 from fnmatch import fnmatchcase
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 import torch.nn as nn
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import update_init_info
 from torch import Tensor
 
@@ -15,6 +16,10 @@ from .read_backbone import Backbone, describe_architecture, read_backbone
 # Batch norm counts its batches in it, for a momentum of None; older files
 # do not have it.
 COUNTER = 'num_batches_tracked'
+
+# Entry of mmengine's message hub, which goes into a run's checkpoints: the
+# files that were loaded, by their sha256.
+LOADED = 'mmdensecl_pretrained'
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -42,23 +47,32 @@ class PretrainedBackbone:
             convolutions. Defaults to ().
         strict (bool): Whether to raise if anything does not fit. If False,
             it loads what fits and warns of the rest. Defaults to True.
+        sha256 (str, optional): Of the file, in hexadecimal, or its first
+            digits, at least 8; another file is refused. Defaults to None: any
+            will do.
 
     Raises:
-        ValueError: No ``checkpoint`` is named.
+        ValueError: No ``checkpoint`` is named, or ``sha256`` is none.
     """
 
     def __init__(self,
                  checkpoint: str,
                  prefix: Optional[str] = None,
                  allow_random: Union[str, Sequence[str]] = (),
-                 strict: bool = True) -> None:
+                 strict: bool = True,
+                 sha256: Optional[str] = None) -> None:
         if not checkpoint:
             raise ValueError(
                 f'PretrainedBackbone needs a checkpoint, got {checkpoint!r}. '
                 'Name it by init_cfg.checkpoint in the config, or on the '
                 "command line by --pretrained FILE ('none' for random "
                 'weights)')
+        if sha256 is not None and not (isinstance(
+                sha256, str) and re.fullmatch('[0-9a-fA-F]{8,64}', sha256)):
+            raise ValueError(f'sha256 must be 8 to 64 hexadecimal digits in a '
+                             f'string, got {sha256!r}')
         self.checkpoint = os.fspath(checkpoint)
+        self.sha256 = sha256
         self.prefix = prefix
         self.strict = strict
         self.allow_random = ([allow_random] if isinstance(allow_random, str)
@@ -72,11 +86,16 @@ class PretrainedBackbone:
                 names.
 
         Raises:
-            ValueError: Something does not fit, or another initialiser would
-                overwrite it; besides the errors of :func:`read_backbone`.
+            ValueError: Something does not fit, it is another file than
+                ``sha256`` says, or another initialiser would overwrite what
+                it loads; besides the errors of :func:`read_backbone`.
         """
         self._check_last(module)
         backbone = read_backbone(self.checkpoint, self.prefix)
+        if self.sha256 and not backbone.sha256.startswith(self.sha256.lower()):
+            raise ValueError(
+                f'"{self.checkpoint}" is another file than expected: got '
+                f'sha256 {backbone.sha256}, expected {self.sha256}')
         own = {
             k: v
             for k, v in module.state_dict().items() if isinstance(v, Tensor)
@@ -186,6 +205,11 @@ class PretrainedBackbone:
                 backbone: Backbone, fits: Mapping[str, Tensor],
                 problems: Sequence[str]) -> None:
         """Say what was loaded, what not, and what the file also holds."""
+        hub = MessageHub.get_current_instance()
+        hub.update_info(
+            LOADED, {
+                **hub.get_info(LOADED, {}), backbone.sha256: self.checkpoint
+            })
         kept = [name for name in own if name not in fits]
         stages = _stages(own)
         details = {

@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -47,14 +46,18 @@ PLACES = (
     ('', '', 'bare backbone'),
 )
 
-# Momentum copies: evaluated here and there, meant for transfer nowhere.
-COPIES = frozenset(('encoder_k', 'target_net', 'ema_state_dict'))
+# Momentum copies: evaluated here and there, meant for transfer nowhere. A
+# "teacher" is none of them: DINO's is what is used.
+COPIES = frozenset(('encoder_k', 'target_net', 'ema_state_dict',
+                    'momentum_encoder', 'momentum_backbone', 'target_encoder'))
 
 FIRST_BLOCK = 'layer1.0.conv1.weight'
 # The deep stem of V1c and V1d in mmdet and mmseg, and in mmpretrain.
 DEEP_STEMS = ('stem.0.weight', 'stem.0.conv.weight')
 STEMS = ('conv1.weight', *DEEP_STEMS)
 RESNET = re.compile(r'(conv1|bn1|stem|layer\d+)\.')
+WEIGHT = re.compile(r'(^|\.)(weight|bias|running_mean|running_var)$')
+CONVOLUTION = re.compile(r'(^|\.)conv\d\.weight$')
 DEPTHS = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -113,8 +116,8 @@ def read_backbone(path: Union[str, os.PathLike],
         NoBackboneError: It holds no backbone, none under ``prefix``, only a
             momentum copy, or several of which none is known to be the one.
         UnsafeCheckpointError: Unpickling it could run code.
-        ValueError: It is truncated, no checkpoint, or holds tensors that are
-            not finite.
+        ValueError: It is truncated, no checkpoint, or holds weights that are
+            not finite, not floating-point numbers, or convolutions of zeros.
     """
     tree, sha256 = _load(str(path))
     if not isinstance(tree, Mapping):
@@ -135,7 +138,7 @@ def read_backbone(path: Union[str, os.PathLike],
         state = {**state, **_shared_head(tensors, start, state)}
     else:
         state = inside
-    _check_finite(state, path)
+    _check_values(state, path)
     taken = {id(x) for x in state.values()}
     return Backbone(
         state_dict=state,
@@ -158,7 +161,8 @@ def describe_architecture(state: Mapping[str, Tensor]) -> Optional[str]:
         layer4', 'ResNet-18 with 4 channels in layer1'; block counts for an
         unknown depth; None for other than a whole ResNet.
     """
-    if FIRST_BLOCK not in state or not any(x in state for x in STEMS):
+    if (not {FIRST_BLOCK, 'layer1.0.conv2.weight'} <= state.keys()
+            or not any(x in state for x in STEMS)):
         return None
     counts: List[int] = []
     while f'layer{len(counts) + 1}.0.conv1.weight' in state:
@@ -367,14 +371,24 @@ def _listed(tensors: Mapping[str, Tensor], most: int = 8) -> str:
     return ', '.join(groups[:most]) + more
 
 
-def _check_finite(state: Mapping[str, Tensor], path: Any) -> None:
-    bad = [
-        name for name, x in state.items()
-        if x.is_floating_point() and not torch.isfinite(x).all()
-    ]
-    if bad:
-        raise ValueError(
-            f'{len(bad)} of {len(state)} backbone tensors of "{path}" hold '
-            f'NaN or infinity: {", ".join(bad[:5])}'
-            f'{", ..." if len(bad) > 5 else ""}. The run that wrote it had '
-            'diverged; take an earlier checkpoint.')
+def _check_values(state: Mapping[str, Tensor], path: Any) -> None:
+    """Refuse what no network of use consists of."""
+    problems = (
+        ('hold NaN or infinity',
+         lambda name, x: x.is_floating_point() and not x.isfinite().all(),
+         'The run that wrote it had diverged; take an earlier checkpoint.'),
+        # Other integers are indices and counters.
+        ('are no floating-point numbers',
+         lambda name, x: WEIGHT.search(name) and not x.is_floating_point(),
+         'Quantised weights cannot be trained; take those that they are of.'),
+        ('hold only zeros',
+         lambda name, x: CONVOLUTION.search(name) and not x.any(),
+         'No training ends so; the file is not what it was meant to be.'),
+    )
+    for what, is_bad, then in problems:
+        bad = [name for name, x in state.items() if is_bad(name, x)]
+        if bad:
+            raise ValueError(
+                f'{len(bad)} of {len(state)} backbone tensors of "{path}" '
+                f'{what}: {", ".join(bad[:5])}'
+                f'{", ..." if len(bad) > 5 else ""}. {then}')

@@ -36,10 +36,10 @@ tasks = [
 ]
 """
 # Behaves as mmengine does, as far as the benchmark looks. What it shall do
-# stands in the environment: FAIL, SLOW and NO_VAL hold words that are searched
-# for in the work_dir.
+# stands in the environment: FAIL, SLOW, KILL, NOTHING and NO_VAL hold words
+# that are searched for in the work_dir.
 TRAIN = """
-import json, os, sys, time
+import json, os, sys, time, zipfile
 from pathlib import Path
 work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
 config = Path(sys.argv[1]).read_text()
@@ -66,7 +66,8 @@ with open(vis / 'scalars.json', 'a') as log:
               file=log, flush=True)
         if step % 5 == 0:
             path = work_dir / f'iter_{step}.pth'
-            path.write_bytes(b'weights')
+            with zipfile.ZipFile(path, 'w') as file:
+                file.writestr('data', 'weights')
             last.write_text(str(path))
         if step == 6 and asked('FAIL'):
             raise RuntimeError('this run was told to fail')
@@ -74,8 +75,19 @@ with open(vis / 'scalars.json', 'a') as log:
             time.sleep(600)
     if asked('KILL'):
         os.kill(os.getpid(), 9)
-    if not asked('NO_VAL'):
+    if asked('NOTHING'):  # mmdet's CocoMetric
+        print('Evaluating bbox...')
+        print('The testing results of the whole dataset is empty.')
+        print(json.dumps(dict(data_time=0.1, step=10)), file=log)
+    elif not asked('NO_VAL'):
         print(json.dumps(dict(**metrics, data_time=0.1, step=10)), file=log)
+"""
+# A task that trains nothing.
+PROBE = """
+tasks.append(
+    dict(name='knn', title='Neighbours', model='kNN', data='coco',
+         layout='coco', configs=dict(frozen='knn.py'),
+         metrics=[dict(key='mIoU', name='mIoU', scale=1., unit='%')]))
 """
 ANNOTATIONS = """{"images": [], "annotations": [], "categories":
  [{"id": 3, "name": "cup"}, {"id": 5, "name": "<b>plate</b>"}]}"""
@@ -88,6 +100,14 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), path)
     return path
+
+
+@pytest.fixture
+def probe(place):
+    """Adds the task of a probe to the suite."""
+    (place / 'knn.py').write_text(CONFIG.replace('train_cfg', 'unused'))
+    with open(place / 'tiny.py', 'a') as file:
+        file.write(PROBE)
 
 
 @pytest.fixture

@@ -120,6 +120,41 @@ class TestRuns:
             suite.tasks[0], 'frozen', place / 'data', options=options)
         assert cfg.train_cfg.max_iters == 7
 
+    @pytest.mark.parametrize('name, flag', [
+        ('data_root', '--data-root'),
+        ('train_dataloader.dataset.data_root', '--data-root'),
+        ('model.backbone.init_cfg.checkpoint', '--checkpoint'),
+        ('load_from', '--checkpoint'),
+        ('resume', '--redo'),
+        ('randomness.seed', '--seeds'),
+        ('work_dir', '--work-dir'),
+        ('train_dataloader.batch_size', '--gpus'),
+    ])
+    def test_options_that_would_lie(self, suite, place, name, flag):
+        with pytest.raises(ValueError, match=f'"{name}".*{flag}'):
+            task_config(
+                suite.tasks[0], 'frozen', place / 'data', options={name: 1})
+        # Only the batch of the training is shared by processes.
+        task_config(
+            suite.tasks[0],
+            'frozen',
+            place / 'data',
+            options={'val_dataloader.batch_size': 1})
+
+    def test_the_hash_goes_along(self, runs):
+        init_cfg = runs[1].config.model.backbone.init_cfg
+        assert init_cfg.sha256 == runs[1].checkpoint.sha256
+        assert len(init_cfg.sha256) == 64
+
+    def test_a_probe_has_one_seed(self, probe, place, weights):
+        rows = dict(random=None, ours=Checkpoint.read(weights))
+        runs = plan_runs(
+            load_suite(place / 'tiny.py'), rows, ('frozen', ), (3, 4),
+            place / 'data', place / 'out')
+        assert [run.name for run in runs if not run.trains
+                ] == ['knn/frozen/random/seed3', 'knn/frozen/ours/seed3']
+        assert len([run for run in runs if run.trains]) == 4
+
     def test_no_data(self, suite, place):
         with pytest.raises(FileNotFoundError, match='--data-root'):
             task_config(suite.tasks[0], 'frozen', place / 'nowhere')
@@ -214,6 +249,13 @@ class TestFingerprint:
         (tmp_path / 'labels.json').write_text('{}')
         return tmp_path
 
+    @pytest.fixture
+    def masks(self, folder):
+        for name in ('SegmentationClassAug', 'gtFine/val/town'):
+            (folder / name).mkdir(parents=True)
+        (folder / 'SegmentationClassAug' / 'x.png').write_text('123')
+        (folder / 'gtFine/val/town/x_labelTrainIds.png').write_text('123')
+
     def test_same(self, folder):
         first = fingerprint(folder)
         (folder / '.DS_Store').touch()
@@ -224,8 +266,10 @@ class TestFingerprint:
         ('labels.json', '[]'),
         ('a/x.jpg', '1234'),
         ('a/y.jpg', ''),
+        ('SegmentationClassAug/x.png', '321'),
+        ('gtFine/val/town/x_labelTrainIds.png', '321'),
     ])
-    def test_changes(self, folder, name, content):
+    def test_changes(self, folder, masks, name, content):
         first = fingerprint(folder)
         (folder / name).write_text(content)
         assert fingerprint(folder)['fingerprint'] != first['fingerprint']

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
+from mmdensecl.benchmark.plan import Run as PlannedRun
 from mmdensecl.benchmark.report import (DifferentSettingsError, ResultsError,
                                         compare, load_suite, print_tables,
                                         write_report)
 from mmdensecl.benchmark.report.curves import read_curves
 from mmdensecl.benchmark.report.text import clean
+from mmdensecl.benchmark.state import write_suite
+from mmdensecl.benchmark.suite import load_suite as load_suite_file
 
 # Of each row, by seed. Means 10, 12.2, 15.1.
 VALUES = {
@@ -379,6 +383,28 @@ class TestNumbers:
         best = [row.name for row in far.rows if row.cells['mIoU'].best]
         assert best == ['b']
 
+    def test_best_beyond_every_spread(self, tmp_path):
+        """The third is so uncertain that it may well be the first."""
+        rows = dict(a=(69., 70., 71.), b=(67.5, 68., 68.5), c=(40., 67.7, 95.))
+        table = table_of(FakeSuite(tmp_path, rows))
+        assert not any(row.cells['mIoU'].best for row in table.rows)
+
+    def test_a_probe_has_no_spread(self, suite):
+        for run in suite.data['runs']:  # as older versions planned them
+            suite.change(run['folder'], length=0)
+        table = table_of(suite)
+        assert table.seeds == (0, ) and not table.notes
+        assert not any(row.cells['mIoU'].best for row in table.rows)
+        text = write_report(suite.folder)['md'].read_text()
+        assert '| DenseCL | 1 | 14.3 | +5.3 | – |' in text
+        assert 'One run each, of fixed weights.' in text
+        assert 'A probe of fixed weights: one run' in text
+
+    def test_a_remark_of_a_run_is_shown(self, suite):
+        suite.change(suite.name('DenseCL', 1), note='nothing was found')
+        text = write_report(suite.folder)['md'].read_text()
+        assert '- DenseCL, seed 1: nothing was found.' in text
+
     def test_interval_with_zero_is_said(self, tmp_path):
         suite = FakeSuite(tmp_path, dict(random=(9., 11.), DenseCL=(12., 11.)))
         text = write_report(suite.folder)['md'].read_text()
@@ -596,10 +622,12 @@ class TestRefusals:
         with pytest.raises(ResultsError, match=message):
             load_suite(suite.folder)
 
-    def test_published_of_an_unknown_row(self, suite):
-        suite.data['tasks'][0]['published'] = [dict(PUBLISHED, row='BYOL')]
+    def test_published_of_an_unknown_metric(self, suite):
+        suite.data['tasks'][0]['published'] = [
+            dict(PUBLISHED, protocol='frozen', metric='AP')
+        ]
         suite.save()
-        with pytest.raises(ResultsError, match='published.* is .BYOL.'):
+        with pytest.raises(ResultsError, match="metric is 'AP'"):
             load_suite(suite.folder)
 
     def test_no_suite(self, tmp_path):
@@ -643,6 +671,67 @@ class TestPublished:
                                                       'mIoU') else ''
             if line['row'] == 'DenseCL':
                 assert line['published'] == expected
+
+    def test_rows_and_protocols_that_are_not_planned(self, suite):
+        suite.data['tasks'][0]['published'] = [
+            dict(PUBLISHED, protocol='frozen', row='BYOL'),
+            dict(PUBLISHED, protocol='finetune', row='SwAV', value=70.1),
+        ]
+        suite.save()
+        paths = write_report(suite.folder)
+        row = markdown_rows(paths['md'])['BYOL']
+        assert row[:5] == [
+            '0', '–', '–', '–', '69.4 (Wang et al. 2021, table 3)'
+        ]
+        page = Page(paths['html'])
+        assert page.row('BYOL', '0')[2] == '–'
+        # A row of the one table, not of the overview or the plots' legend.
+        assert page.text.count('BYOL') == 1
+        # Nobody asked for the protocol.
+        for path in paths.values():
+            assert 'SwAV' not in path.read_text()
+        assert len(table_of(suite).notes) == 0
+
+    def test_suite_of_the_paper(self, tmp_path):
+        """Some rows and one protocol, as `benchmark.py run` writes them."""
+        root = Path(__file__).parents[2] / 'configs/benchmarks/suites'
+        suite = load_suite_file(root / 'paper.py')
+        runs = [
+            PlannedRun(task, 'finetune', row, 0, tmp_path / task.name / row,
+                       None, None, {}) for task in suite.tasks
+            if 'finetune' in task.configs for row in ('random', 'ours')
+        ]
+        write_suite(tmp_path, suite, runs)
+        for run in runs:
+            folder = tmp_path / run.name
+            folder.mkdir(parents=True)
+            result = dict(
+                schema=1,
+                task=run.task.name,
+                protocol=run.protocol,
+                row=run.row,
+                seed=0,
+                settings=SETTINGS,
+                metrics={x['key']: 0.5
+                         for x in run.task.metrics},
+                seconds=1)
+            (folder / 'result.json').write_text(json.dumps(result))
+        paths = write_report(tmp_path)
+        text = paths['md'].read_text()
+        assert '69.4 (Wang et al.' in text and '| DenseCL | 0 | – |' in text
+        assert 'linear classification' not in text
+        # Every table can be told from the others, everywhere.
+        heads = re.findall('^## (.*, finetune)$', text, re.MULTILINE)
+        data = json.loads(paths['json'].read_text())
+        starts = [x.partition(', finetune:')[0] for x in data['summary']]
+        for found in (heads, starts):
+            assert len(set(found)) == len(found) == 10
+        assert 'VOC07+12 detection (Faster R-CNN R50-C4, 24k), fine' in text
+        # Alone of its title.
+        assert '## VOC12 + aug segmentation, finetune' in text
+        page = Page(paths['html'])
+        columns = [x for x in page.rows if x[0] == 'weights'][0]
+        assert len(set(columns)) == len(columns) == 11
 
     def test_not_shown_without_any(self, suite):
         paths = write_report(suite.folder)
@@ -779,6 +868,15 @@ class TestHostileNames:
         assert {x['row'] for x in lines} == {self.NAME, 'DenseCL'}
         data = json.loads(paths['json'].read_text())
         assert data['tables'][0]['rows'][0]['row'] == self.NAME
+
+    @pytest.mark.parametrize('name', ['=1+1', '+1', '-1', '@x', '\t=1'])
+    def test_no_formulas(self, tmp_path, name):
+        suite = FakeSuite(tmp_path, {name: (-1., 2.), 'b': (1., 3.)})
+        path = write_report(suite.folder)['csv']
+        lines = list(csv.DictReader(path.open(newline='')))
+        assert {x['row'] for x in lines} == {f"'{name}", 'b'}
+        assert {x['baseline'] for x in lines} == {f"'{name}"}
+        assert lines[0]['value'] == '-1.0'
 
     def test_terminal(self, tmp_path):
         rows = {'[red]a': (1., 2.), '[/red]b': (2., 3.)}

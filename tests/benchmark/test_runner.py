@@ -2,6 +2,7 @@
 """Runs that finish, fail, break off and go on, with pretending tools."""
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from mmdensecl.benchmark import state
@@ -122,21 +124,62 @@ def test_a_run_killed_before_its_score_is_scored(bench, monkeypatch):
     assert state.read_json(run.folder / 'result.json')['metrics']['mIoU'] >= 50
 
 
-def test_ctrl_c_is_safe(bench, monkeypatch):
+def test_a_run_that_lacks_a_metric_has_failed(bench, place):
+    path = place / 'tiny.py'
+    path.write_text(path.read_text().replace(
+        "name='mIoU', scale=1., unit='%')]",
+        "name='mIoU', scale=1., unit='%'), dict(key='aAcc', name='acc')]"))
+    done = bench().execute()
+    assert {run.task.name for run in done['failed']} == {'seg'}
+    failed = state.read_json(done['failed'][0].folder / 'failed.json')
+    assert failed['reason'] == 'its result lacks aAcc'
+
+
+def test_no_detection_counts_as_zero(bench, place, monkeypatch):
+    monkeypatch.setenv('NOTHING', 'det/finetune/random')
+    done = bench(tasks=['det']).execute()
+    assert not done['failed']
+    results = [
+        state.read_json(run.folder / 'result.json') for run in done['finished']
+    ]
+    assert [result['metrics']['AP'] for result in results] == [0, 0.25]
+    assert 'counted as 0' in results[0]['note'] and not results[1]['note']
+
+
+def test_only_the_last_evaluation_counts_as_zero(bench, monkeypatch):
+    monkeypatch.setenv('NO_VAL', 'det')
+    made = bench(tasks=['det'])
+    run = made.runs[0]
+    state.prepare(run)
+    (run.folder / 'output.txt').write_text(  # of one before
+        'Evaluating bbox...\n'
+        'The testing results of the whole dataset is empty.\n')
+    assert run in made.execute()['failed']
+
+
+def interrupt(run, sig):
+    """Send a signal to this process when a run is half done."""
+
+    def wait():
+        while state.progress(run) < 0.6:
+            time.sleep(0.02)
+        os.kill(os.getpid(), sig)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopping_is_safe(bench, monkeypatch, sig):
     monkeypatch.setenv('SLOW', 'seg/frozen/ours')
     made = bench()
     slow = made.runs[1]
-
-    def interrupt():
-        while state.progress(slow) < 0.6:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
+    interrupt(slow, sig)
+    handler = signal.getsignal(sig)
     began = time.time()
     with pytest.raises(KeyboardInterrupt):
         made.execute()
     assert time.time() - began < 60
+    assert signal.getsignal(sig) == handler
     assert 'goes on from their last checkpoints' in said(made)
     pids = subprocess.run(['pgrep', '-f', str(slow.folder)],
                           capture_output=True).stdout
@@ -146,6 +189,195 @@ def test_ctrl_c_is_safe(bench, monkeypatch):
     monkeypatch.delenv('SLOW')
     assert len(bench().execute()['finished']) == 6
     assert len(calls(made.runs[0])) == 1 and len(calls(slow)) == 2
+
+
+@pytest.fixture
+def signal_at_start(monkeypatch):
+    """Function after which a process that starts brings a signal with it."""
+    original, started = subprocess.Popen, []
+
+    def make(sig):
+
+        def start(*args, **kwargs):
+            started.append(original(*args, **kwargs))
+            os.kill(os.getpid(), sig)
+            return started[-1]
+
+        monkeypatch.setattr(subprocess, 'Popen', start)
+        return started
+
+    yield make
+    for process in started:
+        process.kill()
+
+
+def test_nohup(bench, signal_at_start):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signal_at_start(signal.SIGHUP)
+        assert len(bench(tasks=['det']).execute()['finished']) == 2
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_signal_while_a_run_starts_leaves_none_behind(
+        bench, monkeypatch, signal_at_start):
+    monkeypatch.setenv('SLOW', 'seg')
+    started = signal_at_start(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        bench().execute()
+    process, = started
+    assert process.returncode is not None
+
+
+def test_runs_of_a_killed_benchmark_keep_the_lock(bench, place, monkeypatch):
+    monkeypatch.setenv('SLOW', 'seg/frozen/random')
+    made = bench()
+    run, folder = made.runs[0], place / 'out' / 'tiny'
+
+    def work():
+        with only_one(folder) as lock:
+            made.execute(lock)
+
+    process = multiprocessing.get_context('fork').Process(target=work)
+    process.start()
+    while state.progress(run) < 0.6 and process.is_alive():
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    pids = subprocess.run(['pgrep', '-f', str(run.folder)],
+                          capture_output=True,
+                          text=True).stdout.split()
+    assert len(pids) == 1
+    with pytest.raises(RuntimeError, match='left behind when it was killed'):
+        with only_one(folder):
+            pass
+    os.kill(int(pids[0]), signal.SIGKILL)
+    for _ in range(200):
+        try:
+            with only_one(folder):
+                break
+        except RuntimeError:
+            time.sleep(0.02)
+    else:
+        pytest.fail('the lock outlived the run')
+
+
+class TestBrokenCheckpoints:
+    """A run that was killed while mmengine replaced its checkpoint."""
+
+    @pytest.fixture
+    def run(self, bench, monkeypatch):
+        monkeypatch.setenv('FAIL', 'det/finetune/random')
+        run, = bench(tasks=['det']).execute()['failed']
+        monkeypatch.delenv('FAIL')
+        return run
+
+    def steps(self, run):
+        return [row['iter'] for row in log_rows(run.folder) if 'lr' in row]
+
+    def finish(self, bench):
+        made = bench(tasks=['det'])
+        assert len(made.execute()['finished']) == 2
+        return said(made)
+
+    @pytest.mark.parametrize('name', ['iter_9.pth', ''])
+    def test_pointer_to_nothing(self, bench, run, name):
+        (run.folder / 'last_checkpoint').write_text(name)
+        assert 'going on from iter_5.pth' in self.finish(bench)
+        assert self.steps(run) == [*range(1, 7), *range(6, 11)]
+
+    def test_cut_off(self, bench, run):
+        last = run.folder / 'iter_8.pth'
+        last.write_bytes((run.folder / 'iter_5.pth').read_bytes()[:20])
+        (run.folder / 'last_checkpoint').write_text(str(last))
+        assert 'iter_8.pth is gone or cut off, going on from iter_5' in (
+            self.finish(bench))
+        assert self.steps(run) == [*range(1, 7), *range(6, 11)]
+
+    def test_none_is_left(self, bench, run):
+        (run.folder / 'iter_5.pth').unlink()
+        assert 'starting afresh' in self.finish(bench)
+        assert self.steps(run) == [*range(1, 7), *range(1, 11)]
+
+    def test_nothing_is_said_of_a_good_one(self, bench, run):
+        assert 'cut off' not in self.finish(bench)
+
+
+class TestProbes:
+
+    def test_one_run_each(self, bench, probe):
+        done = bench(seeds=(0, 1), tasks=['knn']).execute()
+        assert [run.seed for run in done['finished']] == [0, 0]
+        assert calls(done['finished'][1])[0].startswith('test.py')
+
+    @pytest.mark.parametrize('change, reason', [
+        (lambda x: x.update({'conv1.bias': torch.zeros(64)}),
+         'has changed since the runs were planned'),
+        (None, 'does not exist'),
+    ])
+    def test_other_weights_than_planned(self, bench, place, probe, weights,
+                                        change, reason):
+        path = place / 'copy.pth'
+        state_dict = torch.load(weights)
+        torch.save(state_dict, path)
+        made = bench(tasks=['knn'], rows=dict(ours=Checkpoint.read(path)))
+        path.unlink()
+        if change:
+            change(state_dict)
+            torch.save(state_dict, path)
+        run, = made.execute()['failed']
+        failed = state.read_json(run.folder / 'failed.json')
+        assert reason in failed['reason'] and failed['returncode'] is None
+        assert not (run.folder / 'calls').exists()
+
+
+class TestDiscard:
+
+    def test_all_goes(self, bench):
+        run = bench(tasks=['det']).execute()['finished'][0]
+        state.discard(run)
+        assert not [*run.folder.parent.iterdir()]
+        assert state.status(run) == 'new'
+        state.discard(run)  # nothing there
+
+    def test_interrupted(self, bench, monkeypatch):
+        """Whatever is left never counts as the new run's."""
+        run = bench(tasks=['det']).execute()['finished'][0]
+
+        def stop(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(state.shutil, 'rmtree', stop)
+            with pytest.raises(KeyboardInterrupt):
+                state.discard(run)
+        assert not run.folder.exists()
+        assert len(bench(tasks=['det']).execute()['finished']) == 2
+        assert len(calls(run)) == 1
+        state.discard(run)
+        assert not [*run.folder.parent.iterdir()]
+
+    @pytest.mark.parametrize('name', ['result.json', 'iter_10.pth'])
+    def test_a_folder_of_nobody_is_refused(self, bench, name):
+        made = bench()
+        run = made.runs[0]
+        run.folder.mkdir(parents=True)
+        (run.folder / name).write_text('{}')
+        for function in (state.status, state.prepare):
+            with pytest.raises(state.StaleRunError, match='--redo'):
+                function(run)
+        with pytest.raises(state.StaleRunError, match='no plan/run.json'):
+            made.execute()
+        state.discard(run)
+        assert state.status(run) == 'new'
+
+    def test_a_plan_that_was_cut_off_is_written_again(self, bench):
+        run = bench().runs[0]
+        (run.folder / 'plan').mkdir(parents=True)
+        (run.folder / 'plan' / 'config.py').write_text('half = ')
+        assert state.status(run) == 'new'
+        assert 'half' not in state.prepare(run).read_text()
 
 
 def test_jobs_share_the_cores(bench):
@@ -174,7 +406,6 @@ class TestSettings:
     def test_other_weights_are_refused(self, bench, place, weights):
         bench().execute()
         other = place / 'other.pth'
-        import torch
         state_dict = torch.load(weights)
         state_dict['conv1.weight'] += 1
         torch.save(state_dict, other)
@@ -251,3 +482,14 @@ class TestCommands:
             str(run.folder), '--resume'
         ]
         assert launcher.environment()['GPUS'] == '8'
+
+    def test_the_environment_of_slurm_is_said_to_be_another_host(self, bench):
+        made = bench(tasks=['det'])
+        made.launcher = Launcher(made.launcher.tools, slurm='part')
+        for kind in ('train', 'test'):
+            (made.launcher.tools / f'slurm_{kind}.sh').write_text(
+                f'shift 2; exec "$PYTHON" "$(dirname "$0")/{kind}.py" "$@"')
+        run = made.execute()['finished'][0]
+        found = state.read_json(run.folder / 'result.json')['environment']
+        assert 'submitted' in found['collected on']
+        assert found['sys'] == 'test'

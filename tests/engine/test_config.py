@@ -1,8 +1,17 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import logging
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
-from mmdensecl.engine import override_data_root, set_pretrained
+from mmdensecl.engine import (check_weight_sources, override_data_root,
+                              set_pretrained)
+
+TRAIN = Path(__file__).parents[2] / 'tools/train.py'
 
 
 def test_moves_every_path_below_the_root():
@@ -58,6 +67,17 @@ def test_pretrained_everywhere(detector):
     assert model.neck.init_cfg == dict(type='Xavier')
 
 
+def test_sha256_goes_with_the_file(detector):
+    model = detector.model
+    for part in (model.backbone, model.roi_head[0].shared_head):
+        assert 'sha256' not in part.init_cfg
+    set_pretrained(detector, 'b.pth', sha256='0123abcd')
+    ours = [model.backbone.init_cfg, model.roi_head[0].shared_head.init_cfg[1]]
+    assert [x.sha256 for x in ours] == ['0123abcd'] * 2
+    set_pretrained(detector, 'c.pth')
+    assert not any('sha256' in x for x in ours)
+
+
 def test_no_pretrained(detector):
     set_pretrained(detector, 'none')
     model = detector.model
@@ -74,3 +94,89 @@ def test_no_pretrained(detector):
 def test_no_place_for_pretrained(checkpoint, content):
     with pytest.raises(KeyError, match='PretrainedBackbone'):
         set_pretrained(Config(content), checkpoint)
+
+
+class TestWeightSources:
+    """Two files cannot both give the weights."""
+
+    def test_one_source(self, detector):
+        check_weight_sources(detector)
+        check_weight_sources(Config(dict(load_from='y.pth', model=dict())))
+        check_weight_sources(Config(dict(load_from='y.pth')))
+
+    @pytest.mark.parametrize('pretrained, ours', [
+        (None, "'a.pth'"),
+        ('x.pth', '--pretrained x.pth'),
+        ('none', '--pretrained none'),
+    ])
+    def test_load_from(self, detector, pretrained, ours):
+        detector.load_from = 'y.pth'
+        with pytest.raises(ValueError) as error:
+            check_weight_sources(detector, pretrained)
+        assert f'{ours} would be overwritten' in str(error.value)
+        assert "load_from='y.pth'" in str(error.value)
+        detector.resume = True
+        check_weight_sources(detector, pretrained)
+
+    @pytest.mark.parametrize('other', [
+        dict(init_cfg=dict(type='Pretrained', checkpoint='y.pth')),
+        dict(init_cfg=[
+            dict(type='Kaiming'),
+            dict(type='mmengine.PretrainedInit', checkpoint='y.pth')
+        ]),
+        dict(pretrained='y.pth'),
+    ])
+    @pytest.mark.parametrize('part', [
+        lambda model: model,
+        lambda model: model.roi_head[0],
+    ])
+    def test_outer_part(self, detector, other, part):
+        part(detector.model).update(other)
+        with pytest.raises(ValueError, match="'a.pth'.*'y.pth'.*outer part"):
+            check_weight_sources(detector)
+
+    def test_other_initialisers_come_first(self, detector):
+        """mmengine runs them before those of inner parts."""
+        detector.model.init_cfg = dict(type='Normal', layer='Linear', std=1.)
+        detector.model.neck.init_cfg = dict(type='Pretrained', checkpoint='y')
+        check_weight_sources(detector)
+
+
+class TestTrain:
+
+    @pytest.fixture
+    def read(self, monkeypatch, tmp_path, detector):
+        """Function that reads a command line of tools/train.py."""
+        tool = runpy.run_path(str(TRAIN))
+
+        def read(*argv, **settings):
+            detector.update(settings)
+            detector.dump(tmp_path / 'c.py')
+            monkeypatch.setattr(
+                sys, 'argv',
+                ['train.py', str(tmp_path / 'c.py'), *argv])
+            return tool['build_config'](tool['parse_args']())
+
+        return read
+
+    @pytest.mark.parametrize('flags', [[], ['--pretrained', 'x.pth']])
+    def test_two_sources(self, read, flags):
+        with pytest.raises(ValueError, match="overwritten by load_from='y"):
+            read(*flags, load_from='y.pth')
+        with pytest.raises(ValueError, match='overwritten by pretrained='):
+            read(*flags, load_from=None, model=dict(pretrained='y.pth'))
+
+    def test_resume_from_a_file(self, read):
+        cfg = read('--resume', 'y.pth', '--pretrained', 'x.pth')
+        assert (cfg.resume, cfg.load_from) == (True, 'y.pth')
+        assert cfg.model.backbone.init_cfg.checkpoint == 'x.pth'
+
+    def test_resume_drops_load_from(self, read, request):
+        log, handler = [], logging.Handler()
+        handler.emit = lambda record: log.append(record.getMessage())
+        MMLogger.get_instance(request.node.name).addHandler(handler)
+        assert read('--resume', load_from='y.pth').load_from is None
+        line, = log
+        assert "load_from='y.pth' of the config is not used" in line
+        read('--resume', load_from=None)
+        assert log == [line]

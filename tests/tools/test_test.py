@@ -132,6 +132,15 @@ class TestArguments:
         assert cfg.get('load_from') is None
         assert cfg.work_dir == os.path.join('work_dirs', 'knn')
 
+    @pytest.mark.parametrize('weights', ['w.pth', 'none'])
+    @pytest.mark.parametrize('other', [
+        'load_from=y.pth', 'model.pretrained=y.pth',
+        'model.init_cfg.type=Pretrained'
+    ])
+    def test_no_other_weights_for_a_probe(self, read, weights, other):
+        with pytest.raises(ValueError, match=f'{weights} would be overwritt'):
+            read('knn.py', weights, '--cfg-options', other)
+
     def test_random_weights(self, read):
         assert 'init_cfg' not in read('knn.py', 'none').model.backbone
 

@@ -1,23 +1,29 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A run stops when its weights did not arrive."""
+import hashlib
+import logging
+
 import pytest
 import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, Sequential
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmdensecl.engine import add_checkpoint_check
+from mmdensecl.registry import MODELS
+from mmdensecl.transfer.pretrained_backbone import LOADED
 
 
 class Toy(BaseModel):
     """A detector in miniature."""
 
-    def __init__(self, classes=2):
+    def __init__(self, classes=2, init_cfg=None):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+        self.backbone = Sequential(
+            nn.Linear(2, 4), nn.BatchNorm1d(4), init_cfg=init_cfg)
         self.roi_head = nn.Module()
         self.roi_head.shared_head = nn.Linear(4, 4)
         self.roi_head.fc_cls = nn.Linear(4, classes)
@@ -128,6 +134,111 @@ class TestResume:
         checkpoint['state_dict'] = without(checkpoint['state_dict'], 'fc_cls')
         with pytest.raises(ValueError, match='To resume.*whole'):
             make_runner(Toy(), checkpoint, resume=True).train()
+
+
+class TestOrigins:
+    """A resumed run keeps its weights, whatever initialises the model."""
+
+    @pytest.fixture
+    def start(self, make_runner, tmp_path):
+        """Function that trains from a file and gives warnings of weights."""
+
+        def start(name, resumed=None):
+            init_cfg = None
+            if name:
+                torch.manual_seed(ord(name))
+                path = tmp_path / f'{name}.pth'
+                torch.save(Toy().state_dict(), path)
+                init_cfg = dict(
+                    type='mmdensecl.PretrainedBackbone', checkpoint=str(path))
+            runner = make_runner(
+                Toy(init_cfg=init_cfg), resumed, resume=resumed is not None)
+            records, handler = [], logging.Handler(logging.WARNING)
+            handler.emit = lambda record: records.append(record.getMessage())
+            runner.logger.addHandler(handler)
+            runner.train()
+            return [x for x in records if 'initialised from' in x]
+
+        return start
+
+    @staticmethod
+    def checkpoint(tmp_path, epoch=1):
+        return torch.load(
+            tmp_path / f'work/epoch_{epoch}.pth', weights_only=False)
+
+    @pytest.mark.parametrize('name', ['a', None])
+    def test_same_weights(self, start, tmp_path, name):
+        assert not start(name)
+        assert not start(name, self.checkpoint(tmp_path))
+
+    @pytest.mark.parametrize('new, old', [('b', 'a'), ('b', None),
+                                          (None, 'a')])
+    def test_other_weights(self, start, tmp_path, new, old):
+
+        def words(name, otherwise):
+            if name is None:
+                return otherwise
+            path = tmp_path / f'{name}.pth'
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            return f'"{path}" (sha256 {sha256[:8]})'
+
+        start(old)
+        warning, = start(new, self.checkpoint(tmp_path))
+        assert f'initialised from {words(new, "no file")}, but' in warning
+        assert f'began from {words(old, "no known file")}.' in warning
+        # Whose weights they are, its checkpoints know as well.
+        resumed = self.checkpoint(tmp_path, 2)
+        assert not start(old, resumed)
+
+    def test_moved_file(self, start, tmp_path):
+        """Not the name counts."""
+        start('a')
+        checkpoint = self.checkpoint(tmp_path)
+        files = checkpoint['message_hub']['runtime_info'][LOADED]
+        assert list(files.values()) == [str(tmp_path / 'a.pth')]
+        files.update(dict.fromkeys(files, '/elsewhere/a.pth'))
+        assert not start('a', checkpoint)
+
+
+class TestDeeperCheckpoint:
+    """All tensors of the model are in it, and yet it is another network."""
+
+    @staticmethod
+    def build(**backbone):
+        model = Toy()
+        model.backbone = MODELS.build(
+            dict(
+                type='mmpretrain.ResNet',
+                stem_channels=4,
+                base_channels=4,
+                **backbone))
+        return model
+
+    @pytest.mark.parametrize('training, resume', [(False, False),
+                                                  (True, False), (True, True)])
+    def test_is_refused(self, make_runner, tmp_path, training, resume):
+        state = self.build(depth=34).state_dict()
+        runner = make_runner(
+            self.build(depth=18), dict(state_dict=state), resume=resume)
+        if training:
+            runner.optim_wrapper = runner.build_optim_wrapper(
+                runner.optim_wrapper)
+        with pytest.raises(ValueError) as error:
+            runner.load_checkpoint(str(tmp_path / 'load.pth'))
+        assert 'place in the model: backbone.layer1.2.' in str(error.value)
+
+    def test_other_stages_are_not_needed(self, make_runner):
+        """Such as layer4 for the backbone of a C4 detector."""
+        state = self.build(depth=18).state_dict()
+        model = self.build(
+            depth=18,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(2, ))
+        make_runner(model, dict(state_dict=state)).load_or_resume()
+        assert torch.equal(model.backbone.conv1.weight,
+                           state['backbone.conv1.weight'])
 
 
 class TestLoadFrom:

@@ -19,7 +19,7 @@ from mmdensecl.registry import MODELS
 from mmdensecl.transfer import read_backbone
 from mmdensecl.transfer.convert import (SUFFIXES, encode_backbone,
                                         from_detectron2, from_detectron2_name,
-                                        to_detectron2_name)
+                                        missing_tensors, to_detectron2_name)
 
 TOOL = Path(__file__).parents[2] / 'tools/model_converters/publish_backbone.py'
 
@@ -170,6 +170,60 @@ def test_deep_stem_has_no_place(tmp_path):
     encode_backbone(backbone, 'openmmlab')
 
 
+class TestWhole:
+
+    @pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
+    def test_nothing_is_missing(self, depth):
+        with torch.device('meta'):
+            names = [
+                *getattr(torchvision.models, f'resnet{depth}')().state_dict()
+            ]
+        names = [x for x in names if not x.startswith('fc.')]
+        assert missing_tensors(names) == []
+        older = [x for x in names if not x.endswith('num_batches_tracked')]
+        assert missing_tensors(older) == []
+
+    @pytest.mark.parametrize('part, count', [
+        ('layer4.', 50),
+        ('layer1.', 50),
+        ('layer3.4.', 15),
+        ('conv1.weight', 17),
+        ('layer2.1.conv2.weight', 1),
+        ('running_mean', 53),
+    ])
+    def test_holes(self, backbone50, part, count):
+        names = [x for x in backbone50 if part not in x]
+        missing = missing_tensors(names)
+        assert set(missing) == {
+            x
+            for x in backbone50
+            if part in x and not x.endswith('num_batches_tracked')
+        }
+        assert len(missing) == count
+
+    def test_unknown_depth(self, backbone50):
+        names = [x for x in backbone50 if not x.startswith('layer3.5.')]
+        names += ['layer4.3.conv1.weight']
+        assert 'layer4.3.conv2.weight' in missing_tensors(names)
+        assert not any('layer3.5' in x for x in missing_tensors(names))
+
+    @pytest.mark.parametrize('config, is_checked', [
+        (dict(type='ResNetV1c', depth=18), True),
+        (dict(type='ResNetV1d', depth=18), False),
+        (dict(type='ResNeXt', depth=50, groups=32, width_per_group=4), True),
+        (dict(type='ResNet', depth=18, norm_cfg=dict(type='GN',
+                                                     num_groups=2)), False),
+        (dict(type='Res2Net', depth=50), False),
+        (dict(type='MobileNetV2'), False),
+    ])
+    def test_other_kinds(self, config, is_checked):
+        kind = f'mmpretrain.{config["type"]}'
+        names = [*MODELS.build({**config, 'type': kind}).state_dict()]
+        assert missing_tensors(names) == []
+        names = [x for x in names if not x.startswith('layer4.')]
+        assert bool(missing_tensors(names)) == is_checked
+
+
 @pytest.fixture
 def publish(monkeypatch, capsys):
     """Function that runs the tool and gives what it printed."""
@@ -180,6 +234,16 @@ def publish(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+def test_tool_writes_no_half_backbone(publish, backbone18, tmp_path):
+    state = {k: v for k, v in backbone18.items() if k != 'bn1.running_mean'}
+    torch.save(state, tmp_path / 'half.pth')
+    for to in SUFFIXES:
+        with pytest.raises(
+                ValueError, match='1 tensors are missing: bn1.running_mean'):
+            publish(tmp_path / 'half.pth', tmp_path / 'new/r18', '--to', to)
+    assert not (tmp_path / 'new').exists()
 
 
 def test_tool(publish, file18, written, tmp_path):

@@ -1,8 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """One line in a host's config, and every tensor of the backbone is there."""
+import hashlib
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import mmengine.hub
 import pytest
@@ -255,6 +257,18 @@ class TestErrors:
         with pytest.raises(ValueError, match='--pretrained FILE'):
             PretrainedBackbone(checkpoint)
 
+    @pytest.mark.parametrize('sha256', ['', 'abcdef0', 'x' * 8, 'a' * 65, 12])
+    def test_no_sha256(self, sha256):
+        with pytest.raises(ValueError, match='8 to 64 hexadecimal digits'):
+            PretrainedBackbone('a.pth', sha256=sha256)
+
+    def test_another_file(self, file18):
+        module = MODELS.build(dict(type='mmdet.ResNet', depth=18))
+        sha256 = hashlib.sha256(Path(file18).read_bytes()).hexdigest()
+        with pytest.raises(
+                ValueError, match=f'got sha256 {sha256}, expected 0123abcd'):
+            PretrainedBackbone(file18, sha256='0123abcd')(module)
+
     def test_v1c(self, file50):
         with pytest.raises(ValueError) as error:
             build('mmseg', resnet(ours(file50), type='ResNetV1c', depth=50))
@@ -338,6 +352,14 @@ class TestErrors:
         module = torch.nn.Linear(2, 2)
         with pytest.raises(ValueError, match='weight, bias'):
             PretrainedBackbone(file18, strict=False)(module)
+
+
+@pytest.mark.parametrize('digits', [8, 64])
+def test_sha256(file18, backbone18, digits):
+    sha256 = hashlib.sha256(Path(file18).read_bytes()).hexdigest()
+    model = build('mmdet',
+                  resnet(ours(file18, sha256=sha256[:digits].upper())))
+    assert assert_equals_file(model, backbone18) == 120
 
 
 def test_log_and_init_info(file18, log):

@@ -195,6 +195,20 @@ class TestRefusals:
         with pytest.raises(NoBackboneError, match='prefix="encoder_k."'):
             read_backbone(path)
 
+    @pytest.mark.parametrize(
+        'place', ['momentum_encoder', 'momentum_backbone', 'target_encoder'])
+    def test_other_copies(self, tiny, save, place):
+        copy = formats.under(f'{place}.', tiny, formats.OTHER)
+        with pytest.raises(NoBackboneError, match='is a momentum copy'):
+            read_backbone(save(copy))
+        path = save({**copy, **formats.under('base_encoder.', tiny)})
+        assert_same(read_backbone(path).state_dict, tiny)
+
+    def test_teacher_alone(self, tiny, save):
+        """That of DINO is meant to be used."""
+        path = save(dict(teacher=formats.under('backbone.', tiny)))
+        assert_same(read_backbone(path).state_dict, tiny)
+
     def test_neck_only(self, save):
         with pytest.raises(NoBackboneError, match='only neck, queue'):
             read_backbone(
@@ -219,6 +233,31 @@ class TestRefusals:
         path = save({**tiny, 'layer3.0.conv1.weight': bad})
         with pytest.raises(ValueError, match='1 of .*: layer3.0.conv1.weight'):
             read_backbone(path)
+
+    @pytest.mark.parametrize('name', ['conv1.weight', 'bn1.running_var'])
+    def test_quantised(self, tiny, save, name):
+        path = save({**tiny, name: tiny[name].to(torch.int8)})
+        with pytest.raises(ValueError, match=f'no floating-point.*: {name}'):
+            read_backbone(path)
+
+    def test_zeros(self, tiny, save):
+        zeros = {
+            k: torch.zeros_like(v) if k.endswith('conv2.weight') else v
+            for k, v in tiny.items()
+        }
+        with pytest.raises(ValueError, match='8 of .*hold only zeros'):
+            read_backbone(save(zeros))
+        # As zero_init_residual leaves the last norm of each block.
+        norms = {
+            k: torch.zeros_like(v) if k.endswith('bn2.weight') else v
+            for k, v in tiny.items()
+        }
+        read_backbone(save(norms))
+
+    def test_integers_elsewhere(self, save):
+        index = {'relative_position_index': torch.arange(4)}
+        path = save(formats.under('backbone.', index))
+        assert_same(read_backbone(path).state_dict, index)
 
     def test_not_finite_elsewhere(self, tiny, save):
         read_backbone(save({**tiny, 'fc.weight': torch.tensor(float('nan'))}))
@@ -282,6 +321,7 @@ def test_depth(depth):
         out_indices=(2, )), 'ResNet-50 without layer4'),
     (dict(depth=18, base_channels=8), 'ResNet-18 with 8 channels in layer1'),
     (dict(kind='SwinTransformer', arch='tiny'), None),
+    (dict(kind='Res2Net', depth=50), None),
 ])
 def test_architecture(config, expected):
     state = build_resnet(**config).state_dict()

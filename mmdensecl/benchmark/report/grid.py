@@ -8,7 +8,9 @@ from .tables import Table
 GUIDE = ('Differences to {} are between runs with the same seed: their mean ± '
          'standard deviation, and the 95% confidence interval of the mean. A '
          'number is marked where it leads all other rows by more than either '
-         'standard deviation.')
+         'standard deviation. Seeds vary the downstream run alone: each row '
+         'is one pre-training, and what another one would give is not in '
+         'these spreads.')
 
 
 def grid(table: Table) -> Dict[str, list]:
@@ -64,14 +66,15 @@ def overview(tables: Sequence[Table]) -> Dict[str, list]:
     Returns:
         Dict[str, list]: ``heads``, and ``rows`` of name and cells.
     """
-    names = dict.fromkeys(row.name for t in tables for row in t.rows)
+    names = dict.fromkeys(row.name for t in tables for row in t.rows
+                          if row.runs)
     heads, columns = [], []
     for table in tables:
         metric = table.task.metrics[0]
         digits = text.decimals(table, metric)
         heads.append(
             dict(
-                task=text.clean(table.task.title),
+                task=text.clean(table.title),
                 protocol=text.clean(table.protocol),
                 metric=text.heading(metric),
                 n=len(table.seeds)))
@@ -101,6 +104,8 @@ def seeds_compared(table: Table) -> str:
     seeds = ', '.join(map(str, table.seeds))
     if not seeds:
         return 'No seed has been finished by all rows that have started.'
+    if not table.trained:
+        return 'A probe of fixed weights: one run of each row, no spread.'
     if len(table.seeds) == 1:
         return f'Seed {seeds} only, so the spread is not known.'
     return f'Mean ± standard deviation over seeds {seeds}.'

@@ -54,7 +54,7 @@ def as_markdown(suite: Suite, tables: Sequence[Table]) -> str:
     lines += [GUIDE.format(esc(baseline_name(tables))), '']
     for table in tables:
         lines += [
-            f'## {esc(table.task.title)}, {esc(table.protocol)}', '',
+            f'## {esc(table.title)}, {esc(table.protocol)}', '',
             f'{esc(table.task.model)}. {esc(seeds_compared(table))}', ''
         ]
         lines += _markdown_grid(table)

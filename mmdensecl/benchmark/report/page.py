@@ -31,7 +31,11 @@ def as_html(suite: Suite, tables: Sequence[Table]) -> str:
     for number, table in enumerate(tables):
         task = sections.setdefault(
             table.task.name,
-            dict(task=table.task, id=f'task{len(sections)}', tables=[]))
+            dict(
+                task=table.task,
+                title=table.title,
+                id=f'task{len(sections)}',
+                tables=[]))
         key = f'table{number}'
         task['tables'].append(
             dict(

@@ -196,4 +196,4 @@ def legend(table: Table) -> List[Tuple[Row, str, bool]]:
     """
     style = row_style(table)
     return [(row, variable(style[row.name][0]), style[row.name][1] != '-')
-            for row in table.rows]
+            for row in table.rows if row.runs]

@@ -6,9 +6,12 @@ wrong type or a missing value ends in an error that names the file.
 """
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
+                    Tuple, Union)
+
+from mmdensecl.benchmark.plan import Run as PlannedRun
 
 SCHEMA = 1
 NUMBER = (int, float)
@@ -184,8 +187,8 @@ def _read(path: Path) -> _Fields:
     return _Fields(path, value)
 
 
-def load_suite(suite_dir: Union[str, Path]) -> Suite:
-    """Read a suite and the results of its runs, and check them.
+def read_suite(suite_dir: Union[str, Path]) -> Suite:
+    """Read a suite and the results of its runs, each checked for itself.
 
     A run with a ``result.json`` has finished, whatever else its folder holds;
     one with only a ``failed.json`` has failed; others have not been run.
@@ -199,8 +202,6 @@ def load_suite(suite_dir: Union[str, Path]) -> Suite:
     Raises:
         FileNotFoundError: There is no ``suite.json``.
         ResultsError: A file is broken or states something impossible.
-        DifferentSettingsError: Runs that would share a table have other
-            settings, code or software, or a row changes its checkpoint.
     """
     folder = Path(suite_dir)
     data = _read(folder / 'suite.json')
@@ -208,7 +209,7 @@ def load_suite(suite_dir: Union[str, Path]) -> Suite:
     rows = data.distinct('rows', str)
     protocols = data.distinct('protocols', str)
     seeds = data.distinct('seeds', int)
-    tasks = tuple(_task(x, rows, protocols) for x in data.objects('tasks'))
+    tasks = tuple(_task(x, protocols) for x in data.objects('tasks'))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names) or not names:
         raise data.error('tasks', names, 'distinct names, at least one')
@@ -222,14 +223,30 @@ def load_suite(suite_dir: Union[str, Path]) -> Suite:
             raise entry.error('', key, 'a run that is not listed twice')
         task = tasks[names.index(key[0])]
         runs[key] = _run(folder, entry, key, task)
-    suite = Suite(folder, data.text('name'), data.text('title'),
-                  data.text('description'), rows, protocols, seeds, tasks,
-                  tuple(runs.values()))
-    check_settings(suite)
+    return Suite(folder, data.text('name'), data.text('title'),
+                 data.text('description'), rows, protocols, seeds, tasks,
+                 tuple(runs.values()))
+
+
+def load_suite(suite_dir: Union[str, Path]) -> Suite:
+    """Read a suite whose runs can be compared.
+
+    Args:
+        suite_dir (str | Path): Folder with ``suite.json``.
+
+    Returns:
+        Suite: As :func:`read_suite` reads it, with its errors.
+
+    Raises:
+        DifferentSettingsError: Runs that would share a table have other
+            settings, code or software, or a row changes its checkpoint.
+    """
+    suite = read_suite(suite_dir)
+    check_settings(suite.folder, suite.runs)
     return suite
 
 
-def _task(data: _Fields, rows: tuple, protocols: tuple) -> Task:
+def _task(data: _Fields, protocols: tuple) -> Task:
     metrics = tuple(
         Metric(
             x.text('key'), x.text('name'), x.finite('scale', 1.),
@@ -242,9 +259,11 @@ def _task(data: _Fields, rows: tuple, protocols: tuple) -> Task:
     names = {name: m.key for m in metrics for name in (m.name, m.key)}
     published = tuple(
         Published(
-            x.one_of('row', str, rows), x.one_of('protocol', str, protocols),
-            names[x.one_of('metric', str, names)], x.finite('value'),
-            x.text('source')) for x in data.objects('published'))
+            x.text('row'), x.text('protocol'), names[x.one_of(
+                'metric', str, names)], x.finite('value'), x.text('source'))
+        for x in data.objects('published')
+        # The suite lists those of protocols that were not asked for, too.
+        if x.text('protocol') in protocols)
     return Task(
         data.text('name'), data.text('title'), data.text('model'), metrics,
         published)
@@ -310,44 +329,80 @@ def settings_of(run: Run) -> Dict[str, str]:
     return {key: str(value) for key, value in found.items()}
 
 
-def check_settings(suite: Suite) -> None:
-    """Refuse a suite whose runs cannot be compared.
+def check_settings(folder: Path, runs: Iterable[Run]) -> None:
+    """Refuse runs that cannot be compared.
 
     Args:
-        suite (Suite): With its results.
+        folder (Path): Of the suite, for the message.
+        runs (Iterable[Run]): The unfinished ones among them do not count.
 
     Raises:
         DifferentSettingsError: See :func:`load_suite`.
     """
-    finished = [run for run in suite.runs if run.status == 'finished']
+    finished = [run for run in runs if run.status == 'finished']
+    tables: Dict[tuple, List[Run]] = {}
+    rows: Dict[str, List[Run]] = {}
+    for run in finished:
+        tables.setdefault((run.task, run.protocol), []).append(run)
+        rows.setdefault(run.row, []).append(run)
     problems = [*_differences(finished, SUITE_SETTINGS)]
-    for task in suite.tasks:
-        for protocol in suite.protocols:
-            runs = [
-                run for run in suite.select(task, protocol)
-                if run.status == 'finished'
-            ]
-            problems += _differences(runs, TABLE_SETTINGS)
+    for group in tables.values():
+        problems += _differences(group, TABLE_SETTINGS)
     if problems:
         raise DifferentSettingsError(
-            f'Runs in "{suite.folder}" do not share their settings, so they '
+            f'Runs in "{folder}" do not share their settings, so they '
             'cannot stand in one table:\n' + '\n'.join(problems) +
-            '\nRepeat the odd ones with --redo, or keep the two sorts apart '
-            'with another --work-dir')
-    for row in suite.rows:
-        runs = [run for run in finished if run.row == row]
+            '\nRepeat the odd ones with --redo, in a call that names their '
+            'rows, tasks and seeds too, or keep the two sorts apart with '
+            'another --work-dir')
+    for group in rows.values():
         problems += _groups(
             'checkpoint', {
                 run.name:
                 (run.result.get('checkpoint') or {}).get('sha256', 'none')
-                for run in runs
+                for run in group
             })
     if problems:
         raise DifferentSettingsError(
-            f'A row of "{suite.folder}" stands for more than one '
+            f'A row of "{folder}" stands for more than one '
             'checkpoint:\n' + '\n'.join(problems) +
             '\nGive each checkpoint a row of its own, or repeat the odd runs '
             'with --redo')
+
+
+def check_planned(suite_dir: Union[str, Path],
+                  planned: Sequence[PlannedRun]) -> None:
+    """Refuse runs that could not stand beside those that have finished.
+
+    Args:
+        suite_dir (str | Path): Folder of the suite.
+        planned (Sequence[mmdensecl.benchmark.plan.Run]): What is about to be
+            run.
+
+    Raises:
+        ResultsError: A file of the suite is broken.
+        DifferentSettingsError: See :func:`load_suite`.
+    """
+    folder = Path(suite_dir)
+    if not (folder / 'suite.json').is_file():
+        return
+    runs = {run.name: run for run in read_suite(folder).runs}
+    for run in planned:
+        length, unit = run.length
+        runs[run.name] = Run(
+            run.task.name,
+            run.protocol,
+            run.row,
+            run.seed,
+            run.name,
+            run.folder,
+            result=dict(
+                settings=run.settings,
+                checkpoint=run.checkpoint and asdict(run.checkpoint),
+                length=length,
+                unit=unit,
+                batch_size=run.batch_size))
+    check_settings(folder, runs.values())
 
 
 def _differences(runs: List[Run], kinds: Tuple[str, ...]) -> Iterable[str]:

@@ -2,12 +2,15 @@
 """The numbers of the tables: means over seeds, and paired differences."""
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from .results import Metric, Published, Run, Suite, Task
 
 CONFIDENCE = 0.95
+# The status of a row that nobody ran here.
+PUBLISHED_ONLY = 'published only'
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One task by one protocol."""
+    """One task by one protocol.
+
+    ``title`` names the task among the suite's; ``trained`` says whether
+    there is a training, which a seed could change.
+    """
     task: Task
+    title: str
     protocol: str
+    trained: bool
     baseline: str
     seeds: Tuple[int, ...]
     notes: Tuple[str, ...]
@@ -122,7 +131,8 @@ def compare(suite: Suite, baseline: Optional[str] = None) -> List[Table]:
 
     A table compares the seeds that all of its rows have finished. A row
     without any finished run would leave none, so it stands in the table
-    without numbers and has no say in that.
+    without numbers and has no say in that. Rows that others have published
+    and nobody planned here come last, without runs.
 
     Args:
         suite (Suite): From :func:`load_suite`.
@@ -139,13 +149,29 @@ def compare(suite: Suite, baseline: Optional[str] = None) -> List[Table]:
     if baseline not in suite.rows:
         raise ValueError(f'There is no row "{baseline}" to compare with, only '
                          f'{", ".join(suite.rows)}')
+    titles = _titles(suite.tasks)
     return [
-        _table(suite, task, protocol, baseline) for task in suite.tasks
-        for protocol in suite.protocols if suite.select(task, protocol)
+        _table(suite, task, titles[task.name], protocol, baseline)
+        for task in suite.tasks for protocol in suite.protocols
+        if suite.select(task, protocol)
     ]
 
 
-def _table(suite: Suite, task: Task, protocol: str, baseline: str) -> Table:
+def _titles(tasks: Sequence[Task]) -> Dict[str, str]:
+    """By a task's name its title, with the model where that is needed."""
+    titles = Counter(task.title for task in tasks)
+    models = Counter((task.title, task.model) for task in tasks)
+    found = {}
+    for task in tasks:
+        found[task.name] = task.title
+        if titles[task.title] > 1:
+            twice = models[task.title, task.model] > 1
+            found[task.name] += f' ({task.name if twice else task.model})'
+    return found
+
+
+def _table(suite: Suite, task: Task, title: str, protocol: str,
+           baseline: str) -> Table:
     by_row: Dict[str, Dict[int, Run]] = {}
     for run in suite.select(task, protocol):
         by_row.setdefault(run.row, {})[run.seed] = run
@@ -157,6 +183,11 @@ def _table(suite: Suite, task: Task, protocol: str, baseline: str) -> Table:
     counted = [seeds for seeds in finished.values() if seeds]
     seeds = tuple(
         s for s in suite.seeds if counted and all(s in x for x in counted))
+    trained = not counted or any(
+        run.result.get('length') != 0 for runs in by_row.values()
+        for run in runs.values() if run.status == 'finished')
+    if not trained:  # further seeds have measured the same weights again
+        seeds = seeds[:1]
     rows = tuple(
         Row(
             name, _status(by_row[name]), by_row[name], {
@@ -167,8 +198,15 @@ def _table(suite: Suite, task: Task, protocol: str, baseline: str) -> Table:
             }) for name in suite.rows if name in by_row)
     for metric in task.metrics:
         _compare_rows(rows, metric.key, baseline)
-    return Table(task, protocol, baseline, seeds,
-                 tuple(_notes(suite, rows, seeds)), rows)
+    notes = tuple(_notes(suite, rows, seeds, trained))
+    others = dict.fromkeys(x.row for x in task.published
+                           if x.protocol == protocol and x.row not in by_row)
+    rows += tuple(
+        Row(name, PUBLISHED_ONLY, {}, {
+            metric.key: _cell(task, protocol, name, metric, {}, ())
+            for metric in task.metrics
+        }) for name in others)
+    return Table(task, title, protocol, trained, baseline, seeds, notes, rows)
 
 
 def _status(runs: Dict[int, Run]) -> str:
@@ -203,17 +241,21 @@ def _compare_rows(rows: Sequence[Row], key: str, baseline: str) -> None:
     ranked = sorted(
         filter(_is_known, cells.values()), key=lambda cell: -cell.own.mean)
     if len(ranked) > 1 and ranked[0].own.std is not None:
-        first, second = ranked[0].own, ranked[1].own
-        ranked[0].best = first.mean - second.mean > max(first.std, second.std)
+        first = ranked[0].own
+        # Of all others: the second may be surer of its place than the third.
+        ranked[0].best = all(first.mean -
+                             other.own.mean > max(first.std, other.own.std)
+                             for other in ranked[1:])
 
 
 def _is_known(cell: Cell) -> bool:
     return cell.own is not None and math.isfinite(cell.own.mean)
 
 
-def _notes(suite: Suite, rows: Sequence[Row], seeds: Sequence[int]):
+def _notes(suite: Suite, rows: Sequence[Row], seeds: Sequence[int],
+           trained: bool) -> Iterator[str]:
     """Say which seeds the table leaves out, and why."""
-    for seed in suite.seeds:
+    for seed in suite.seeds if trained else ():
         planned = [row for row in rows if seed in row.runs]
         done = [row for row in planned if row.runs[seed].status == 'finished']
         if seed in seeds or not done:
@@ -225,6 +267,9 @@ def _notes(suite: Suite, rows: Sequence[Row], seeds: Sequence[int]):
         yield (f'Seed {seed} is left out, although {len(done)} of '
                f'{len(rows)} rows have finished it: {", ".join(missing)}.')
     for row in rows:
+        for seed, run in row.runs.items():
+            if run.status == 'finished' and run.result.get('note'):
+                yield f'{row.name}, seed {seed}: {run.result["note"]}.'
         broken = [
             str(seed) for seed in seeds if row.status == 'finished' and any(
                 not math.isfinite(cell.values[seed])

@@ -5,7 +5,7 @@ import re
 from typing import List, Optional
 
 from .results import Metric
-from .tables import Cell, Row, Statistics, Table
+from .tables import PUBLISHED_ONLY, Cell, Row, Statistics, Table
 
 MINUS = '\N{MINUS SIGN}'
 NOTHING = '\N{EN DASH}'
@@ -84,6 +84,8 @@ def mean_std(own: Optional[Statistics], digits: int, row: Row) -> str:
         digits (int): Digits after the point.
         row (Row): Whose it is.
     """
+    if own is None and row.status == PUBLISHED_ONLY:
+        return NOTHING
     if own is None:
         return row.status if row.status != 'finished' else 'no common seed'
     text = number(own.mean, digits)
@@ -146,12 +148,15 @@ def sentence(table: Table) -> str:
             part += f' (95% interval {interval(cell, digits, False)}'
             part += ', which includes 0)' if low <= 0 <= high else ')'
         parts.append(part)
-    where = f'On {clean(table.task.title)}, {clean(table.protocol)}'
+    where = f'On {clean(table.title)}, {clean(table.protocol)}'
     if not parts:
         return f'{where}: nothing to compare yet.'
     count = f'{len(table.seeds)} seed{"s" if len(table.seeds) != 1 else ""}'
-    return (f'{where}, by {clean(metric.name)}: {"; ".join(parts)}. {count}'
-            f'{", so the spread is not known" if count == "1 seed" else ""}.')
+    if not table.trained:
+        count = 'One run each, of fixed weights'
+    elif len(table.seeds) == 1:
+        count += ', so the spread is not known'
+    return f'{where}, by {clean(metric.name)}: {"; ".join(parts)}. {count}.'
 
 
 def duration(seconds: float) -> str:

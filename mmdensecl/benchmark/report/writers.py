@@ -21,6 +21,8 @@ from .results import Metric, Suite, load_suite
 from .tables import Cell, Statistics, Table, compare
 
 SCHEMA = 1
+# With these a spreadsheet takes a text for a formula, and executes it.
+FORMULA = ('=', '+', '-', '@', '\t', '\r')
 CSV_COLUMNS = ('task', 'protocol', 'row', 'metric', 'unit', 'seed', 'status',
                'value', 'compared', 'baseline', 'difference', 'published',
                'published_source')
@@ -131,7 +133,8 @@ def as_csv(tables: Sequence[Table]) -> str:
     """One line for each run and metric.
 
     ``compared`` says whether the seed counts in the tables; ``published`` is
-    a column of its own and never a line.
+    a column of its own and never a line. A name that a spreadsheet would take
+    for a formula begins with an apostrophe.
 
     Args:
         tables (Sequence[Table]): From :func:`compare`.
@@ -147,23 +150,27 @@ def as_csv(tables: Sequence[Table]) -> str:
                     done = run.status == 'finished'
                     writer.writerow(
                         dict(
-                            task=table.task.name,
-                            protocol=table.protocol,
-                            row=row.name,
-                            metric=metric.name,
-                            unit=metric.unit,
+                            task=_no_formula(table.task.name),
+                            protocol=_no_formula(table.protocol),
+                            row=_no_formula(row.name),
+                            metric=_no_formula(metric.name),
+                            unit=_no_formula(metric.unit),
                             seed=seed,
                             status=run.status,
                             value=run.value(metric) if done else '',
                             compared='yes' if seed in cell.values else 'no',
-                            baseline=table.baseline,
+                            baseline=_no_formula(table.baseline),
                             difference=_seed_difference(
                                 table, cell, metric, row.name, seed),
                             published='; '.join(f'{x.value:g}'
                                                 for x in cell.published),
-                            published_source='; '.join(
-                                x.source for x in cell.published)))
+                            published_source=_no_formula('; '.join(
+                                x.source for x in cell.published))))
     return buffer.getvalue()
+
+
+def _no_formula(name: str) -> str:
+    return f"'{name}" if name.startswith(FORMULA) else name
 
 
 def _seed_difference(table: Table, cell: Cell, metric: Metric, row: str,

@@ -1,6 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import re
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch.nn as nn
 from mmengine.config import Config
@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
 from mmdensecl.registry import HOOKS
+from mmdensecl.transfer.pretrained_backbone import LOADED
 
 # The parts of a model that pre-training is about; res5 of a C4 detector is
 # its shared head.
@@ -27,8 +28,14 @@ class CheckpointKeysHook(Hook):
     * when ``load_from`` starts a training: stops it if it belongs to the
       backbone, or if nothing fits at all. New heads are named in a warning.
 
+    Blocks that only the checkpoint has, in a stage of the backbone that the
+    model has too, always stop it: they are of a deeper network.
+
     What is missing is learnt from the loading itself, so that models which
     rename or copy tensors while loading are judged by the outcome.
+
+    When a resumed checkpoint replaces what ``PretrainedBackbone`` has loaded,
+    and its run began from another file, a warning says so.
     """
 
     # After the hooks that change the checkpoint, such as EMAHook.
@@ -36,6 +43,8 @@ class CheckpointKeysHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Watch the loading that follows."""
+        if _resumes(runner):
+            _compare_origins(runner, checkpoint)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -50,34 +59,50 @@ class CheckpointKeysHook(Hook):
 
         def judge(module: nn.Module, keys: Any) -> None:
             handle.remove()
-            missing = [
-                name for name in keys.missing_keys
+            missing, unused = ([
+                name for name in names
                 if not name.endswith(('num_batches_tracked', '_extra_state'))
+            ] for names in (keys.missing_keys, keys.unexpected_keys))
+            random = {name: f'missing: {name}' for name in missing}
+            for name in shapes:
+                random[name] = (f'{name}: got {tuple(given[name].shape)}, '
+                                f'expected {tuple(own[name].shape)}')
+            deeper = [
+                f'without a place in the model: {name}' for name in unused
+                if any(x.startswith(_stage(name)) for x in own)
             ]
-            lines = [f'missing: {name}' for name in missing] + [
-                f'{name}: got {tuple(given[name].shape)}, expected '
-                f'{tuple(own[name].shape)}' for name in shapes
-            ]
-            if lines:
-                self._judge(runner, [*missing, *shapes], lines, own, given)
+            if random or deeper:
+                self._judge(runner, random, deeper, own, given)
 
         handle = model.register_load_state_dict_post_hook(judge)
 
     @staticmethod
-    def _judge(runner, names: Sequence[str], lines: Sequence[str], own: dict,
-               given: dict) -> None:
-        """Raise or warn about tensors that were not loaded."""
-        is_training = isinstance(runner.optim_wrapper,
-                                 (OptimWrapper, OptimWrapperDict))
-        what = (f'{len(names)} of {len(own)} tensors of the model were not '
+    def _judge(runner, random: Mapping[str, str], deeper: Sequence[str],
+               own: dict, given: dict) -> None:
+        """Raise or warn about tensors that were not loaded.
+
+        Args:
+            runner (Runner): The runner.
+            random (Mapping[str, str]): Names of tensors of the model, and
+                what is wrong with each.
+            deeper (Sequence[str]): What is wrong with those of the file.
+            own (dict): State dict of the model.
+            given (dict): State dict of the file.
+        """
+        lines = [*random.values()]
+        what = (f'{len(lines)} of {len(own)} tensors of the model were not '
                 'loaded from the checkpoint')
-        if not is_training or runner.cfg.get('resume', False):
-            doing = 'resume' if is_training else 'test'
+        if deeper:
+            what += (f', {len(deeper)} of its backbone have no place in the '
+                     'model')
+        if not _trains(runner) or _resumes(runner):
+            doing = 'resume' if _trains(runner) else 'test'
             raise ValueError(
-                f'{what}:\n{_some(lines)}\nTo {doing}, it must hold the whole '
-                'model: use the config that it was trained with.')
+                f'{what}:\n{_some([*deeper, *lines])}\nTo {doing}, it must '
+                'hold the whole model and no deeper one: use the config that '
+                'it was trained with.')
         counted = [x for x in own if not x.endswith('num_batches_tracked')]
-        if len(names) >= len(counted):
+        if len(lines) >= len(counted):
             raise ValueError(
                 f'load_from loaded nothing. The model has names such as '
                 f'{counted[:2]}, the checkpoint {[*given][:2]}. '
@@ -85,19 +110,55 @@ class CheckpointKeysHook(Hook):
                 'pre-trained backbone, in any format, enters by '
                 "init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
                 'checkpoint=...).')
-        random = [
-            line for name, line in zip(names, lines)
+        wrong = deeper + [
+            line for name, line in random.items()
             if not BACKBONES.isdisjoint(name.split('.'))
         ]
-        if random:
+        if wrong:
             raise ValueError(
-                f'{what}, {len(random)} of the backbone among them:\n'
-                f'{_some(random)}\nIf this file is only to give the backbone, '
-                'let it enter by init_cfg=dict('
-                "type='mmdensecl.PretrainedBackbone', checkpoint=...) instead "
-                'of load_from; that reads any format.')
+                f'{what}. In the backbone:\n{_some(wrong)}\nIf this file is '
+                'only to give the backbone, and is of its depth, let it enter '
+                "by init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
+                'checkpoint=...) instead of load_from; that reads any format.')
         runner.logger.warning(f'{what} and start as initialised:\n'
                               f'{_some(lines)}')
+
+
+def _trains(runner) -> bool:
+    return isinstance(runner.optim_wrapper, (OptimWrapper, OptimWrapperDict))
+
+
+def _resumes(runner) -> bool:
+    return _trains(runner) and bool(runner.cfg.get('resume', False))
+
+
+def _stage(name: str) -> str:
+    """'backbone.layer1.' for a tensor of it, no module's for the others."""
+    parts = name.split('.')
+    depth = next((i for i, x in enumerate(parts) if x in BACKBONES), None)
+    return f'{name}.' if depth is None else '.'.join(parts[:depth + 2]) + '.'
+
+
+def _compare_origins(runner, checkpoint: dict) -> None:
+    """Warn if a resumed run began from other weights than this one."""
+    hub = runner.message_hub
+    new = hub.get_info(LOADED, {})
+    info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    old = info.get(LOADED, {})
+    if old.keys() == new.keys():
+        return
+    # mmengine would keep this entry where the checkpoint has none, and the
+    # next checkpoint would name a file that its weights are not from.
+    hub.update_info(LOADED, old)
+    files = [
+        ', '.join(f'"{path}" (sha256 {sha256[:8]})'
+                  for sha256, path in x.items()) for x in (new, old)
+    ]
+    runner.logger.warning(
+        f'This run was initialised from {files[0] or "no file"}, but the '
+        'checkpoint that it resumes, whose weights replace these, began from '
+        f'{files[1] or "no known file"}. For a run from the former, take '
+        'another work_dir.')
 
 
 def add_checkpoint_check(cfg: Config) -> None:
