@@ -49,7 +49,10 @@ def written(tmp_path_factory):
 def scenes():
     """The same scenes before they are written."""
     return {
-        split: make_scenes.compose_split(split, count, 96, 0)
+        split: [
+            make_scenes.to_grey(x)
+            for x in make_scenes.compose_split(split, count, 96, 0)
+        ]
         for split, count in COUNTS.items()
     }
 
@@ -113,6 +116,12 @@ class TestRegions:
 
 class TestScenes:
 
+    def test_no_colour(self, scenes):
+        for scene in scenes['train'] + scenes['val']:
+            red, green, blue = scene.image.transpose(2, 0, 1)
+            assert (red == green).all() and (red == blue).all()
+            assert red.std() > 5
+
     def test_masks_are_exact(self, marked):
         objects = 0
         for scene in make_scenes.compose_split('train', 20, 96, 0):
@@ -145,6 +154,7 @@ class TestScenes:
     def test_more_scenes_begin_with_the_same(self, scenes):
         few = make_scenes.compose_split('val', 3, 96, 0)
         for scene, same in zip(few, scenes['val']):
+            scene = make_scenes.to_grey(scene)
             assert np.array_equal(scene.image, same.image)
             assert np.array_equal(scene.owner, same.owner)
 

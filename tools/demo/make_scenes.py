@@ -2,10 +2,11 @@
 """Compose labelled scenes of photographs, for detection and segmentation.
 
 Pieces of some photographs lie on pieces of others. The class of an object is
-the photograph that it is cut from: texture and colour tell it, its outline
-does not. The scenes for scoring are made of other regions of the photographs
-than the scenes for training and the tiles of make_tiles.py. The same scenes
-are written as COCO, as PASCAL VOC 2012 and as Cityscapes.
+the photograph that it is cut from: texture tells it, its outline does not, and
+colour would tell too much, so that scenes are grey. The scenes for scoring are
+made of other regions of the photographs than the scenes for training and the
+tiles of make_tiles.py. The same scenes are written as COCO, as PASCAL VOC 2012
+and as Cityscapes.
 """
 import argparse
 from pathlib import Path
@@ -17,8 +18,7 @@ from PIL import Image, ImageDraw
 from scene_layouts import (Scene, draw_overview, write_cityscapes, write_coco,
                            write_voc)
 
-# Textures that look alike in both of their regions; in four of them all is
-# grey, so that colour alone does not do.
+# Textures that look alike in both of their regions.
 CLASSES = ('brick', 'coins', 'grass', 'gravel', 'hubble', 'ihc', 'retina')
 GROUNDS = ('astronaut', 'camera', 'cat', 'china', 'coffee', 'flower', 'rocket')
 MAX_OBJECTS = 4
@@ -120,11 +120,20 @@ def compose_split(split: str, count: int, size: int, seed: int) -> List[Scene]:
     ]
 
 
+def to_grey(scene: Scene) -> Scene:
+    """Without colour, which even random weights tell apart."""
+    grey = Image.fromarray(scene.image).convert('L').convert('RGB')
+    return scene._replace(image=np.asarray(grey))
+
+
 def write_scenes(out_dir: Path, args: argparse.Namespace) -> List[str]:
     """Compose all scenes and write them in all layouts."""
     counts = {TRAIN: args.train, VAL: args.val}
     scenes = {
-        split: compose_split(split, count, args.size, args.seed)
+        split: [
+            to_grey(x)
+            for x in compose_split(split, count, args.size, args.seed)
+        ]
         for split, count in counts.items()
     }
     write_coco(out_dir / 'coco', scenes, CLASSES)
@@ -159,7 +168,7 @@ def main() -> None:
                      'seed')
 
     stamp = (f'Scenes of {args.size} px, {args.train} for training and '
-             f'{args.val} for scoring, seed {args.seed} (version 1).')
+             f'{args.val} for scoring, seed {args.seed} (version 2).')
     if fill(args.out_dir, stamp, lambda folder: write_scenes(folder, args)):
         print(f'{args.out_dir}: see overview.png')
     else:
