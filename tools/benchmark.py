@@ -7,6 +7,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -153,7 +154,9 @@ def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
     table = Table(title=f'{len(runs)} runs')
     for header in ('run', 'training', 'batch', 'pictures', 'state', 'time'):
         table.add_column(
-            header, justify='left' if header in ('run', 'state') else 'right')
+            header,
+            justify='left' if header in ('run', 'state') else 'right',
+            overflow='fold')
     total, unknown, states = 0., 0, Counter()
     for run in runs:
         kind = state.status(run)
@@ -242,6 +245,8 @@ def show_report(suite_dir: Path, out: Optional[Path], baseline: Optional[str],
 
 def main() -> int:
     args = parse_args()
+    # mmengine causes it at every import of a host.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     # mmengine's messages about loading are for the runs' own logs.
     MMLogger.get_instance('benchmark', log_level='ERROR')
     console = Console()

@@ -777,6 +777,16 @@ class TestPage:
         assert 'stroke: var(--row2)' in text
         assert not re.search('#0[123]0[0-9a-f]{3}[;"]', text)
 
+    def test_a_single_score_is_no_curve(self, suite, monkeypatch):
+        monkeypatch.setattr(
+            'mmdensecl.benchmark.report.plots.read_curves',
+            lambda *_: dict(loss={
+                1: 2.,
+                2: 1.
+            }, metric={2: 50.}))
+        text = write_report(suite.folder)['html'].read_text()
+        assert 'Training loss' in text and 'during training' not in text
+
     def test_provenance(self, example, written):
         for text in (Page(written['html']).text,
                      written['md'].read_text().replace('\\', '')):

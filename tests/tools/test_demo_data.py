@@ -136,7 +136,7 @@ class TestScenes:
     def test_objects_vary_and_stay_visible(self, scenes):
         every = [s for split in scenes.values() for s in split]
         counts = {len(scene.labels) for scene in every}
-        assert len(counts) > 2 and 1 <= min(counts) and max(counts) <= 4
+        assert len(counts) > 2 and 1 <= min(counts) and max(counts) <= 6
         areas = [mask.sum() for s in every for _, mask in s.objects()]
         assert min(areas) > 60 and max(areas) > 5 * min(areas)
 

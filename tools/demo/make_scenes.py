@@ -21,8 +21,8 @@ from scene_layouts import (Scene, draw_overview, write_cityscapes, write_coco,
 # Textures that look alike in both of their regions.
 CLASSES = ('brick', 'coins', 'grass', 'gravel', 'hubble', 'ihc', 'retina')
 GROUNDS = ('astronaut', 'camera', 'cat', 'china', 'coffee', 'flower', 'rocket')
-MAX_OBJECTS = 4
-MIN_VISIBLE_PERCENT = 60  # of an object, where others lie on it
+OBJECTS = (3, 6)  # tried; one that would hide others is left out
+MIN_VISIBLE_PERCENT = 50  # of an object, where others lie on it
 MIN_SIZE = 64
 GROUND_SCALE = (70, 140)  # percent of the size that is kept
 OBJECT_SCALE = (50, 100)  # a small piece must still show its texture
@@ -76,7 +76,7 @@ def draw_outline(size: int, rng: np.random.Generator) -> np.ndarray:
 
 def compose(name: str, regions: Dict[str, Image.Image], first: int, size: int,
             rng: np.random.Generator) -> Scene:
-    """Put one to four objects on a ground, later ones on earlier ones.
+    """Put up to six objects on a ground, later ones on earlier ones.
 
     Args:
         name (str): Of the scene.
@@ -90,9 +90,9 @@ def compose(name: str, regions: Dict[str, Image.Image], first: int, size: int,
     owner = np.zeros((size, size), dtype=np.uint8)
     labels: List[int] = []
     whole: List[int] = []  # areas before others lay on them
-    for _ in range(rng.integers(1, MAX_OBJECTS, endpoint=True)):
+    for _ in range(rng.integers(*OBJECTS, endpoint=True)):
         label = int(rng.integers(len(CLASSES))) if labels else first
-        side = int(rng.integers(size // 4, size * 9 // 16, endpoint=True))
+        side = int(rng.integers(size // 3, size * 3 // 4, endpoint=True))
         patch = draw_patch(regions[CLASSES[label]], side, OBJECT_SCALE, rng)
         mask = draw_outline(side, rng)
         top, left = rng.integers(size - side, size=2, endpoint=True)

@@ -131,7 +131,7 @@ def dot_plot(table: Table, key: str) -> Markup:
 
 
 def curve_plots(table: Table, key: str) -> List[Tuple[str, Markup]]:
-    """Loss and main metric over the training; only what was logged.
+    """Loss and main metric over the training; what was logged repeatedly.
 
     Args:
         table (Table): The table.
@@ -151,7 +151,8 @@ def curve_plots(table: Table, key: str) -> List[Tuple[str, Markup]]:
     plots = []
     for kind, label in (('loss', 'training loss'), ('metric',
                                                     heading(metric))):
-        if not any(x[kind] for row in curves.values() for x in row):
+        # A score at the end alone is in the table.
+        if not any(len(x[kind]) > 1 for row in curves.values() for x in row):
             continue
         with matplotlib.rc_context(RC):
             figure = Figure((4.6, 2.9), layout='constrained')
