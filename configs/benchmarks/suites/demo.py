@@ -13,6 +13,7 @@ tasks = [
         model='FCN R18-d16',
         layout='voc_seg',
         data='VOCdevkit/VOC2012',
+        seconds=dict(frozen=45, finetune=75),
         configs=dict(
             frozen='../demo/fcn_r18-d16_scenes_frozen.py',
             finetune='../demo/fcn_r18-d16_scenes.py'),
@@ -26,6 +27,7 @@ tasks = [
         model='Faster R-CNN R18-FPN',
         layout='voc',
         data='VOCdevkit',
+        seconds=dict(frozen=55, finetune=75),
         configs=dict(
             frozen='../demo/faster-rcnn_r18-fpn_scenes_frozen.py',
             finetune='../demo/faster-rcnn_r18-fpn_scenes.py'),

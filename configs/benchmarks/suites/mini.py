@@ -1,6 +1,7 @@
 # The models and losses of `paper` at small size: minutes a run on a CPU core,
 # on any data in the layouts of COCO, VOC and Cityscapes. It compares rows with
 # each other; its numbers are no published protocol's.
+# `seconds` are rough ones of a core of a small machine.
 name = 'mini'
 title = 'Small transfer benchmark'
 description = ('ResNet-18 on small pictures with short schedules. It compares '
@@ -18,6 +19,7 @@ tasks = [
         model='Faster R-CNN R18-FPN',
         layout='voc',
         data='VOCdevkit',
+        seconds=dict(frozen=150, finetune=250),
         configs=dict(
             frozen='../mini/faster-rcnn_r18-fpn_voc_frozen.py',
             finetune='../mini/faster-rcnn_r18-fpn_voc.py'),
@@ -31,6 +33,7 @@ tasks = [
         model='Mask R-CNN R18-FPN',
         layout='coco',
         data='coco',
+        seconds=dict(frozen=240, finetune=360),
         configs=dict(
             frozen='../mini/mask-rcnn_r18-fpn_coco_frozen.py',
             finetune='../mini/mask-rcnn_r18-fpn_coco.py'),
@@ -50,6 +53,7 @@ tasks = [
         model='FCN R18-d16',
         layout='voc_seg',
         data='VOCdevkit/VOC2012',
+        seconds=dict(frozen=120, finetune=210),
         configs=dict(
             frozen='../mini/fcn_r18-d16_voc_frozen.py',
             finetune='../mini/fcn_r18-d16_voc.py'),
@@ -60,6 +64,7 @@ tasks = [
         model='FCN R18-d16',
         layout='cityscapes',
         data='cityscapes',
+        seconds=dict(frozen=120, finetune=215),
         configs=dict(
             frozen='../mini/fcn_r18-d16_cityscapes_frozen.py',
             finetune='../mini/fcn_r18-d16_cityscapes.py'),
