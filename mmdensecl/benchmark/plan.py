@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -228,6 +229,20 @@ def task_config(task: Task,
     return cfg
 
 
+def _check_depth(cfg: Config,
+                 checkpoints: Mapping[str, Optional[Checkpoint]]) -> None:
+    """Refuse a row that could only fail, before the others have run."""
+    backbone = cfg.model.backbone
+    if str(backbone.type).split('.')[-1] != 'ResNet':
+        return
+    expected = f'ResNet-{backbone.depth}'
+    for row, checkpoint in checkpoints.items():
+        arch = checkpoint and checkpoint.arch
+        if arch and re.fullmatch(r'ResNet-\d+', arch) and arch != expected:
+            raise ValueError(f'The row "{row}" is {arch} ("{checkpoint.path}"'
+                             f'), but "{cfg.filename}" is of {expected}')
+
+
 def plan_runs(suite: Suite,
               checkpoints: Mapping[str, Optional[Checkpoint]],
               protocols: Sequence[str],
@@ -270,6 +285,7 @@ def plan_runs(suite: Suite,
             if protocol not in task.configs:
                 continue
             cfg = task_config(task, protocol, data_root, processes, options)
+            _check_depth(cfg, checkpoints)
             settings = dict(
                 config_sha256=_config_sha256(cfg, root),
                 data=data[root],

@@ -75,8 +75,8 @@ def set_pretrained(cfg: Config,
     """
     found = False
     for node, _ in _dicts(cfg.get('model')):
-        entries = _initialisers(node)
-        ours = [x for x in entries if _type(x) == 'PretrainedBackbone']
+        entries = initialisers(node.get('init_cfg'))
+        ours = [x for x in entries if type_name(x) == 'PretrainedBackbone']
         if not ours:
             continue
         found = True
@@ -114,16 +114,16 @@ def check_weight_sources(cfg: Config,
         ValueError: Two files are to give the same weights.
     """
     for node, outer in _dicts(cfg.get('model')):
-        for entry in _initialisers(node):
-            if _type(entry) != 'PretrainedBackbone':
+        for entry in initialisers(node.get('init_cfg')):
+            if type_name(entry) != 'PretrainedBackbone':
                 continue
             ours = (f'--pretrained {pretrained}' if pretrained else
                     'PretrainedBackbone with the checkpoint '
                     f'{entry.get("checkpoint")!r}')
             others = [
                 f'init_cfg={dict(x)}' for part in outer
-                for x in _initialisers(part)
-                if _type(x) in ('Pretrained', 'PretrainedInit')
+                for x in initialisers(part.get('init_cfg'))
+                if type_name(x) in ('Pretrained', 'PretrainedInit')
             ] + [
                 f'pretrained={part["pretrained"]!r}'
                 for part in outer if part.get('pretrained')
@@ -152,13 +152,13 @@ def _dicts(node: Any, outer: Tuple[dict, ...] = ()) -> Iterator[tuple]:
             yield from _dicts(x, (*outer, node))
 
 
-def _initialisers(node: Dict) -> List[Dict]:
-    entries = node.get('init_cfg')
-    entries = entries if isinstance(entries, (list, tuple)) else [entries]
+def initialisers(init_cfg: Any) -> List[Dict]:
+    """Of an ``init_cfg``, which may be one, a list or None."""
+    entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     return [x for x in entries if isinstance(x, dict)]
 
 
-def _type(entry: Dict) -> str:
+def type_name(entry: Dict) -> str:
     """Of an initialiser, without its scope."""
     name = entry.get('type')
     return str(getattr(name, '__name__', name)).split('.')[-1]

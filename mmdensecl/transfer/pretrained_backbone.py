@@ -277,7 +277,10 @@ def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> List[str]:
         hints.append('The file has a deep stem and the module a plain one: '
                      "use type='ResNetV1c' or 'ResNetV1d'.")
     elif arch and backbone.arch and arch != backbone.arch:
-        hints.append(f'The file is {backbone.arch}, the module is {arch}.')
+        return [
+            f'The file is {backbone.arch}, the module is {arch}: take another '
+            "file, or set the module's depth."
+        ]
     elif any(name.startswith('backbone.') for name in own):
         hints.append('This is a whole model: put init_cfg into its backbone.')
     hints.append(

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
+from torchvision.models import resnet34
 
 from mmdensecl.benchmark.data import fingerprint, fit_to_data, read_classes
 from mmdensecl.benchmark.plan import (Checkpoint, code_fingerprint, plan_runs,
@@ -158,6 +159,13 @@ class TestRuns:
     def test_no_data(self, suite, place):
         with pytest.raises(FileNotFoundError, match='--data-root'):
             task_config(suite.tasks[0], 'frozen', place / 'nowhere')
+
+    def test_another_depth_never_starts(self, suite, place, tmp_path):
+        path = tmp_path / 'deeper.pth'
+        torch.save(resnet34().state_dict(), path)
+        rows = dict(random=None, deeper=Checkpoint.read(path))
+        with pytest.raises(ValueError, match='"deeper" is ResNet-34.*-18'):
+            plan_runs(suite, rows, ['frozen'], [0], place / 'data', tmp_path)
 
     def test_wrong_weights_never_start(self, tmp_path):
         path = tmp_path / 'neck.pth'

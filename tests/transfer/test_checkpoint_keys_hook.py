@@ -305,6 +305,20 @@ class TestPreTraining:
             self.load(make_runner, build_tiny(), state)
 
 
+class TestInitialiserWasRun:
+
+    def test_own_init_weights(self, make_runner):
+
+        class Deaf(Toy):
+
+            def init_weights(self):
+                """As in mmdet's Swin: looks at the address alone."""
+
+        ours = dict(type='mmdensecl.PretrainedBackbone', checkpoint='a.pth')
+        with pytest.raises(ValueError, match='not run for "backbone"'):
+            make_runner(Deaf(init_cfg=ours)).train()
+
+
 def test_is_added_once():
     cfg = Config(dict(custom_hooks=[dict(type='EMAHook')]))
     add_checkpoint_check(cfg)

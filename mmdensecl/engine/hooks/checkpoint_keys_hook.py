@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdensecl.registry import HOOKS
 from mmdensecl.transfer.pretrained_backbone import LOADED
+from ..config import initialisers, type_name
 
 # The parts of a model that pre-training is about; res5 of a C4 detector is
 # its shared head.
@@ -40,6 +41,24 @@ class CheckpointKeysHook(Hook):
 
     # After the hooks that change the checkpoint, such as EMAHook.
     priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        """Refuse a model that did not let PretrainedBackbone load.
+
+        Some backbones, such as mmdet's Swin, read the address in
+        ``init_cfg`` by themselves, whatever its type, and load what fits.
+        """
+        for name, module in runner.model.named_modules():
+            # The initialiser puts another type in its place when it is done.
+            if any(
+                    type_name(x) == 'PretrainedBackbone'
+                    for x in initialisers(getattr(module, 'init_cfg', None))):
+                raise ValueError(
+                    f'PretrainedBackbone was not run for "{name}": '
+                    f'{type(module).__name__} has an initialisation of its '
+                    'own, which takes only its own format and keeps silent '
+                    'about what does not fit. Use a backbone whose '
+                    'init_weights is mmengine\'s, such as ResNet.')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Watch the loading that follows."""
