@@ -215,6 +215,7 @@ def task_config(task: Task,
     check_options(options)
     cfg = Config.fromfile(task.configs[protocol])
     fit_to_data(cfg, Path(data_root) / task.data, task.layout)
+    merge_options(cfg, task.options)
     merge_options(cfg, options)
     if cfg.get('train_cfg'):
         _share_batch(cfg, processes)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Union
+from typing import Any, Dict, List, Mapping, Sequence, Union
 
 import yaml
 from mmengine.config import Config
@@ -52,6 +52,8 @@ class Task:
         seconds (Mapping[str, float]): About how long a run of a protocol
             takes on one CPU core, told before anything like it has run.
             Defaults to none.
+        options (Mapping[str, Any]): Changes to all of its configs, as by
+            ``--cfg-options``. Defaults to none.
     """
     name: str
     title: str
@@ -62,6 +64,7 @@ class Task:
     metrics: List[dict]
     published: Sequence[dict] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Suites, data folders and the configs of the runs."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,6 +160,19 @@ class TestRuns:
     def test_no_data(self, suite, place):
         with pytest.raises(FileNotFoundError, match='--data-root'):
             task_config(suite.tasks[0], 'frozen', place / 'nowhere')
+
+    def test_options_of_a_task(self, suite, place):
+        """The command line's come last."""
+        task = replace(
+            suite.tasks[0],
+            options={
+                'train_cfg.max_iters': 3,
+                'default_hooks.logger.interval': 7
+            })
+        cfg = task_config(
+            task, 'frozen', place / 'data', options={'train_cfg.max_iters': 4})
+        assert cfg.train_cfg.max_iters == 4
+        assert cfg.default_hooks.logger.interval == 7
 
     def test_another_depth_never_starts(self, suite, place, tmp_path):
         path = tmp_path / 'deeper.pth'

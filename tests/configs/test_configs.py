@@ -19,7 +19,6 @@ EVERYTHING = sorted(
 SHIPPED = [name for name in EVERYTHING if not name.startswith('benchmarks/')]
 # The tests of the others.
 COVERED_BY = {
-    'benchmarks/demo': 'tests/configs/test_mini_configs.py',
     'benchmarks/mini': 'tests/configs/test_mini_configs.py',
     'benchmarks/mmdet': 'tests/configs/test_benchmark_configs.py',
     'benchmarks/mmpretrain': 'tests/configs/test_mmpretrain_benchmarks.py',
