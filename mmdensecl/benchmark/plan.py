@@ -161,16 +161,14 @@ def _config_sha256(cfg: Config, data_root: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _share_batch(cfg: Config, processes: int) -> int:
+def _share_batch(cfg: Config, processes: int) -> None:
     """Split the protocol's global batch over the processes."""
-    loader = cfg.train_dataloader
     total = cfg.auto_scale_lr.base_batch_size
     if total % processes:
         raise ValueError(
             f'"{cfg.filename}" trains on {total} pictures a step, which '
             f'{processes} processes cannot share equally')
-    loader.batch_size = total // processes
-    return total
+    cfg.train_dataloader.batch_size = total // processes
 
 
 def check_options(options: Mapping[str, Any]) -> None:

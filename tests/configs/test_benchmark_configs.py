@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine import fileio
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -19,6 +18,7 @@ from mmdensecl.engine import override_data_root, set_pretrained
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
+pytestmark = pytest.mark.usefixtures('fast_configs')
 
 ROOT = Path(__file__).parents[2] / 'configs' / 'benchmarks'
 SHIPPED = sorted(
@@ -112,21 +112,6 @@ def walk(node):
     if isinstance(node, (list, tuple)):
         for value in node:
             yield from walk(value)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_configs():
-    """Read the metafiles of a host once, not for each base of each config.
-
-    And print configs without formatting them, which a run does four times.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(repr))
-        patch.setattr(
-            'mmengine.config.utils.load',
-            lru_cache(maxsize=None)(fileio.load),
-            raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')

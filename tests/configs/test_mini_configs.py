@@ -1,12 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Shipped suites: every task of `mini` trains a step and is scored."""
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine import fileio
-from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny_datasets import write_cityscapes, write_coco, write_voc
 from torchvision.models import resnet18
@@ -17,6 +14,7 @@ from mmdensecl.engine import set_pretrained
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
+pytestmark = pytest.mark.usefixtures('fast_configs')
 
 BENCHMARKS = Path(__file__).parents[2] / 'configs' / 'benchmarks'
 SUITES = {
@@ -27,18 +25,6 @@ SUITES = {
 OWN_CLASSES = tuple(f'thing{i}' for i in range(18))
 MINI = [(task, protocol) for name in ('mini', 'demo')
         for task in SUITES[name].tasks for protocol in task.configs]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_configs():
-    """As in test_benchmark_configs.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(repr))
-        patch.setattr(
-            'mmengine.config.utils.load',
-            lru_cache(maxsize=None)(fileio.load),
-            raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')
