@@ -23,9 +23,9 @@ set -euo pipefail
 STATE_VERSION=1
 PIP_VERSION=26.3
 PYTHON_RANGE='3.10, 3.11 or 3.12'
-# What a new environment takes (measured with some room): itself, pip's cache
-# of downloads, and temporary files.
-NEW_ENV_GIB=6 NEW_PIP_CACHE_GIB=3 NEW_TMP_GIB=3
+# What a new environment takes (measured with some room): itself, temporary
+# files, and pip's cache of downloads, which is left out where room is short.
+NEW_ENV_GIB=6 NEW_TMP_GIB=2 NEW_PIP_CACHE_GIB=3
 # A started one, or a build of mmcv.
 OLD_ENV_GIB=2 MMCV_CACHE_GIB=1
 HEARTBEAT_SECONDS=30
@@ -286,8 +286,9 @@ existing_parent() {
     printf '%s\n' "$path"
 }
 
-# check_disk GIB FOLDER [GIB FOLDER]...: adds up what one disk has to hold.
-check_disk() {
+# disk_lack GIB FOLDER [GIB FOLDER]...: prints what is missing on the first disk
+# that cannot hold its share; nothing when all have room.
+disk_lack() {
     local -A need=() free=() where=()
     local gib folder line disk
     while (($#)); do
@@ -303,23 +304,35 @@ check_disk() {
     for disk in "${!need[@]}"; do
         gib=${MMDENSECL_MIN_FREE_GIB:-${need[$disk]}}
         if ((${free[$disk]} < gib)); then
-            die "$EXIT_DISK" \
-                "no room on the disk at $disk: ${free[$disk]} GiB are free,\
- $gib GiB are needed (for ${where[$disk]})." \
-                'Make room, or move what is large: TMPDIR for temporary' \
-                'files, PIP_CACHE_DIR for downloads, MMDENSECL_CACHE for' \
-                'built wheels.'
+            printf 'no room on the disk at %s: %s GiB are free, %s GiB are' \
+                "$disk" "${free[$disk]}" "$gib"
+            printf ' needed (for %s).\n' "${where[$disk]}"
+            return
         fi
     done
 }
 
+# Dies where the disks are too small; without room for pip's cache of downloads
+# pip goes without it.
 check_room() {
-    local pip_cache="${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pip}"
-    if [[ -f $STATE_DIR/torch ]]; then
-        check_disk "$OLD_ENV_GIB" "$ENV_DIR" "$MMCV_CACHE_GIB" "$CACHE"
-    else
-        check_disk "$NEW_ENV_GIB" "$ENV_DIR" "$MMCV_CACHE_GIB" "$CACHE" \
-            "$NEW_TMP_GIB" "${TMPDIR:-/tmp}" "$NEW_PIP_CACHE_GIB" "$pip_cache"
+    local lack pip_cache="${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pip}"
+    local shares=("$OLD_ENV_GIB" "$ENV_DIR" "$MMCV_CACHE_GIB" "$CACHE")
+    if [[ ! -f $STATE_DIR/torch ]]; then
+        shares=("$NEW_ENV_GIB" "$ENV_DIR" "$MMCV_CACHE_GIB" "$CACHE"
+            "$NEW_TMP_GIB" "${TMPDIR:-/tmp}")
+    fi
+    lack="$(disk_lack "${shares[@]}")"
+    if [[ -n $lack ]]; then
+        die "$EXIT_DISK" "$lack" \
+            'Make room, or move what is large: TMPDIR for temporary files,' \
+            'MMDENSECL_CACHE for built wheels.'
+    fi
+    if [[ ! -f $STATE_DIR/torch && -z ${PIP_NO_CACHE_DIR:-} &&
+        -n "$(disk_lack "${shares[@]}" \
+            "$NEW_PIP_CACHE_GIB" "$pip_cache")" ]]; then
+        log "      no room for pip's cache of downloads in $pip_cache:"
+        log '      pip goes without it'
+        export PIP_NO_CACHE_DIR=1
     fi
 }
 
@@ -681,7 +694,9 @@ requirements() {
         grep -E "${invert[@]}" "^(${1#!})"
 }
 
-TORCH_PARTS='torch==|torchvision==|triton==|nvidia-|cuda-'
+# In two rounds, as pip unpacks a whole round into temporary files first.
+TORCH_PARTS='torch==|torchvision==|triton=='
+TORCH_LIBRARIES='nvidia-|cuda-'
 
 install_torch() {
     step "Installing torch $(pin torch) and torchvision $(pin torchvision)\
@@ -690,17 +705,22 @@ install_torch() {
     if [[ $MODE == venv ]]; then
         pip_install "pip $PIP_VERSION" "pip==$PIP_VERSION"
     fi
-    # The lock is complete, so pip need not resolve anything (--no-deps).
-    requirements "$TORCH_PARTS" >"$STATE_DIR/requirements-torch.txt"
-    pip_install torch --no-deps -r "$STATE_DIR/requirements-torch.txt"
+    install_pins "torch's libraries" "$TORCH_LIBRARIES"
+    install_pins torch "$TORCH_PARTS"
     touch "$STATE_DIR/torch"
+}
+
+# install_pins WHAT PATTERN: the lock's packages that `requirements` names. The
+# lock is complete, so pip need not resolve anything (--no-deps).
+install_pins() {
+    # A build of torch without CUDA carries no such libraries.
+    requirements "$2" >"$STATE_DIR/requirements.txt" || return 0
+    pip_install "$1" --no-deps -r "$STATE_DIR/requirements.txt"
 }
 
 install_lock() {
     step "Installing the pinned packages of $LOCK_NAME"
-    requirements "!$TORCH_PARTS" >"$STATE_DIR/requirements-rest.txt"
-    pip_install "the packages of $LOCK_NAME" --no-deps \
-        -r "$STATE_DIR/requirements-rest.txt"
+    install_pins "the packages of $LOCK_NAME" "!$TORCH_PARTS|$TORCH_LIBRARIES"
 }
 
 # --------------------------------------------------------------------- mmcv

@@ -361,7 +361,7 @@ echo "/dev/vda 263174212 1 {gib * 1024 * 1024} 1% $mount"''')
         assert 'no room on the disk at /: 2 GiB are free, 9 GiB are needed' \
             in result.stderr
         assert str(tree.root) in result.stderr
-        assert 'PIP_CACHE_DIR' in result.stderr
+        assert 'TMPDIR' in result.stderr
         assert not tree.venv.exists()
 
     def test_full_by_default(self, tree):
@@ -375,13 +375,28 @@ echo "/dev/vda 263174212 1 {gib * 1024 * 1024} 1% $mount"''')
         (tree.root / 'other').mkdir()
         self.fake_df(tree, 8)
         unset = 'unset MMDENSECL_MIN_FREE_GIB; '
-        one = tree.call(f'{unset} check_disk 5 "{tree.root}" '
+        one = tree.call(f'{unset} disk_lack 5 "{tree.root}" '
                         f'4 "{tree.root}/not/there/yet"')
-        assert one.returncode == 5
-        assert '8 GiB are free, 9 GiB are needed' in one.stderr
-        two = tree.call(f'{unset} check_disk 5 "{tree.root}" '
+        assert '8 GiB are free, 9 GiB are needed' in one.stdout
+        two = tree.call(f'{unset} disk_lack 5 "{tree.root}" '
                         f'4 "{tree.root}/other"')
         assert two.returncode == 0, two.stderr
+        assert two.stdout == ''
+
+    @pytest.mark.parametrize('gib, off', [(8, False), (9, True), (11, True),
+                                          (12, False)])
+    def test_cache_of_downloads_only_where_it_fits(self, tree, gib, off):
+        self.fake_df(tree, gib)
+        result = tree.call(
+            'STATE_DIR=$ENV_DIR/state; check_room; '
+            'echo "cache off: ${PIP_NO_CACHE_DIR:-}"',
+            MMDENSECL_MIN_FREE_GIB='')
+        if gib < 9:
+            assert result.returncode == 5
+            return
+        assert result.returncode == 0, result.stderr
+        assert f'cache off: {"1" if off else ""}\n' in result.stdout
+        assert ('goes without it' in result.stderr) is off
 
 
 class TestSecondRun:
