@@ -11,7 +11,7 @@ from mmdensecl.registry import MODELS, TASK_UTILS
 from .features import Features, l2_normalize
 from .geometry import stack_views
 from .momentum_contrast import MoCoV2
-from .monitors import match_monitors
+from .monitors import match_monitors, position_share
 from .queue import FeatureQueue
 
 
@@ -94,6 +94,7 @@ class DenseCL(MoCoV2):
                                   self.loss_lambda) * outputs['loss_global']
         outputs['loss_dense'] = self.loss_lambda * loss
         outputs.update({f'dense_{name}': x for name, x in monitors.items()})
+        outputs['dense_position'] = position_share(query.grid)
         outputs.update(match_monitors(match, query, key, views))
         return outputs
 

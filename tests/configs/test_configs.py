@@ -72,8 +72,8 @@ def test_trains_a_step(name, pictures, tmp_path):
     }
     if isinstance(model, DenseCL):
         expected |= {
-            'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'match_distinct',
-            'match_right'
+            'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'dense_position',
+            'match_distinct', 'match_right'
         }
     for key in expected:
         value = scalars[f'train/{key}'].current()

@@ -58,7 +58,7 @@ class TestStep:
         }
         dense = {
             'loss_dense', 'dense_pos_sim', 'dense_neg_sim', 'dense_acc',
-            'match_distinct'
+            'dense_position', 'match_distinct'
         }
         assert set(outputs) == (common if name == 'MoCoV2' else common | dense)
         assert 0 <= outputs['global_acc'] <= 100

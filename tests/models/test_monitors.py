@@ -7,7 +7,8 @@ import torch
 from mmdensecl.models import Features, Match
 from mmdensecl.models.losses import InfoNCEResult
 from mmdensecl.models.monitors import (contrast_monitors, feature_std,
-                                       masked_mean, match_monitors)
+                                       masked_mean, match_monitors,
+                                       position_share)
 
 SHOWS_SAME = [[0, 0, 40, 40, 0], [0, 0, 40, 40, 0]]
 
@@ -165,3 +166,33 @@ class TestMatchMonitors:
         views = [[0, 0, 40, 40, 0], [400, 0, 40, 40, 0]]
         monitors = monitor([list(range(16))], [views])
         assert monitors['match_right'] == 0  # and not NaN
+
+
+class TestPositionShare:
+
+    @staticmethod
+    def vectors(*shape):
+        generator = torch.Generator().manual_seed(0)
+        grid = torch.randn(*shape, generator=generator)
+        return torch.nn.functional.normalize(grid, dim=1)
+
+    def test_place_alone(self):
+        grid = self.vectors(1, 8, 9).expand(4, -1, -1)
+        assert position_share(grid) == pytest.approx(100, abs=1e-3)
+
+    def test_picture_alone(self):
+        grid = self.vectors(4, 8, 1).expand(-1, -1, 9)
+        assert position_share(grid) == pytest.approx(0, abs=1e-3)
+
+    def test_neither(self):
+        assert position_share(self.vectors(20, 64, 400)) == pytest.approx(
+            100 / 20, rel=0.02)
+
+    def test_half(self):
+        """Half of the channels tell the place, the other half nothing."""
+        place = self.vectors(1, 64, 400).expand(100, -1, -1)
+        grid = torch.cat([place, self.vectors(100, 64, 400)], dim=1) / 2**0.5
+        assert position_share(grid) == pytest.approx(50.5, rel=0.01)
+
+    def test_all_the_same(self):
+        assert position_share(torch.ones(2, 4, 9) / 2) == 0
