@@ -69,6 +69,28 @@ def _allowed_globals() -> list:
     ]
 
 
+def check_file(path: Union[str, os.PathLike]) -> str:
+    """See that a local file is there and holds something.
+
+    Args:
+        path (str | os.PathLike): The file; ``~`` is the home folder.
+
+    Returns:
+        str: Its path, with the home folder spelt out.
+
+    Raises:
+        FileNotFoundError: It is missing, or a folder.
+        ValueError: It is empty.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        wrong = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise FileNotFoundError(f'The checkpoint "{path}" {wrong}')
+    if not os.path.getsize(path):
+        raise ValueError(f'The checkpoint "{path}" is empty')
+    return path
+
+
 def load_from_local(filename: Union[str, os.PathLike],
                     map_location: Any = None) -> Any:
     """Read a checkpoint without running anything it holds.
@@ -81,14 +103,12 @@ def load_from_local(filename: Union[str, os.PathLike],
         Any: What was saved.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: It is missing, or a folder.
         UnsafeCheckpointError: It holds something other than tensors, plain
             values and mmengine's log history.
-        ValueError: It is truncated, or no checkpoint at all.
+        ValueError: It is empty, truncated, or no checkpoint at all.
     """
-    filename = os.path.expanduser(filename)
-    if not os.path.isfile(filename):
-        raise FileNotFoundError(f'The checkpoint "{filename}" does not exist')
+    filename = check_file(filename)
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             return torch.load(
@@ -97,17 +117,25 @@ def load_from_local(filename: Union[str, os.PathLike],
         if not _looks_like_checkpoint(filename):
             raise ValueError(
                 f'"{filename}" is not a PyTorch checkpoint') from error
-        reason = str(error).rpartition('WeightsUnpickler error: ')[2]
+        reason = str(error).rpartition('WeightsUnpickler error: ')[2].strip()
+        if reason.startswith('Unsupported operand'):
+            reason = 'it is a pickle that torch.save did not write'
         raise UnsafeCheckpointError(
             f'"{filename}" was not loaded, as unpickling it could run code: '
-            f'{reason.partition(". ")[0].strip()}. Checkpoints hold tensors, '
+            f'{_first_sentence(reason)}. Checkpoints hold tensors, '
             'numbers, strings and containers of them; if you trust its '
             'author, save those again with torch.save and load that file.'
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f'"{filename}" ({os.path.getsize(filename)} bytes) is truncated '
-            f'or not a PyTorch checkpoint: {error}') from error
+            'or not a PyTorch checkpoint: '
+            f'{_first_sentence(str(error))}') from error
+
+
+def _first_sentence(text: str) -> str:
+    """Without the advice that torch adds, some of which is dangerous."""
+    return text.strip().partition('\n')[0].partition('. ')[0].rstrip('.')
 
 
 def _looks_like_checkpoint(filename: str) -> bool:

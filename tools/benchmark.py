@@ -15,6 +15,7 @@ from typing import Dict, List, Optional
 import torch
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -151,11 +152,13 @@ def read_rows(pairs: List[str],
 
 def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
     """Print every run, what it costs and how far it is."""
-    table = Table(title=f'{len(runs)} runs')
+    # Its names fit a terminal of 80 columns.
+    table = Table(title=f'{len(runs)} runs', box=SIMPLE_HEAD, pad_edge=False)
     for header in ('run', 'training', 'batch', 'pictures', 'state', 'time'):
         table.add_column(
             header,
             justify='left' if header in ('run', 'state') else 'right',
+            no_wrap=header == 'run',
             overflow='fold')
     total, unknown, states = 0., 0, Counter()
     for run in runs:
@@ -170,6 +173,7 @@ def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
                 unknown += 1
             else:
                 total += seconds
+        unit = unit.replace('iterations', 'iters')
         table.add_row(run.name, f'{length:,} {unit}' if length else 'probe',
                       str(run.batch_size or ''), pictures, kind,
                       '?' if seconds is None else f'{seconds:.0f} s')

@@ -6,6 +6,7 @@
 #   bash tools/run_tests.sh                          all tests
 #   bash tools/run_tests.sh -m "not slow"            the quick ones
 #   bash tools/run_tests.sh tests/test_x.py -k foo   any argument of pytest
+#   bash tools/run_tests.sh -n 0 --pdb               in one process
 #
 # Options of tools/setup_env.sh (--current-env, --stack, --python,
 # --mmcv-ops) may stand before those of pytest. Paths are taken from the
@@ -33,12 +34,11 @@ python="$(bash "$root/tools/setup_env.sh" --print-python \
     ${setup_args[@]+"${setup_args[@]}"})"
 setup_seconds=$SECONDS
 
-# The tests use small tensors: more threads than a few only wait for each
-# other, most of all in the tests that start several processes.
-if [[ -z ${OMP_NUM_THREADS:-} ]]; then
-    cores="$(nproc 2>/dev/null || echo 2)"
-    export OMP_NUM_THREADS="$((cores > 4 ? 4 : cores))"
-fi
+# A worker of pytest-xdist for each core, up to 8, and one thread each: the
+# tests use small tensors, and some start processes of their own.
+cores="$(nproc 2>/dev/null || echo 2)"
+workers="$((cores > 8 ? 8 : cores))"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 if [[ -z ${MMDENSECL_DATA_ROOT:-} ]]; then
     echo 'MMDENSECL_DATA_ROOT is not set: the tests that need its pictures' \
@@ -54,7 +54,8 @@ else
     echo "Test data: $MMDENSECL_DATA_ROOT"
 fi
 
-echo "Set-up took $setup_seconds s. Running pytest with" \
-    "$OMP_NUM_THREADS thread(s); its last line gives the total time."
+echo "Set-up took $setup_seconds s. Running pytest with $workers workers; its" \
+    'last line gives the total time.'
 cd "$root"
-exec "$python" -m pytest --durations=15 --durations-min=2 "$@"
+exec "$python" -m pytest -n "$workers" --dist loadfile --durations=15 \
+    --durations-min=2 "$@"

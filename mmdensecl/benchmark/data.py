@@ -5,11 +5,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
-from mmdensecl.engine import override_data_root
+from mmdensecl.engine import dicts, override_data_root
 
 # Listed by content, all other files by size.
 LABEL_SUFFIXES = ('.json', '.txt', '.xml', '.csv')
@@ -18,6 +18,10 @@ MASKS = re.compile(r'SegmentationClass.*|gtFine')
 # A folder of another set than VOC's or Cityscapes' own names its classes here,
 # one a line, without VOC's background.
 CLASS_NAMES = 'class_names.txt'
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+ADVICE = ('docs/benchmarks.md shows the layouts; name the folder above the '
+          'data with --data-root or MMDENSECL_DATA_ROOT, or leave the task '
+          'out with --tasks')
 
 
 def read_classes(root: Union[str, Path], layout: str) -> Optional[List[str]]:
@@ -33,11 +37,14 @@ def read_classes(root: Union[str, Path], layout: str) -> Optional[List[str]]:
         missing: the layout's standard classes.
 
     Raises:
+        FileNotFoundError: COCO's annotations are missing.
         ValueError: The file holds no names.
     """
     root = Path(root)
     if layout == 'coco':
         path = root / 'annotations' / 'instances_val2017.json'
+        if not path.is_file():
+            raise FileNotFoundError(f'"{path}" does not exist. {ADVICE}')
         names = [x['name'] for x in json.loads(path.read_text())['categories']]
     else:
         folder = root / 'VOC2012' if layout == 'voc' else root
@@ -53,16 +60,6 @@ def read_classes(root: Union[str, Path], layout: str) -> Optional[List[str]]:
     return names
 
 
-def _walk(value: Any, visit: Callable[[dict], None]) -> None:
-    """Show every dict in a config to ``visit``."""
-    if isinstance(value, (ConfigDict, dict)):
-        visit(value)
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            _walk(item, visit)
-
-
 def _palette(count: int) -> List[Tuple[int, ...]]:
     """Distinct colours: VOC's, the bits of the number spread over RGB."""
     return [
@@ -71,6 +68,11 @@ def _palette(count: int) -> List[Tuple[int, ...]]:
                 for bit in range(8)) for channel in range(3))
         for i in range(count)
     ]
+
+
+def _is_data_set(node: dict) -> bool:
+    """Whether it is a data set with a folder of its own, no wrapper."""
+    return 'data_root' in node and 'type' in node
 
 
 def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
@@ -87,8 +89,7 @@ def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f'The data folder "{root}" does not exist. Name the folder above '
-            'it with --data-root or MMDENSECL_DATA_ROOT')
+            f'The data folder "{root}" does not exist. {ADVICE}')
     classes = read_classes(root, layout)
     suffix = dict(voc_seg=('.jpg', '.png')).get(layout)
     if layout == 'cityscapes':
@@ -99,8 +100,7 @@ def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
     def fit(node: dict) -> None:
         if classes and 'num_classes' in node:
             node['num_classes'] = len(classes)
-        # A data set: the innermost dicts that have a folder of their own.
-        if 'data_root' not in node or 'type' not in node:
+        if not _is_data_set(node):
             return
         if suffix:
             node['img_suffix'] = suffix[0]
@@ -117,10 +117,34 @@ def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
                 classes=tuple(classes),
                 palette=_palette(start + len(classes))[start:])
 
-    for part in ('model', 'train_dataloader', 'val_dataloader',
-                 'test_dataloader'):
-        _walk(cfg.get(part), fit)
+    for part in ('model', *LOADERS):
+        for node, _ in dicts(cfg.get(part)):
+            fit(node)
     override_data_root(cfg, str(root))
+
+
+def check_files(cfg: Config) -> None:
+    """See that what a config's data sets name is there.
+
+    Args:
+        cfg (Config): With its data root.
+
+    Raises:
+        FileNotFoundError: A list of annotations or a folder is missing.
+    """
+    nodes = (node for part in LOADERS for node, _ in dicts(cfg.get(part)))
+    missing = {}
+    for node in filter(_is_data_set, nodes):
+        prefix = node.get('data_prefix') or {}
+        names = [prefix] if isinstance(prefix, str) else [*prefix.values()]
+        for name in (node.get('ann_file'), *names):
+            path = os.path.join(node['data_root'] or '', name or '')
+            if not os.path.exists(path):
+                missing[path] = None
+    if missing:
+        raise FileNotFoundError(
+            f'"{cfg.filename}" needs these files and folders, which do not '
+            f'exist: {", ".join(missing)}. {ADVICE}')
 
 
 def fingerprint(root: Union[str, Path]) -> dict:

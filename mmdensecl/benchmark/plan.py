@@ -15,7 +15,7 @@ import mmdensecl
 from mmdensecl.checkpoint import download
 from mmdensecl.engine import merge_options, set_pretrained
 from mmdensecl.transfer import read_backbone
-from .data import fingerprint, fit_to_data
+from .data import check_files, fingerprint, fit_to_data
 from .suite import Suite, Task, check_name
 
 RANDOM = 'random'
@@ -207,6 +207,7 @@ def task_config(task: Task,
         Config: With ``custom_hooks`` that also keep example predictions.
 
     Raises:
+        FileNotFoundError: The folder lacks what the config's data sets name.
         ValueError: The batch cannot be shared by the processes, or the
             options override what the benchmark sets.
     """
@@ -215,6 +216,7 @@ def task_config(task: Task,
     fit_to_data(cfg, Path(data_root) / task.data, task.layout)
     merge_options(cfg, task.options)
     merge_options(cfg, options)
+    check_files(cfg)
     if cfg.get('train_cfg'):
         _share_batch(cfg, processes)
         # The log tells the score at the end from others by its step.

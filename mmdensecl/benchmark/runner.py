@@ -2,6 +2,7 @@
 """Start the runs of a benchmark, watch them, keep their results."""
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,16 +16,24 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 from mmengine.utils.dl_utils import collect_env
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (BarColumn, Progress, TaskID, TaskProgressColumn,
                            TextColumn, TimeElapsedColumn)
 
 from . import state
-from .plan import Checkpoint, Run
+from .plan import Run
 
 POLL = 0.5  # seconds between two looks at the runs
 PATIENCE = 60  # seconds for a run to end after SIGTERM
 TAIL = 4000  # characters of the log that failed.json keeps
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def free_port() -> int:
+    """A port of this host that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,7 @@ class Launcher:
         env['PYTHONPATH'] = os.pathsep.join(
             filter(None, [root, env.get('PYTHONPATH')]))
         if self.gpus > 1:
-            with socket.socket() as free:
-                free.bind(('127.0.0.1', 0))
-                env['PORT'] = str(free.getsockname()[1])
+            env['PORT'] = str(free_port())
         if self.slurm:
             env['GPUS'] = str(max(1, self.gpus))
         elif self.jobs > 1:
@@ -205,11 +212,7 @@ class Benchmark:
                     while waiting and len(active) < self.launcher.jobs:
                         if self._stopped:
                             raise KeyboardInterrupt
-                        run = waiting.pop(0)
-                        if (item := self._start(run, bars, lock)) is None:
-                            done['failed'].append(run)
-                        else:
-                            active.append(item)
+                        active.append(self._start(waiting.pop(0), bars, lock))
                     time.sleep(POLL)
                     if self._stopped:
                         raise KeyboardInterrupt
@@ -258,17 +261,9 @@ class Benchmark:
             disable=not self.console.is_terminal,
             refresh_per_second=2)
 
-    def _start(self, run: Run, bars: Progress,
-               lock: Optional[int]) -> Optional[_Active]:
-        """Start a run; None where it fails before it starts."""
+    def _start(self, run: Run, bars: Progress, lock: Optional[int]) -> _Active:
         began = state.status(run)
         config = state.prepare(run)
-        if not run.trains and run.checkpoint:
-            # A training compares the hash itself, as it reads the file.
-            reason = _changed(run.checkpoint)
-            if reason:
-                self._fail(run, None, reason)
-                return None
         mended = state.mend_pointer(run)
         if mended:
             self.console.print(f'{run.name}: {mended}', soft_wrap=True)
@@ -345,8 +340,17 @@ class Benchmark:
         state.write_json(
             run.folder / 'failed.json',
             dict(returncode=code, reason=reason, tail=tail, log=str(log)))
+        # What Python said, not torchrun's word on it.
+        said = [
+            line for line in re.findall(
+                r'^(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception): .*)', tail,
+                re.MULTILINE) if 'ChildFailedError' not in line
+        ]
+        if code and said:
+            reason += f', {said[-1]}'
         self.console.print(
-            f'{_now()} [red]failed[/red] {run.name}: {reason}, see {log}',
+            f'{_now()} [red]failed[/red] {run.name}: {escape(reason)}, '
+            f'see {log}',
             soft_wrap=True)
         return 'failed'
 
@@ -393,18 +397,6 @@ class Benchmark:
         # What is not known yet is taken as the mean of the rest.
         total = sum(known) / len(known) * len(parts)
         return f'{_duration(total / self.launcher.jobs)} left'
-
-
-def _changed(checkpoint: Checkpoint) -> Optional[str]:
-    """Why a file is not the one that was planned with."""
-    try:
-        found = Checkpoint.read(checkpoint.path).sha256
-    except (OSError, ValueError, RuntimeError) as error:
-        return str(error)
-    if found == checkpoint.sha256:
-        return None
-    return (f'"{checkpoint.path}" has changed since the runs were planned: '
-            f'sha256 {found[:8]}, expected {checkpoint.sha256[:8]}')
 
 
 def _stop(active: List[_Active]) -> None:

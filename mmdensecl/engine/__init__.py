@@ -1,7 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from .command_line import make_parser, read_config
-from .config import (check_weight_sources, merge_options, override_data_root,
-                     set_pretrained)
+from .config import (check_weight_sources, dicts, merge_options,
+                     override_data_root, set_pretrained)
 from .hooks import (CheckpointKeysHook, ContrastMonitorHook, LambdaWarmupHook,
                     QueueLengthHook, SamplePredictionsHook, UnlabeledDataHook,
                     add_checkpoint_check)
@@ -12,6 +12,6 @@ __all__ = [
     'CheckpointKeysHook', 'ContrastMonitorHook', 'KNNLoop', 'LambdaWarmupHook',
     'LowShotLoop', 'QueueLengthHook', 'SVMLoop', 'SamplePredictionsHook',
     'UnlabeledDataHook', 'add_checkpoint_check', 'check_weight_sources',
-    'is_probe', 'make_parser', 'merge_options', 'override_data_root',
+    'dicts', 'is_probe', 'make_parser', 'merge_options', 'override_data_root',
     'prepare_cpu_launch', 'read_config', 'set_pretrained'
 ]

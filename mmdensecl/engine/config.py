@@ -66,15 +66,15 @@ def set_pretrained(cfg: Config,
             ``mmdensecl.PretrainedBackbone`` in ``cfg.model``.
         checkpoint (str): What they load. 'none' takes them out, which leaves
             the host's own random initialisation.
-        sha256 (str, optional): Of the checkpoint, see ``PretrainedBackbone``;
-            that of the config, which is another file's, is taken out.
-            Defaults to None.
+        sha256 (str, optional): Of the checkpoint, see ``PretrainedBackbone``.
+            Defaults to None: the config's where it names the same checkpoint,
+            and none where that is of another file.
 
     Raises:
         KeyError: The model has no such init_cfg.
     """
     found = False
-    for node, _ in _dicts(cfg.get('model')):
+    for node, _ in dicts(cfg.get('model')):
         entries = initialisers(node.get('init_cfg'))
         ours = [x for x in entries if type_name(x) == 'PretrainedBackbone']
         if not ours:
@@ -86,8 +86,9 @@ def set_pretrained(cfg: Config,
             if others:
                 node['init_cfg'] = others
         for entry in ours:
+            if entry.get('checkpoint') != checkpoint:
+                entry.pop('sha256', None)
             entry['checkpoint'] = checkpoint
-            entry.pop('sha256', None)
             if sha256 is not None:
                 entry['sha256'] = sha256
     if not found:
@@ -113,7 +114,7 @@ def check_weight_sources(cfg: Config,
     Raises:
         ValueError: Two files are to give the same weights.
     """
-    for node, outer in _dicts(cfg.get('model')):
+    for node, outer in dicts(cfg.get('model')):
         for entry in initialisers(node.get('init_cfg')):
             if type_name(entry) != 'PretrainedBackbone':
                 continue
@@ -141,15 +142,24 @@ def check_weight_sources(cfg: Config,
                     'out, or the init_cfg if load_from is to give the weights')
 
 
-def _dicts(node: Any, outer: Tuple[dict, ...] = ()) -> Iterator[tuple]:
-    """Every dictionary of a model's config, and those that it is in."""
+def dicts(node: Any, outer: Tuple[dict, ...] = ()) -> Iterator[tuple]:
+    """Every dictionary of a part of a config, and those that it is in.
+
+    Args:
+        node (Any): The part.
+        outer (Tuple[dict, ...]): What it is in. Defaults to ().
+
+    Yields:
+        Tuple[dict, Tuple[dict, ...]]: Each before those inside it, which may
+        change meanwhile.
+    """
     if isinstance(node, (list, tuple)):
         for x in node:
-            yield from _dicts(x, outer)
+            yield from dicts(x, outer)
     elif isinstance(node, dict):
         yield node, outer
         for x in list(node.values()):
-            yield from _dicts(x, (*outer, node))
+            yield from dicts(x, (*outer, node))
 
 
 def initialisers(init_cfg: Any) -> List[Dict]:

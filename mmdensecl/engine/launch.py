@@ -1,13 +1,14 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import logging
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
+
+from .config import dicts
 
 
 def prepare_cpu_launch(cfg: Config) -> None:
@@ -46,24 +47,16 @@ def prepare_cpu_launch(cfg: Config) -> None:
         **defaults,
         **cfg.get('model_wrapper_cfg', {}), 'device_ids': None
     }
-    replaced = _replace_sync_bn(cfg.get('model'))
-    if replaced:
+    sync = [
+        node for node, _ in dicts(cfg.get('model'))
+        if node.get('type') in ('SyncBN', 'MMSyncBN')
+    ]
+    for node in sync:
+        node['type'] = 'BN'
+    if sync:
         print_log(
-            f'No GPU: {replaced} norm settings of the model were changed from '
+            f'No GPU: {len(sync)} norm settings of the model go from '
             'SyncBN to BN, so each process normalises by its own share of '
             'the batch',
             logger='current',
             level=logging.WARNING)
-
-
-def _replace_sync_bn(cfg: Any) -> int:
-    """Make BN of each SyncBN of a model's config; return how many."""
-    if isinstance(cfg, (list, tuple)):
-        return sum(_replace_sync_bn(x) for x in cfg)
-    if not isinstance(cfg, dict):
-        return 0
-    replaced = sum(_replace_sync_bn(x) for x in cfg.values())
-    if cfg.get('type') in ('SyncBN', 'MMSyncBN'):
-        cfg['type'] = 'BN'
-        replaced += 1
-    return replaced

@@ -233,6 +233,10 @@ class PretrainedBackbone:
             f'{what}: {_some(names)}' for what, names in details.items()
             if names
         ]
+        if 'layer4' in _stages(backbone.state_dict) and 'layer3' in stages \
+                and 'layer4' not in stages:
+            lines.append('if this is a C4 detector, its roi_head.shared_head '
+                         'has layer4 and needs an init_cfg like this one')
         print_log('; '.join(lines), logger='current')
         if problems:
             print_log(

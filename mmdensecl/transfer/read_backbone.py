@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmdensecl.checkpoint import download, load_from_local
+from mmdensecl.checkpoint import check_file, download, load_from_local
 
 # Parts of a name that say how a model was wrapped or packed, not what it is:
 # DDP and AveragedModel, torch.compile, FSDP, activation checkpointing, and
@@ -203,9 +203,7 @@ def _load(path: str) -> Tuple[Any, str]:
             'torch.save, or as .safetensors, and give that file.')
     if path.startswith(('http://', 'https://')):
         path = str(download(path))
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'The checkpoint "{path}" does not exist')
+    path = check_file(path)
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         head = file.read(9)

@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 from torchvision.models import resnet34
 
-from mmdensecl.benchmark.data import fingerprint, fit_to_data, read_classes
+from mmdensecl.benchmark.data import (check_files, fingerprint, fit_to_data,
+                                      read_classes)
 from mmdensecl.benchmark.plan import (Checkpoint, code_fingerprint, plan_runs,
                                       stack_versions, task_config)
 from mmdensecl.benchmark.state import differences, status, write_suite
@@ -255,6 +256,35 @@ class TestData:
         dataset = cfg.train_dataloader.dataset
         assert dataset.img_suffix == f'_leftImg8bit.{suffix}'
         assert dataset.type == 'CityscapesDataset'
+
+    def test_missing_files(self, tmp_path):
+        (tmp_path / 'images').mkdir()
+        (tmp_path / 'list.txt').touch()
+
+        def data(**names):
+            return Config(
+                dict(
+                    train_dataloader=dict(
+                        dataset=dict(
+                            type='Concat',
+                            datasets=[
+                                dict(
+                                    type='Host',
+                                    data_root=str(tmp_path),
+                                    **names)
+                            ]))))
+
+        check_files(data())
+        check_files(data(ann_file='list.txt', data_prefix=dict(img='images')))
+        check_files(data(ann_file='', data_prefix='images'))
+        with pytest.raises(FileNotFoundError) as error:
+            check_files(data(ann_file='a.txt', data_prefix=dict(img='b')))
+        assert f'{tmp_path}/a.txt, {tmp_path}/b. ' in str(error.value)
+        assert '--tasks' in str(error.value)
+
+    def test_coco_without_annotations(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='val2017.json.*--tasks'):
+            read_classes(tmp_path, 'coco')
 
     def test_names_twice(self, tmp_path):
         (tmp_path / 'class_names.txt').write_text('ship\nship\n')

@@ -123,13 +123,17 @@ NAMES = ('DenseCL', 'DenseCL_grid', 'DenseCL_mutual', 'MoCoV2')
 def cfgs(tiny_cfg):
     # Two steps of six keys go past the end of a queue of eight.
     return {
-        'DenseCL': tiny_cfg(momentum=0.1),
-        'DenseCL_grid': tiny_cfg(num_grid=3, momentum=0.1, loss_lambda=0.3),
+        'DenseCL':
+        tiny_cfg(momentum=0.1),
+        'DenseCL_grid':
+        tiny_cfg(num_grid=3, momentum=0.1, loss_lambda=0.3),
         # The ranks have different numbers of cells with a positive.
-        'DenseCL_mutual': tiny_cfg(
+        'DenseCL_mutual':
+        tiny_cfg(
             momentum=0.1,
             correspondence=dict(type='mmdensecl.MutualNearestNeighbor')),
-        'MoCoV2': tiny_cfg('MoCoV2', momentum=0.1)
+        'MoCoV2':
+        tiny_cfg('MoCoV2', momentum=0.1)
     }
 
 

@@ -230,6 +230,26 @@ class TestBroken:
         with pytest.raises(FileNotFoundError, match='does not exist'):
             load_from_local(tmp_path / 'none.pth')
 
+    def test_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='is a folder'):
+            load_from_local(tmp_path)
+
+    def test_empty(self, tmp_path):
+        path = tmp_path / 'none.pth'
+        path.touch()
+        with pytest.raises(ValueError, match='is empty'):
+            load_from_local(path)
+
+    @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+    def test_not_by_torch(self, tmp_path):
+        """The words are ours, without torch's advice to load it anyhow."""
+        path = tmp_path / 'numpy.pth'
+        path.write_bytes(pickle.dumps(dict(a=np.zeros(3)), protocol=4))
+        with pytest.raises(UnsafeCheckpointError) as error:
+            load_from_local(path)
+        assert 'a pickle that torch.save did not write' in str(error.value)
+        assert 'weights_only' not in str(error.value)
+
     @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
     def test_truncated(self, tmp_path, share):
         path = tmp_path / 'cut.pth'

@@ -74,6 +74,8 @@ def test_sha256_goes_with_the_file(detector):
     set_pretrained(detector, 'b.pth', sha256='0123abcd')
     ours = [model.backbone.init_cfg, model.roi_head[0].shared_head.init_cfg[1]]
     assert [x.sha256 for x in ours] == ['0123abcd'] * 2
+    set_pretrained(detector, 'b.pth')
+    assert [x.sha256 for x in ours] == ['0123abcd'] * 2
     set_pretrained(detector, 'c.pth')
     assert not any('sha256' in x for x in ours)
 

@@ -789,7 +789,8 @@ class TestRunTests:
         called = json.loads(last)
         assert called['argv'][-3:] == ['-k', 'a b', 'tests/test_x.py']
         assert called['cwd'] == str(complete.root)
-        assert 1 <= int(called['threads']) <= 4
+        workers = called['argv'][called['argv'].index('-n') + 1]
+        assert 1 <= int(workers) <= 8 and called['threads'] == '1'
         assert called['data'] is None
         assert any('MMDENSECL_DATA_ROOT is not set' in line for line in lines)
 

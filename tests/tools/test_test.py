@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdensecl.benchmark.runner import free_port
 from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -85,9 +85,7 @@ def test_two_ranks_measure_what_one_does(workplace, tool):
     module, call_with = tool
     call_with('knn.py', 'none', '--out', 'one.json', *flags)
     module.main()
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = str(s.getsockname()[1])
+    port = str(free_port())
     done = run(
         'bash',
         TOOLS / 'dist_test.sh',
@@ -140,6 +138,16 @@ class TestArguments:
     def test_no_other_weights_for_a_probe(self, read, weights, other):
         with pytest.raises(ValueError, match=f'{weights} would be overwritt'):
             read('knn.py', weights, '--cfg-options', other)
+
+    def test_pinned_weights_stay_pinned(self, read, workplace):
+        """So does the benchmark plan its probes."""
+        (workplace / 'pinned.py').write_text(
+            "_base_ = 'knn.py'\nmodel = dict(backbone=dict(init_cfg=dict("
+            "checkpoint='w.pth', sha256='0123abcd')))")
+        pinned = read('pinned.py', 'w.pth').model.backbone.init_cfg
+        assert pinned.sha256 == '0123abcd'
+        other = read('pinned.py', 'v.pth').model.backbone.init_cfg
+        assert 'sha256' not in other
 
     def test_random_weights(self, read):
         assert 'init_cfg' not in read('knn.py', 'none').model.backbone

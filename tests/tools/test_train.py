@@ -2,7 +2,6 @@
 """The tools as a user starts them, in processes of their own."""
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdensecl.benchmark.runner import free_port
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import prepare_cpu_launch
 from mmdensecl.testing import write_pictures
@@ -179,9 +179,7 @@ class TestLaunchers:
     def test_two_processes_without_gpus(self, workplace):
         if torch.cuda.is_available():
             pytest.skip('this machine has GPUs')
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = str(s.getsockname()[1])
+        port = str(free_port())
         log = run(
             'bash',
             TOOLS / 'dist_train.sh',

@@ -240,8 +240,10 @@ def test_tool_writes_no_half_backbone(publish, backbone18, tmp_path):
     state = {k: v for k, v in backbone18.items() if k != 'bn1.running_mean'}
     torch.save(state, tmp_path / 'half.pth')
     for to in SUFFIXES:
+        # One line and no traceback.
         with pytest.raises(
-                ValueError, match='1 tensors are missing: bn1.running_mean'):
+                SystemExit,
+                match='^ValueError: .*1 tensors are missing: bn1.running'):
             publish(tmp_path / 'half.pth', tmp_path / 'new/r18', '--to', to)
     assert not (tmp_path / 'new').exists()
 
@@ -259,6 +261,6 @@ def test_tool(publish, file18, written, tmp_path):
     assert publish(*arguments) == text
     assert list(path.parent.iterdir()) == [path]
     path.write_bytes(b'mine')
-    with pytest.raises(FileExistsError, match='holds something else'):
+    with pytest.raises(SystemExit, match='holds something else'):
         publish(*arguments)
     assert path.read_bytes() == b'mine'

@@ -240,7 +240,9 @@ class TestStockConfigs:
             for part in (model.backbone, model.roi_head.shared_head)
         ]
         assert counts == [90, 30]
-        assert 'not needed: layer4, fc' in find(log, 'loaded 90/90')
+        line = find(log, 'loaded 90/90')
+        assert 'not needed: layer4, fc' in line
+        assert 'roi_head.shared_head has layer4' in line
         assert 'into ResLayer' in find(log, 'loaded 30/30')
 
 
@@ -365,6 +367,7 @@ def test_sha256(file18, backbone18, digits):
 def test_log_and_init_info(file18, log):
     build('mmdet', resnet(ours(file18)))
     line = find(log, 'loaded 120/120 tensors of ResNet-18')
+    assert 'C4' not in line
     assert f'from "{file18}" (sha256 ' in line
     assert 'torchvision or timm classifier' in line
     # mmengine's own list of where each parameter came from.

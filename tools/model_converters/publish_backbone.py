@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 from mmdensecl.transfer import read_backbone
@@ -48,8 +49,7 @@ def write(data: bytes, out: Path, suffix: str) -> Path:
     return path
 
 
-def main() -> None:
-    args = parse_args()
+def publish(args: argparse.Namespace) -> None:
     backbone = read_backbone(args.checkpoint, args.prefix)
     suffix = SUFFIXES[args.to]
     out = Path(args.out)
@@ -59,6 +59,14 @@ def main() -> None:
     left = ', '.join(backbone.left_out) or 'nothing'
     print(f'{backbone.source}: {backbone.arch or "a backbone"}, '
           f'{len(backbone.state_dict)} tensors; left out: {left}\n{path}')
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        publish(args)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
 
 
 if __name__ == '__main__':
