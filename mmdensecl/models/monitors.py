@@ -71,7 +71,7 @@ def position_share(grid: Tensor) -> Tensor:
     the vectors tell where a cell lies and nothing of what it shows: zero
     padding lets a network know the place, and no negative of DenseCL, being a
     mean over all places, speaks against it. Where the place means nothing it
-    is 100 / N for N pictures.
+    is at most about 100 / N for N pictures.
 
     Args:
         grid (Tensor): Normalised vectors, (N, D, P).

@@ -315,12 +315,17 @@ class TestContrastMonitor:
         return warnings_of(messages)
 
     def test_a_healthy_run_is_left_alone(self, make_runner, messages):
-        texts = self.watch(make_runner, messages)
-        assert not any('collapsed' in t or 'early' in t for t in texts)
+        texts = self.watch(make_runner, messages, dense_position=60.)
+        assert not any('collapsed' in t or 'early' in t or 'place' in t
+                       for t in texts)
 
     def test_collapse(self, make_runner, messages):
         texts = self.watch(make_runner, messages, feat_std=0.001)
         assert sum('features have collapsed' in t for t in texts) == 1
+
+    def test_places_instead_of_pictures(self, make_runner, messages):
+        texts = self.watch(make_runner, messages, dense_position=97.)
+        assert sum('place alone explains 97.0%' in t for t in texts) == 1
 
     @pytest.mark.parametrize('name', ['global_acc', 'dense_acc'])
     def test_leak(self, make_runner, messages, name):

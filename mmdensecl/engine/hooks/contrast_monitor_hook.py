@@ -13,8 +13,8 @@ class ContrastMonitorHook(Hook):
     """Say in plain words when a run goes wrong.
 
     It stops a run whose loss is not finite before a checkpoint of it can
-    overwrite a good one, and warns, once each, of collapse and of a leak
-    between the views.
+    overwrite a good one, and warns, once each, of collapse, of a leak between
+    the views, and of a dense branch that tells places instead of pictures.
 
     Args:
         interval (int): Iterations over which values are averaged before they
@@ -25,6 +25,9 @@ class ContrastMonitorHook(Hook):
             is suspiciously easy to beat. Defaults to 99.
         early (float): Share of the run that counts as early. Defaults to
             0.1.
+        max_position (float): ``dense_position`` in percent, above which the
+            dense branch knows the place of a cell and little else. Defaults
+            to 90.
     """
 
     # Before CheckpointHook (VERY_LOW), so that nothing bad is saved.
@@ -34,11 +37,13 @@ class ContrastMonitorHook(Hook):
                  interval: int = 50,
                  min_std: float = 0.02,
                  max_early_acc: float = 99.,
-                 early: float = 0.1) -> None:
+                 early: float = 0.1,
+                 max_position: float = 90.) -> None:
         self.interval = interval
         self.min_std = min_std
         self.max_early_acc = max_early_acc
         self.early = early
+        self.max_position = max_position
         self.warned = set()
         self.full_at = None
 
@@ -104,16 +109,26 @@ class ContrastMonitorHook(Hook):
             buffer = scalars.get(f'train/{name}')
             return default if buffer is None else buffer.mean(window)
 
-        if mean('feat_std', 1.) < self.min_std:
+        spread = mean('feat_std', 1.)
+        if spread < self.min_std:
             self._warn(
                 runner, 'feat_std',
-                f'The features have collapsed: feat_std is {{:.4f}}, below '
-                f'{self.min_std:g}, so all pictures look the same to the '
-                'model. Lower the learning rate, look at the pictures with '
-                'tools/analysis_tools/browse_dataset.py, or lengthen the '
-                'queue.'.format(mean('feat_std', 1.)))
+                f'The features have collapsed: feat_std is {spread:.4f}, '
+                f'below {self.min_std:g}, so all pictures look the same to '
+                'the model. Lower the learning rate, look at the pictures '
+                'with tools/analysis_tools/browse_dataset.py, or lengthen the '
+                'queue.')
         if mean('queue_fill', 0.) < 100:
             return
+        position = mean('dense_position', 0.)
+        if position > self.max_position:
+            self._warn(
+                runner, 'dense_position',
+                f'The dense branch tells where a cell lies, not what it '
+                f'shows: the place alone explains {position:.1f}% of its '
+                'variance (dense_position), so the dense loss teaches the '
+                'backbone little. Zero padding is what gives the place away: '
+                "see README.md's FAQ.")
         # In a short run the queue may only just be full after that share.
         if self.full_at is None:
             self.full_at = runner.iter
