@@ -119,7 +119,8 @@ def load_from_local(filename: Union[str, os.PathLike],
                 f'"{filename}" is not a PyTorch checkpoint') from error
         reason = str(error).rpartition('WeightsUnpickler error: ')[2].strip()
         if reason.startswith('Unsupported operand'):
-            reason = 'it is a pickle that torch.save did not write'
+            reason = ('it is a pickle of another protocol than 2, which '
+                      'torch.save writes')
         raise UnsafeCheckpointError(
             f'"{filename}" was not loaded, as unpickling it could run code: '
             f'{_first_sentence(reason)}. Checkpoints hold tensors, '

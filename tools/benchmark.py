@@ -152,7 +152,7 @@ def read_rows(pairs: List[str],
 
 def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
     """Print every run, what it costs and how far it is."""
-    # Its names fit a terminal of 80 columns.
+    # The names of `mini` fit a terminal of 80 columns.
     table = Table(title=f'{len(runs)} runs', box=SIMPLE_HEAD, pad_edge=False)
     for header in ('run', 'training', 'batch', 'pictures', 'state', 'time'):
         table.add_column(
@@ -165,16 +165,16 @@ def show_plan(runs: List[Run], benchmark: Benchmark, console: Console) -> None:
         kind = state.status(run)
         states[kind] += 1
         length, unit = run.length
-        pictures = (f'{length * run.batch_size:,}'
-                    if unit == 'iterations' and length else '')
+        iters = unit == 'iterations'
+        pictures = f'{length * run.batch_size:,}' if iters and length else ''
         seconds = benchmark.estimate(run)
         if kind != 'finished':
             if seconds is None:
                 unknown += 1
             else:
                 total += seconds
-        unit = unit.replace('iterations', 'iters')
-        table.add_row(run.name, f'{length:,} {unit}' if length else 'probe',
+        training = f'{length:,} {"iters" if iters else unit}'
+        table.add_row(run.name, training if length else 'probe',
                       str(run.batch_size or ''), pictures, kind,
                       '?' if seconds is None else f'{seconds:.0f} s')
     console.print(table)

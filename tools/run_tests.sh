@@ -36,7 +36,9 @@ setup_seconds=$SECONDS
 
 # A worker of pytest-xdist for each core, up to 8, and one thread each: the
 # tests use small tensors, and some start processes of their own.
-cores="$(nproc 2>/dev/null || echo 2)"
+# (nproc itself heeds OMP_NUM_THREADS.)
+cores="$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null ||
+    echo 2)"
 workers="$((cores > 8 ? 8 : cores))"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
@@ -54,8 +56,8 @@ else
     echo "Test data: $MMDENSECL_DATA_ROOT"
 fi
 
-echo "Set-up took $setup_seconds s. Running pytest with $workers workers; its" \
-    'last line gives the total time.'
+echo "Set-up took $setup_seconds s. Running pytest with $workers workers;" \
+    'its last line gives the total time.'
 cd "$root"
 exec "$python" -m pytest -n "$workers" --dist loadfile --durations=15 \
     --durations-min=2 "$@"

@@ -286,8 +286,8 @@ existing_parent() {
     printf '%s\n' "$path"
 }
 
-# disk_lack GIB FOLDER [GIB FOLDER]...: prints what is missing on the first disk
-# that cannot hold its share; nothing when all have room.
+# disk_lack GIB FOLDER [GIB FOLDER]...: prints what is missing on the first
+# disk that cannot hold its share; nothing when all have room.
 disk_lack() {
     local -A need=() free=() where=()
     local gib folder line disk
@@ -315,7 +315,7 @@ disk_lack() {
 # Dies where the disks are too small; without room for pip's cache of downloads
 # pip goes without it.
 check_room() {
-    local lack pip_cache="${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pip}"
+    local lack cache="${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pip}"
     local shares=("$OLD_ENV_GIB" "$ENV_DIR" "$MMCV_CACHE_GIB" "$CACHE")
     if [[ ! -f $STATE_DIR/torch ]]; then
         shares=("$NEW_ENV_GIB" "$ENV_DIR" "$MMCV_CACHE_GIB" "$CACHE"
@@ -327,13 +327,22 @@ check_room() {
             'Make room, or move what is large: TMPDIR for temporary files,' \
             'MMDENSECL_CACHE for built wheels.'
     fi
-    if [[ ! -f $STATE_DIR/torch && -z ${PIP_NO_CACHE_DIR:-} &&
-        -n "$(disk_lack "${shares[@]}" \
-            "$NEW_PIP_CACHE_GIB" "$pip_cache")" ]]; then
-        log "      no room for pip's cache of downloads in $pip_cache:"
+    if [[ -f $STATE_DIR/torch || -n ${PIP_NO_CACHE_DIR:-} ]]; then return; fi
+    # What is cached already, from another environment, stays and is used.
+    local missing=$((NEW_PIP_CACHE_GIB - $(gib_of "$cache")))
+    if ((missing > 0)) &&
+        [[ -n "$(disk_lack "${shares[@]}" "$missing" "$cache")" ]]; then
+        log "      no room for pip's cache of downloads in $cache:"
         log '      pip goes without it'
         export PIP_NO_CACHE_DIR=1
     fi
+}
+
+# Size of a folder in GiB, rounded down; 0 where there is none.
+gib_of() {
+    local kib
+    kib="$(du -sk "$1" 2>/dev/null | awk '{print $1}' || true)"
+    printf '%d\n' $((${kib:-0} / 1048576))
 }
 
 # check_compiler PYTHON: compiles and links a real extension module.
@@ -691,7 +700,7 @@ requirements() {
     local invert=()
     if [[ $1 == '!'* ]]; then invert=(-v); fi
     grep -E '^[a-z]' "$LOCK" | grep -Ev "^$MMCV_DIST==" |
-        grep -E "${invert[@]}" "^(${1#!})"
+        grep -E ${invert[@]+"${invert[@]}"} "^(${1#!})"
 }
 
 # In two rounds, as pip unpacks a whole round into temporary files first.
@@ -713,8 +722,13 @@ install_torch() {
 # install_pins WHAT PATTERN: the lock's packages that `requirements` names. The
 # lock is complete, so pip need not resolve anything (--no-deps).
 install_pins() {
-    # A build of torch without CUDA carries no such libraries.
-    requirements "$2" >"$STATE_DIR/requirements.txt" || return 0
+    local status=0
+    requirements "$2" >"$STATE_DIR/requirements.txt" || status=$?
+    # grep's 1: a torch without CUDA carries no such libraries.
+    if [[ $status == 1 && $2 == "$TORCH_LIBRARIES" ]]; then return 0; fi
+    if ((status)); then
+        die "$EXIT_INSTALL" "$LOCK_NAME does not name $1, or cannot be read."
+    fi
     pip_install "$1" --no-deps -r "$STATE_DIR/requirements.txt"
 }
 
@@ -844,7 +858,9 @@ any_cached_wheel() {
 
 build_jobs() {
     local cores gib
-    cores="$(nproc 2>/dev/null || echo 2)"
+    # nproc itself heeds OMP_NUM_THREADS.
+    cores="$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null ||
+        echo 2)"
     gib="$(awk '/^MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo \
         2>/dev/null || true)"
     gib=$((${gib:-4} / 2))

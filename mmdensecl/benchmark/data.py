@@ -18,10 +18,12 @@ MASKS = re.compile(r'SegmentationClass.*|gtFine')
 # A folder of another set than VOC's or Cityscapes' own names its classes here,
 # one a line, without VOC's background.
 CLASS_NAMES = 'class_names.txt'
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-ADVICE = ('docs/benchmarks.md shows the layouts; name the folder above the '
-          'data with --data-root or MMDENSECL_DATA_ROOT, or leave the task '
-          'out with --tasks')
+# Where the data sets are in a config; probes have one in their loop.
+DATA_PARTS = ('train_dataloader', 'val_dataloader', 'test_dataloader',
+              'test_cfg')
+ADVICE = ('docs/benchmarks.md and configs/benchmarks/README.md show what goes '
+          'where; name the folder above the data with --data-root or '
+          'MMDENSECL_DATA_ROOT, or leave the task out with --tasks')
 
 
 def read_classes(root: Union[str, Path], layout: str) -> Optional[List[str]]:
@@ -117,10 +119,25 @@ def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
                 classes=tuple(classes),
                 palette=_palette(start + len(classes))[start:])
 
-    for part in ('model', *LOADERS):
+    for part in ('model', *DATA_PARTS):
         for node, _ in dicts(cfg.get(part)):
             fit(node)
     override_data_root(cfg, str(root))
+
+
+def _names(node: dict) -> List[str]:
+    """Files and folders below its root that a host's data set opens."""
+    prefix, split = node.get('data_prefix') or {}, node.get('split')
+    prefixes = [prefix] if isinstance(prefix, str) else [*prefix.values()]
+    names = [node.get('ann_file'), *prefixes]
+    voc = ['JPEGImages', 'Annotations']
+    if 'sub_data_root' in prefix:  # mmdet's VOCDataset
+        names += [f'{prefix["sub_data_root"]}/{name}' for name in voc]
+    elif split and node['type'] == 'VOC':  # mmpretrain's
+        names += [*voc, f'ImageSets/Main/{split}.txt']
+    elif split:  # its ImageNet
+        names.append(split)
+    return [name for name in names if name and isinstance(name, str)]
 
 
 def check_files(cfg: Config) -> None:
@@ -132,15 +149,11 @@ def check_files(cfg: Config) -> None:
     Raises:
         FileNotFoundError: A list of annotations or a folder is missing.
     """
-    nodes = (node for part in LOADERS for node, _ in dicts(cfg.get(part)))
-    missing = {}
-    for node in filter(_is_data_set, nodes):
-        prefix = node.get('data_prefix') or {}
-        names = [prefix] if isinstance(prefix, str) else [*prefix.values()]
-        for name in (node.get('ann_file'), *names):
-            path = os.path.join(node['data_root'] or '', name or '')
-            if not os.path.exists(path):
-                missing[path] = None
+    nodes = (node for part in DATA_PARTS for node, _ in dicts(cfg.get(part)))
+    paths = (
+        os.path.join(node['data_root'] or '', name)
+        for node in filter(_is_data_set, nodes) for name in _names(node))
+    missing = [x for x in dict.fromkeys(paths) if not os.path.exists(x)]
     if missing:
         raise FileNotFoundError(
             f'"{cfg.filename}" needs these files and folders, which do not '

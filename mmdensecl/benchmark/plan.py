@@ -275,26 +275,26 @@ def plan_runs(suite: Suite,
     """
     for row in checkpoints:
         check_name('row', row)
+    planned = [(task, protocol,
+                task_config(task, protocol, data_root, processes, options))
+               for task in suite.tasks for protocol in protocols
+               if protocol in task.configs]
     code, stack = code_fingerprint(), stack_versions()
     prepared = []
     data: Dict[Path, dict] = {}
-    for task in suite.tasks:
+    for task, protocol, cfg in planned:
+        _check_depth(cfg, checkpoints)
         root = Path(data_root) / task.data
-        if root not in data and root.is_dir():
+        if root not in data:
             data[root] = fingerprint(root)
-        for protocol in protocols:
-            if protocol not in task.configs:
-                continue
-            cfg = task_config(task, protocol, data_root, processes, options)
-            _check_depth(cfg, checkpoints)
-            settings = dict(
-                config_sha256=_config_sha256(cfg, root),
-                data=data[root],
-                code=code,
-                stack=stack,
-                processes=processes,
-                device=device)
-            prepared.append((task, protocol, cfg, settings))
+        settings = dict(
+            config_sha256=_config_sha256(cfg, root),
+            data=data[root],
+            code=code,
+            stack=stack,
+            processes=processes,
+            device=device)
+        prepared.append((task, protocol, cfg, settings))
     runs = []
     for seed in seeds:
         for task, protocol, cfg, settings in prepared:

@@ -135,6 +135,7 @@ class _Active:
     command: List[str]
     start_share: float
     bar: TaskID
+    log_start: int  # bytes that earlier attempts left in output.txt
     started: float = field(default_factory=time.time)
 
 
@@ -273,6 +274,7 @@ class Benchmark:
         bar = bars.add_task(run.name, total=1.)
         share = state.progress(run)
         with open(run.folder / 'output.txt', 'ab') as log:
+            log_start = log.tell()
             # A session of its own: Ctrl-C reaches it through us alone.
             process = subprocess.Popen(
                 command,
@@ -282,16 +284,16 @@ class Benchmark:
                 env=self.launcher.environment(),
                 pass_fds=() if lock is None else (lock, ),
                 start_new_session=True)
-        return _Active(run, process, command, share, bar)
+        return _Active(run, process, command, share, bar, log_start)
 
     def _conclude(self, item: _Active) -> str:
         run, code = item.run, item.process.returncode
         if code:
-            return self._fail(run, code, f'exit status {code}')
+            return self._fail(item, f'exit status {code}')
         try:
             metrics, note = state.final_metrics(run)
         except ValueError as error:
-            return self._fail(run, code, str(error))
+            return self._fail(item, str(error))
         length, unit = run.length
         checkpoint = run.checkpoint and {
             **asdict(run.checkpoint), 'path': str(run.checkpoint.path)
@@ -332,22 +334,23 @@ class Benchmark:
             f'{_duration(now - item.started)}')
         return 'finished'
 
-    def _fail(self, run: Run, code: Optional[int], reason: str) -> str:
+    def _fail(self, item: _Active, reason: str) -> str:
+        run, code = item.run, item.process.returncode
         log = run.folder / 'output.txt'
-        tail = ''
-        if log.is_file():
-            tail = log.read_bytes()[-TAIL:].decode(errors='replace')
+        tail = log.read_bytes()[item.log_start:][-TAIL:].decode(
+            errors='replace')
+        # What Python said, not torchrun's word on it; a run that was killed
+        # said nothing.
+        said = [
+            line for line in re.findall(
+                r'^(?:\[rank\d+\]: |\d+: )?([\w.]*(?:Error|Exception)\b.*)',
+                tail, re.MULTILINE) if 'ChildFailedError' not in line
+        ]
+        if code > 0 and said:
+            reason += f', {said[-1]}'
         state.write_json(
             run.folder / 'failed.json',
             dict(returncode=code, reason=reason, tail=tail, log=str(log)))
-        # What Python said, not torchrun's word on it.
-        said = [
-            line for line in re.findall(
-                r'^(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception): .*)', tail,
-                re.MULTILINE) if 'ChildFailedError' not in line
-        ]
-        if code and said:
-            reason += f', {said[-1]}'
         self.console.print(
             f'{_now()} [red]failed[/red] {run.name}: {escape(reason)}, '
             f'see {log}',

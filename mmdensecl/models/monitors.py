@@ -66,25 +66,32 @@ def feature_std(vector: Tensor) -> Tensor:
 def position_share(grid: Tensor) -> Tensor:
     """How far the place of a cell alone says what its vector is.
 
-    The variance between places, each the mean over the pictures, as a
-    percentage of the whole (eta squared of an analysis of variance). Near 100
-    the vectors tell where a cell lies and nothing of what it shows: zero
-    padding lets a network know the place, and no negative of DenseCL, being a
-    mean over all places, speaks against it. Where the place means nothing it
-    is at most about 100 / N for N pictures.
+    The variance between places as a percentage of the whole (an analysis of
+    variance with the noise of the places' means taken out, so that 0 is
+    expected where the place means nothing). Near 100 the vectors tell where a
+    cell lies and nothing of what it shows: zero padding lets a network know
+    the place, and no negative of DenseCL, being a mean over all places, speaks
+    against it.
 
     Args:
         grid (Tensor): Normalised vectors, (N, D, P).
 
     Returns:
-        Tensor: A 0-d tensor; 0 if all vectors are the same.
+        Tensor: A 0-d tensor; 0 also if all vectors are the same, if there is
+        one place, and for one picture, of which nobody can tell.
     """
     grid = grid.float()
     places = grid.mean(dim=0)
-    mean = places.mean(dim=1)
-    between = (places - mean[:, None]).square().sum(dim=0).mean()
-    total = (grid - mean[:, None]).square().sum(dim=1).mean()
-    return 100 * between / total.clamp(min=1e-12)
+    within = (grid - places).square().sum(dim=1).mean()
+    between = (places -
+               places.mean(dim=1, keepdim=True)).square().sum(0).mean()
+    pictures = len(grid)
+    if pictures == 1:
+        return torch.zeros_like(within)
+    noise = within / (pictures - 1)
+    # Differences below float32's precision are none.
+    return 100 * (between - noise).clamp(min=0) / (between +
+                                                   within).clamp(min=1e-6)
 
 
 @torch.no_grad()

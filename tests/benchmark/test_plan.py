@@ -282,6 +282,34 @@ class TestData:
         assert f'{tmp_path}/a.txt, {tmp_path}/b. ' in str(error.value)
         assert '--tasks' in str(error.value)
 
+    def test_missing_files_stop_the_plan(self, place, suite):
+        with open(place / 'seg.py', 'a') as file:
+            file.write("train_dataloader['dataset']['ann_file'] = 'gone.json'")
+        with pytest.raises(FileNotFoundError, match='data/coco/gone.json'):
+            task_config(suite.tasks[0], 'frozen', place / 'data')
+
+    @pytest.mark.parametrize('node, names', [
+        (dict(type='VOCDataset', data_prefix=dict(sub_data_root='VOC2007/')),
+         ['VOC2007/', 'VOC2007//JPEGImages', 'VOC2007//Annotations']),
+        (dict(type='VOC', split='test'),
+         ['JPEGImages', 'Annotations', 'ImageSets/Main/test.txt']),
+        (dict(type='ImageNet', split='val', ann_file=''), ['val']),
+    ])
+    def test_folders_that_a_data_set_implies(self, tmp_path, node, names):
+        """Also those of a probe's loop."""
+        cfg = Config(
+            dict(
+                test_cfg=dict(
+                    train_dataloader=dict(
+                        dataset=dict(data_root=str(tmp_path), **node)))))
+        with pytest.raises(FileNotFoundError) as error:
+            check_files(cfg)
+        missing = ', '.join(f'{tmp_path}/{name}' for name in names)
+        assert f'do not exist: {missing}. ' in str(error.value)
+        for name in names:
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        check_files(cfg)
+
     def test_coco_without_annotations(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='val2017.json.*--tasks'):
             read_classes(tmp_path, 'coco')

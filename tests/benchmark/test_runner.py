@@ -104,6 +104,18 @@ def test_a_failed_run_does_not_stop_the_rest(bench, monkeypatch):
     assert json.loads((folder / 'result.json').read_text())['resumed']
 
 
+def test_a_killed_run_is_not_blamed_on_an_earlier_one(bench, monkeypatch):
+    monkeypatch.setenv('FAIL', 'seg/frozen/ours')
+    bench().execute()
+    monkeypatch.delenv('FAIL')
+    monkeypatch.setenv('KILL', 'seg/frozen/ours')
+    run, = bench().execute()['failed']
+    failed = state.read_json(run.folder / 'failed.json')
+    assert failed['reason'] == 'exit status -9'
+    assert 'told to fail' not in failed['tail']
+    assert 'told to fail' in (run.folder / 'output.txt').read_text()
+
+
 def test_a_run_without_a_result_has_failed(bench, monkeypatch):
     monkeypatch.setenv('NO_VAL', 'det')
     done = bench().execute()

@@ -324,8 +324,10 @@ class TestContrastMonitor:
         assert sum('features have collapsed' in t for t in texts) == 1
 
     def test_places_instead_of_pictures(self, make_runner, messages):
-        texts = self.watch(make_runner, messages, dense_position=97.)
+        texts = self.watch(
+            make_runner, messages, dense_position=97., dense_acc=99.9)
         assert sum('place alone explains 97.0%' in t for t in texts) == 1
+        assert not any('this early' in t for t in texts)
 
     @pytest.mark.parametrize('name', ['global_acc', 'dense_acc'])
     def test_leak(self, make_runner, messages, name):

@@ -185,14 +185,23 @@ class TestPositionShare:
         assert position_share(grid) == pytest.approx(0, abs=1e-3)
 
     def test_neither(self):
-        assert position_share(self.vectors(20, 64, 400)) == pytest.approx(
-            100 / 20, rel=0.02)
+        """Also where few pictures leave the places' means to chance."""
+        for pictures in (2, 3, 20):
+            share = position_share(self.vectors(pictures, 64, 400))
+            assert share == pytest.approx(0, abs=1)
 
     def test_half(self):
         """Half of the channels tell the place, the other half nothing."""
         place = self.vectors(1, 64, 400).expand(100, -1, -1)
         grid = torch.cat([place, self.vectors(100, 64, 400)], dim=1) / 2**0.5
-        assert position_share(grid) == pytest.approx(50.5, rel=0.01)
+        assert position_share(grid) == pytest.approx(50, abs=1)
+        assert position_share(grid.half()) == pytest.approx(50, abs=1)
 
     def test_all_the_same(self):
-        assert position_share(torch.ones(2, 4, 9) / 2) == 0
+        """Equal up to rounding."""
+        vector = self.vectors(1, 128, 1).expand(8, -1, 49)
+        assert position_share(vector) == pytest.approx(0, abs=1e-3)
+
+    @pytest.mark.parametrize('shape', [(1, 8, 9), (4, 8, 1)])
+    def test_nobody_can_tell(self, shape):
+        assert position_share(self.vectors(*shape)) == 0

@@ -20,8 +20,9 @@ import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 # The commands that the scripts may use; neither a compiler nor a Python.
-COMMANDS = ('awk bash basename cat cksum cut date df dirname env find flock '
-            'grep head mkdir mktemp mv nproc rm sed tail touch wc').split()
+COMMANDS = (
+    'awk bash basename cat cksum cut date df dirname du env find '
+    'flock grep head mkdir mktemp mv nproc rm sed tail touch wc').split()
 PINS = {'mmcv': '2.1.0', 'torch': '2.11.0', 'six': '1.17.0'}
 PYTHON_TAG = f'{sys.version_info.major}{sys.version_info.minor}'
 
@@ -397,6 +398,43 @@ echo "/dev/vda 263174212 1 {gib * 1024 * 1024} 1% $mount"''')
         assert result.returncode == 0, result.stderr
         assert f'cache off: {"1" if off else ""}\n' in result.stdout
         assert ('goes without it' in result.stderr) is off
+
+    def test_cache_that_is_filled_is_used(self, tree):
+        """It needs no more room, and its downloads no more time."""
+        self.fake_df(tree, 9)
+        (tree.bin / 'du').unlink()
+        write_script(tree.bin / 'du', 'echo "$((3 * 1048576)) $2"')
+        result = tree.call(
+            'STATE_DIR=$ENV_DIR/state; check_room; '
+            'echo "cache off: ${PIP_NO_CACHE_DIR:-}"',
+            MMDENSECL_MIN_FREE_GIB='')
+        assert 'cache off: \n' in result.stdout, result.stderr
+
+
+class TestTorch:
+    CALL = ('STATE_DIR=$ROOT/state; mkdir -p "$STATE_DIR"; '
+            'pip_install() { echo "$1:" $(cat "${@: -1}"); }; '
+            'MODE=current; install_torch')
+
+    def test_libraries_first_in_a_round_of_their_own(self, tree):
+        with open(tree.lock, 'a') as file:
+            file.write('nvidia-nccl-cu13==2\ncuda-toolkit==13\n')
+        rounds = tree.call(self.CALL).stdout.splitlines()
+        assert rounds[0] == ("torch's libraries: nvidia-nccl-cu13==2 "
+                             'cuda-toolkit==13')
+        assert rounds[1].startswith('torch: torch==')
+        assert len(rounds) == 2
+
+    def test_without_cuda(self, tree):
+        line, = tree.call(self.CALL).stdout.splitlines()
+        assert line.startswith('torch: torch==')
+
+    def test_lock_that_is_missing(self, tree):
+        tree.lock.unlink()
+        result = tree.call(self.CALL)
+        assert result.returncode == 6
+        assert 'lock.txt does not name' in result.stderr
+        assert not (tree.root / 'state' / 'torch').exists()
 
 
 class TestSecondRun:
@@ -793,6 +831,17 @@ class TestRunTests:
         assert 1 <= int(workers) <= 8 and called['threads'] == '1'
         assert called['data'] is None
         assert any('MMDENSECL_DATA_ROOT is not set' in line for line in lines)
+
+    def test_workers_do_not_depend_on_threads(self, complete):
+        """nproc heeds OMP_NUM_THREADS; the cores are what counts."""
+        self.fake_pytest(complete)
+        calls = [
+            json.loads(
+                self.run(complete, OMP_NUM_THREADS=x).stdout.splitlines()[-1])
+            for x in ('1', '5')
+        ]
+        assert [call['threads'] for call in calls] == ['1', '5']
+        assert calls[0]['argv'] == calls[1]['argv']
 
     def test_data_folder_is_made_absolute(self, complete):
         self.fake_pytest(complete)

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.transfer import read_backbone
 from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
 
@@ -65,7 +66,7 @@ def main() -> None:
     args = parse_args()
     try:
         publish(args)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, UnsafeCheckpointError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
 

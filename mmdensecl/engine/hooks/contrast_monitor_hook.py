@@ -124,11 +124,13 @@ class ContrastMonitorHook(Hook):
         if position > self.max_position:
             self._warn(
                 runner, 'dense_position',
-                f'The dense branch tells where a cell lies, not what it '
-                f'shows: the place alone explains {position:.1f}% of its '
-                'variance (dense_position), so the dense loss teaches the '
-                'backbone little. Zero padding is what gives the place away: '
-                "see README.md's FAQ.")
+                'The dense branch tells where a cell lies, not what it shows: '
+                f'the place alone explains {position:.1f}% of its variance '
+                '(dense_position), so the dense loss may teach the backbone '
+                "little. Zero padding gives the place away: see README.md's "
+                'FAQ.')
+            # The same fault makes all positives easy to tell.
+            self.warned.add('dense_acc')
         # In a short run the queue may only just be full after that share.
         if self.full_at is None:
             self.full_at = runner.iter
