@@ -37,7 +37,8 @@ def data(tmp_path_factory):
         (main / f'{split}.txt').write_text((main / 'trainval.txt').read_text())
     write_coco(root / 'coco', OWN_CLASSES)
     write_cityscapes(root / 'cityscapes')
-    (root / 'imagenet').mkdir()
+    for split in ('train', 'val'):
+        (root / 'imagenet' / split).mkdir(parents=True)
     return root
 
 
