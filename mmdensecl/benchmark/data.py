@@ -151,7 +151,7 @@ def check_files(cfg: Config) -> None:
     """
     nodes = (node for part in DATA_PARTS for node, _ in dicts(cfg.get(part)))
     paths = (
-        os.path.join(node['data_root'] or '', name)
+        os.path.normpath(os.path.join(node['data_root'] or '', name))
         for node in filter(_is_data_set, nodes) for name in _names(node))
     missing = [x for x in dict.fromkeys(paths) if not os.path.exists(x)]
     if missing:

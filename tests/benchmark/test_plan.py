@@ -290,7 +290,7 @@ class TestData:
 
     @pytest.mark.parametrize('node, names', [
         (dict(type='VOCDataset', data_prefix=dict(sub_data_root='VOC2007/')),
-         ['VOC2007/', 'VOC2007//JPEGImages', 'VOC2007//Annotations']),
+         ['VOC2007', 'VOC2007/JPEGImages', 'VOC2007/Annotations']),
         (dict(type='VOC', split='test'),
          ['JPEGImages', 'Annotations', 'ImageSets/Main/test.txt']),
         (dict(type='ImageNet', split='val', ann_file=''), ['val']),
