@@ -128,8 +128,9 @@ def fit_to_data(cfg: Config, root: Union[str, Path], layout: str) -> None:
 def _names(node: dict) -> List[str]:
     """Files and folders below its root that a host's data set opens."""
     prefix, split = node.get('data_prefix') or {}, node.get('split')
-    prefixes = [prefix] if isinstance(prefix, str) else [*prefix.values()]
-    names = [node.get('ann_file'), *prefixes]
+    if isinstance(prefix, str):
+        prefix = dict(img_path=prefix)
+    names = [node.get('ann_file'), *prefix.values()]
     voc = ['JPEGImages', 'Annotations']
     if 'sub_data_root' in prefix:  # mmdet's VOCDataset
         names += [f'{prefix["sub_data_root"]}/{name}' for name in voc]
