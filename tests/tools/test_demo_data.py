@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -261,24 +262,26 @@ class TestLayouts:
     def test_mmdet_loads_it(self, written, scenes, split):
         from mmdet.datasets import CocoDataset, VOCDataset
 
-        coco = CocoDataset(
-            data_root=str(written / 'coco'),
-            ann_file=f'annotations/instances_{split}2017.json',
-            data_prefix=dict(img=f'{split}2017'),
-            metainfo=dict(classes=CLASSES),
-            pipeline=[
-                dict(type='mmdet.LoadImageFromFile'),
-                dict(type='mmdet.LoadAnnotations', with_mask=True)
-            ])
-        voc = VOCDataset(
-            data_root=str(written / 'VOCdevkit'),
-            ann_file=f'VOC2012/ImageSets/Main/{split}.txt',
-            data_prefix=dict(sub_data_root='VOC2012/'),
-            metainfo=dict(classes=CLASSES),
-            pipeline=[
-                dict(type='mmdet.LoadImageFromFile'),
-                dict(type='mmdet.LoadAnnotations')
-            ])
+        # Whatever scope an earlier test left behind.
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            coco = CocoDataset(
+                data_root=str(written / 'coco'),
+                ann_file=f'annotations/instances_{split}2017.json',
+                data_prefix=dict(img=f'{split}2017'),
+                metainfo=dict(classes=CLASSES),
+                pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='LoadAnnotations', with_mask=True)
+                ])
+            voc = VOCDataset(
+                data_root=str(written / 'VOCdevkit'),
+                ann_file=f'VOC2012/ImageSets/Main/{split}.txt',
+                data_prefix=dict(sub_data_root='VOC2012/'),
+                metainfo=dict(classes=CLASSES),
+                pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='LoadAnnotations')
+                ])
         assert len(coco) == len(voc) == COUNTS[split]
         for scene, one, two in zip(scenes[split], coco, voc):
             assert np.array_equal(one['img'], two['img'])
@@ -296,21 +299,23 @@ class TestLayouts:
     def test_mmseg_loads_it(self, written, scenes, split):
         from mmseg.datasets import CityscapesDataset, PascalVOCDataset
         pipeline = [
-            dict(type='mmseg.LoadImageFromFile'),
-            dict(type='mmseg.LoadAnnotations')
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations')
         ]
-        voc = PascalVOCDataset(
-            data_root=str(written / 'VOCdevkit/VOC2012'),
-            ann_file=f'ImageSets/Segmentation/{split}.txt',
-            data_prefix=dict(
-                img_path='JPEGImages', seg_map_path='SegmentationClass'),
-            pipeline=pipeline)
-        streets = CityscapesDataset(
-            data_root=str(written / 'cityscapes'),
-            data_prefix=dict(
-                img_path=f'leftImg8bit/{split}',
-                seg_map_path=f'gtFine/{split}'),
-            pipeline=pipeline)
+        # Whatever scope an earlier test left behind.
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            voc = PascalVOCDataset(
+                data_root=str(written / 'VOCdevkit/VOC2012'),
+                ann_file=f'ImageSets/Segmentation/{split}.txt',
+                data_prefix=dict(
+                    img_path='JPEGImages', seg_map_path='SegmentationClass'),
+                pipeline=pipeline)
+            streets = CityscapesDataset(
+                data_root=str(written / 'cityscapes'),
+                data_prefix=dict(
+                    img_path=f'leftImg8bit/{split}',
+                    seg_map_path=f'gtFine/{split}'),
+                pipeline=pipeline)
         assert len(voc) == len(streets) == COUNTS[split]
         for scene, one, two in zip(scenes[split], voc, streets):
             for item in (one, two):
