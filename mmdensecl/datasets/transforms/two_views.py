@@ -1,74 +1,16 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from contextlib import nullcontext
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import Sequence
 
 import torch
 from mmcv.transforms import BaseTransform
 from mmpretrain.structures import DataSample
-from PIL import Image, ImageFilter
-from torch import Tensor
+from PIL import Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
-from torchvision.transforms import functional as F
 
 from mmdensecl.registry import TRANSFORMS
-
-
-class View(NamedTuple):
-    """Everything random about one view of a picture.
-
-    Attributes:
-        box (tuple[int]): Left, top, width and height of the crop in pixels.
-        jitter (tuple, optional): Order of the four operations, then factors
-            of brightness, contrast, saturation and hue; None for none.
-        gray (bool): Whether colour is removed.
-        sigma (float, optional): Radius of the Gaussian blur in pixels of the
-            view; None for none.
-        flip (bool): Whether it is mirrored.
-    """
-    box: Tuple[int, int, int, int]
-    jitter: Optional[tuple]
-    gray: bool
-    sigma: Optional[float]
-    flip: bool
-
-    @property
-    def coordinates(self) -> Tuple[float, ...]:
-        """Left, top, width, height and flip, as the models expect them."""
-        return (*map(float, self.box), float(self.flip))
-
-
-def _jitter(image: Image.Image, jitter: tuple) -> Image.Image:
-    order, *factors = jitter
-    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation,
-              F.adjust_hue)
-    for i in order:
-        if factors[i] is not None:
-            image = adjust[i](image, factors[i])
-    return image
-
-
-def render_view(image: Image.Image, view: View, size: int) -> Tensor:
-    """Carry out a drawn view.
-
-    Args:
-        image (Image.Image): The picture, RGB.
-        view (View): What to do.
-        size (int): Side of the result in pixels.
-
-    Returns:
-        Tensor: uint8, (3, size, size).
-    """
-    left, top, width, height = view.box
-    image = F.resized_crop(image, top, left, height, width, [size, size])
-    if view.jitter is not None:
-        image = _jitter(image, view.jitter)
-    if view.gray:
-        image = F.rgb_to_grayscale(image, num_output_channels=3)
-    if view.sigma is not None:
-        image = image.filter(ImageFilter.GaussianBlur(radius=view.sigma))
-    if view.flip:
-        image = F.hflip(image)
-    return F.pil_to_tensor(image)
+from .render import render_view
+from .view import View
 
 
 @TRANSFORMS.register_module()

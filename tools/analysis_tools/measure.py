@@ -1,0 +1,215 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""How the benchmark_*.py scripts beside this file measure and report.
+
+Rivals take turns, so that a drift of the machine's speed meets all of them,
+and what is reported is the median over the rounds of the ratio to the peer in
+the same round. Memory is the growth of the peak: of the process on a CPU, each
+rival in a fresh one, of torch's allocator on a GPU.
+"""
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from contextlib import nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+from typing import (Any, Callable, ContextManager, Dict, List, Mapping,
+                    Optional, Sequence)
+
+import torch
+
+import mmdensecl
+
+MIB = 2**20
+DTYPES = {
+    'float32': torch.float32,
+    'bfloat16': torch.bfloat16,
+    'float16': torch.float16,
+}
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that all of the scripts have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=7,
+        help='timed rounds, after one that is not')
+    parser.add_argument(
+        '--threads', type=int, help="torch's threads, by default all cores")
+    parser.add_argument(
+        '--out', type=Path, help='JSON file to write the numbers to')
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line and settle the number of threads."""
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f'--rounds must be at least 1, got {args.rounds}')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.threads = torch.get_num_threads()
+    return args
+
+
+def precision(name: str, device: str) -> ContextManager:
+    """Autocast to a type of ``DTYPES``; nothing for float32."""
+    if name == 'float32':
+        return nullcontext()
+    return torch.autocast(device, DTYPES[name])
+
+
+def take_turns(rivals: Mapping[str, Callable[[], Any]], rounds: int,
+               device: str) -> Dict[str, List[float]]:
+    """Seconds of each rival in each round.
+
+    Args:
+        rivals (Mapping[str, Callable]): What to time.
+        rounds (int): How often, after one round that does not count.
+        device (str): 'cuda' waits for the GPU around each.
+
+    Returns:
+        Dict[str, List[float]]: By the rivals' names.
+    """
+    seconds: Dict[str, List[float]] = {name: [] for name in rivals}
+    for turn in range(rounds + 1):
+        for name, run in rivals.items():
+            _wait(device)
+            begin = time.perf_counter()
+            run()
+            _wait(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
+    """Median over the rounds of ours to the peer's in the same round."""
+    return statistics.median(a / b for a, b in zip(ours, peer))
+
+
+def extra_memory(make: Callable[..., Callable[[], Any]], device: str, *args:
+                 Any) -> int:
+    """Bytes by which the peak of the memory grows while something runs.
+
+    Args:
+        make (Callable): Called with ``args``, returns what is run; a function
+            of a module, as on a CPU a fresh process looks it up by name.
+        device (str): Where it runs.
+        *args: Of ``make``.
+
+    Returns:
+        int: Bytes.
+    """
+    if device == 'cuda':
+        run = make(*args)
+        _wait(device)
+        torch.cuda.empty_cache()
+        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        _wait(device)
+        return torch.cuda.max_memory_allocated() - start
+    # A process's peak never falls again, so each rival has its own.
+    with get_context('spawn').Pool(1) as pool:
+        return pool.apply(_grown, (make, torch.get_num_threads(), *args))
+
+
+def _grown(make: Callable[..., Callable[[], Any]], threads: int, *args:
+           Any) -> int:
+    torch.set_num_threads(threads)
+    run = make(*args)
+    start = _peak()
+    run()
+    return _peak() - start
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def _wait(device: str) -> None:
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def _processor() -> str:
+    info = Path('/proc/cpuinfo')
+    if info.exists():
+        for line in info.read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class Report:
+    """Rows of a comparison, printed as Markdown and kept as JSON.
+
+    Args:
+        title (str): What was compared.
+        args (argparse.Namespace): The script's arguments.
+    """
+
+    def __init__(self, title: str, args: argparse.Namespace) -> None:
+        self.title = title
+        self.settings = {k: v for k, v in vars(args).items() if k != 'out'}
+        self.out: Optional[Path] = args.out
+        self.environment = dict(
+            device=torch.cuda.get_device_name()
+            if args.device == 'cuda' else _processor(),
+            threads=args.threads,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            mmdensecl=mmdensecl.__version__)
+        self.rows: List[Dict[str, Any]] = []
+
+    def add(self, what: str, **columns: Any) -> None:
+        """One row; every row of a table has the same columns.
+
+        Args:
+            what (str): The first column.
+            **columns: Numbers or text; an underscore in a name is a space.
+        """
+        self.rows.append({'what': what, **columns})
+
+    def markdown(self) -> str:
+        """The table, a float with three digits."""
+        names = [*self.rows[0]]
+
+        def line(cells: Sequence[Any]) -> str:
+            return '| ' + ' | '.join(
+                f'{x:.3g}' if isinstance(x, float) else str(x)
+                for x in cells) + ' |'
+
+        return '\n'.join([
+            line([name.replace('_', ' ') for name in names]),
+            line(['---'] * len(names)),
+            *(line([*row.values()]) for row in self.rows),
+        ])
+
+    def show(self) -> None:
+        """Print the table, and write the file if one was named."""
+        where = ', '.join(f'{k} {v}' for k, v in self.environment.items())
+        print(f'{self.title}\n({where})\n\n{self.markdown()}\n')
+        if self.out:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(
+                json.dumps(
+                    dict(
+                        title=self.title,
+                        settings=self.settings,
+                        environment=self.environment,
+                        rows=self.rows),
+                    indent=1,
+                    default=str) + '\n',
+                encoding='utf-8')
