@@ -6,7 +6,8 @@ from .correspondence import (BackboneSimilarity, GeometricMatch, Match,
 from .densecl import DenseCL
 from .features import Features
 from .heads import ContrastiveHead
-from .losses import InfoNCE, info_nce, info_nce_reference
+from .losses import (InfoNCE, InfoNCEResult, QueueStatistics, info_nce,
+                     info_nce_reference, stream_queue)
 from .momentum_contrast import MoCoV2
 from .momentum_encoder import MomentumEncoder
 from .necks import DenseCLNeck
@@ -15,7 +16,8 @@ from .queue import FeatureQueue
 __all__ = [
     'BackboneSimilarity', 'BatchShuffle', 'ContrastiveHead', 'DenseCL',
     'DenseCLNeck', 'Features', 'FeatureQueue', 'GeometricMatch', 'InfoNCE',
-    'Match', 'MatchingRule', 'MoCoV2', 'MomentumEncoder',
-    'MutualNearestNeighbor', 'ProjectionSimilarity', 'RandomMatch',
-    'exchange_rows', 'info_nce', 'info_nce_reference'
+    'InfoNCEResult', 'Match', 'MatchingRule', 'MoCoV2', 'MomentumEncoder',
+    'MutualNearestNeighbor', 'ProjectionSimilarity', 'QueueStatistics',
+    'RandomMatch', 'exchange_rows', 'info_nce', 'info_nce_reference',
+    'stream_queue'
 ]

@@ -124,7 +124,8 @@ class TestAgainstLoops:
             head=dict(
                 type='mmdensecl.ContrastiveHead',
                 loss=dict(
-                    type='mmdensecl.InfoNCE', streaming=False,
+                    type='mmdensecl.InfoNCE',
+                    form='reference',
                     temperature=0.5)))
         loop = LoopDenseCL(
             *parts(model),

@@ -288,11 +288,10 @@ class TestVariants:
         torch.testing.assert_close(both['loss_dense'], alone['loss_dense'])
         assert alone['loss_dense'] > 0
 
-    @pytest.mark.parametrize('streaming', [True, False])
+    @pytest.mark.parametrize('form', ['stream', 'reference'])
     @BOTH
-    def test_both_forms_of_the_loss_train(self, build_tiny, name, streaming):
-        loss = dict(
-            type='mmdensecl.InfoNCE', streaming=streaming, block_size=3)
+    def test_both_forms_of_the_loss_train(self, build_tiny, name, form):
+        loss = dict(type='mmdensecl.InfoNCE', form=form)
         head = dict(type='mmdensecl.ContrastiveHead', loss=loss)
         assert_trains(build_tiny(name, head=head))
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -7,13 +8,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdensecl.models import InfoNCE, info_nce, info_nce_reference
+from mmdensecl.models import (InfoNCE, info_nce, info_nce_reference,
+                              stream_queue)
 from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.losses import queue_statistics
 
 BOTH = pytest.mark.parametrize('loss_fn', [info_nce, info_nce_reference])
 # Rows, channels, keys in the queue, block: exact, short and single blocks.
 SIZES = [(1, 1, 1, 1), (3, 5, 7, 2), (5, 3, 11, 4), (2, 7, 13, 13),
          (4, 2, 9, 100)]
+
+
+def in_blocks(block_size):
+    return partial(stream_queue, block_size=block_size)
 
 
 def random_rows(*shape, dtype=torch.float64):
@@ -97,7 +104,7 @@ class TestStreaming:
                                                          d), random_rows(m, d))
         results, gradients = [], []
         for loss_fn in (info_nce_reference,
-                        lambda *args: info_nce(*args, block_size=block)):
+                        lambda *args: info_nce(*args, form=in_blocks(block))):
             leaf = query.clone().requires_grad_()
             results.append(loss_fn(leaf, key, queue, 0.1))
             (results[-1].loss**2).sum().backward()
@@ -111,7 +118,7 @@ class TestStreaming:
         key, queue = random_rows(m, d), random_rows(k, d)
 
         def loss(query):
-            return info_nce(query, key, queue, 0.2, block).loss
+            return info_nce(query, key, queue, 0.2, in_blocks(block)).loss
 
         query = torch.randn(m, d, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(loss, query)
@@ -189,7 +196,7 @@ class TestExtremes:
         key = torch.zeros(3, 1)
         queue = torch.linspace(-1e4, 1e4, 9)[:, None]
         for keys in (queue, queue.flip(0), queue.roll(4, 0)):
-            result = info_nce(query, key, keys, 1., block)
+            result = info_nce(query, key, keys, 1., in_blocks(block))
             expected = info_nce_reference(query, key, keys, 1.)
             grad, = torch.autograd.grad(result.loss.sum(), query)
             right, = torch.autograd.grad(expected.loss.sum(), query)
@@ -204,10 +211,10 @@ class TestPrecision:
         query, key, queue = (
             random_rows(n, 16, dtype=torch.float32) for n in (6, 6, 40))
         query.requires_grad_()
-        plain = info_nce(query, key, queue, block_size=16)
+        plain = info_nce(query, key, queue, form=in_blocks(16))
         right, = torch.autograd.grad(plain.loss.sum(), query)
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            result = info_nce(query, key, queue, block_size=16)
+            result = info_nce(query, key, queue, form=in_blocks(16))
         grad, = torch.autograd.grad(result.loss.sum(), query)
         assert result.loss.dtype == torch.float32
         for a, b in zip((*result, grad), (*plain, right)):
@@ -290,8 +297,8 @@ class TestMemory:
         return ledger
 
     def test_streaming_does_not_grow_with_the_queue(self):
-        short = self.measure(info_nce, 128, block_size=self.BLOCK)
-        long = self.measure(info_nce, 4096, block_size=self.BLOCK)
+        short = self.measure(info_nce, 128, form=in_blocks(self.BLOCK))
+        long = self.measure(info_nce, 4096, form=in_blocks(self.BLOCK))
         assert long.largest <= self.ROWS * self.BLOCK
         assert long.peak == short.peak
         # Logits of one block, its temporaries, and a few vectors a row.
@@ -304,30 +311,33 @@ class TestMemory:
         assert long.largest >= self.ROWS * 4096
         assert long.peak > 16 * short.peak
 
-    def test_module_streams_by_default(self):
-        loss = InfoNCE(block_size=self.BLOCK)
-        assert self.measure(loss, 4096).largest <= self.ROWS * self.BLOCK
+    def test_blocks_are_bounded(self, monkeypatch):
+        """By a number of logits, whatever the batch; also in the module."""
+        monkeypatch.setitem(queue_statistics.MAX_LOGITS, 'cpu',
+                            self.ROWS * self.BLOCK)
+        for loss_fn in (info_nce, InfoNCE()):
+            largest = self.measure(loss_fn, 4096).largest
+            assert largest == self.ROWS * self.BLOCK
 
 
 class TestModule:
 
-    @pytest.mark.parametrize('streaming', [True, False])
-    def test_forward(self, streaming):
+    @pytest.mark.parametrize('form', ['auto', 'stream', 'reference'])
+    def test_forward(self, form):
         args = random_rows(3, 5), random_rows(3, 5), random_rows(7, 5)
-        loss = InfoNCE(temperature=0.4, streaming=streaming, block_size=2)
+        loss = InfoNCE(temperature=0.4, form=form)
         for a, b in zip(loss(*args), info_nce_reference(*args, 0.4)):
             torch.testing.assert_close(a, b)
 
     def test_repr_names_the_options(self):
         assert repr(InfoNCE(
-            0.3, False,
-            5)) == ('InfoNCE(temperature=0.3, streaming=False, block_size=5)')
+            0.3, 'stream')) == "InfoNCE(temperature=0.3, form='stream')"
 
-    @pytest.mark.parametrize(
-        'kwargs',
-        [dict(temperature=0),
-         dict(temperature=-1.),
-         dict(block_size=0)])
-    def test_exception(self, kwargs):
-        with pytest.raises(ValueError, match='must be above 0'):
+    @pytest.mark.parametrize('kwargs, message', [
+        (dict(temperature=0), 'must be above 0'),
+        (dict(temperature=-1.), 'must be above 0'),
+        (dict(form='fast'), "'reference', got 'fast'"),
+    ])
+    def test_exception(self, kwargs, message):
+        with pytest.raises(ValueError, match=message):
             InfoNCE(**kwargs)

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdensecl.registry import MODELS
+from .fastest_form import fastest_form, fused
+from .queue_statistics import Form, stream_queue
 
 
 class InfoNCEResult(NamedTuple):
@@ -68,43 +70,32 @@ def info_nce_reference(query: Tensor,
     return InfoNCEResult(loss, positive.detach(), negative.detach().amax(1))
 
 
-class _StreamingInfoNCE(torch.autograd.Function):
-    """InfoNCE over blocks of the queue.
+class _InfoNCE(torch.autograd.Function):
+    """InfoNCE from the sums over the queue.
 
-    The gradient of a row is (softmax-weighted mean of all its keys - its
-    positive key) / temperature. That mean obeys the same running-maximum
-    recurrence as the log-sum-exp (Milakov and Gimelshein, arXiv 1805.02867),
-    so one pass over the queue gives both, and nothing larger than a block of
-    logits ever exists, forward or backward.
+    The gradient of a row is (softmax-weighted mean of the queue - positive
+    key) / temperature, times the softmax weight of the whole queue, so the
+    forward pass has all that the backward pass needs, and nothing of the size
+    of the logits is kept.
     """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, queue: Tensor,
-                temperature: float, block_size: int):
-        scaled = query / temperature
-        positive = (scaled * key).sum(dim=1)
-        hardest = torch.full_like(positive, -torch.inf)
-        # Sums over exp(logit - peak); the positive is the first term.
-        peak = positive.clone()
-        total = torch.ones_like(positive)
-        mean = key.clone()
+                temperature: float, form: Optional[Form], dtype: torch.dtype):
         with_grad = ctx.needs_input_grad[0]
-        for block in queue.split(block_size):
-            logits = scaled @ block.t()
-            block_peak = logits.amax(dim=1)
-            hardest = torch.maximum(hardest, block_peak)
-            new_peak = torch.maximum(peak, block_peak)
-            decay = torch.exp(peak - new_peak)
-            weights = logits.sub_(new_peak[:, None]).exp_()
-            total = total * decay + weights.sum(dim=1)
-            if with_grad:
-                mean.mul_(decay[:, None]).addmm_(weights, block)
-            peak = new_peak
+        args = query / temperature, queue, with_grad
+        negatives = (form or fastest_form(*args, dtype))(*args)
+        positive = (args[0] * key).sum(dim=1)
+        # How far the queue's log-sum-exp lies above the positive: the loss is
+        # the logistic one of that gap. Small terms come last.
+        gap = (negatives.peak - positive) + torch.log(negatives.total)
+        loss = -F.logsigmoid(-gap)
         if with_grad:
-            ctx.save_for_backward(
-                (mean / total[:, None]).sub_(key).div_(temperature))
-        loss = (peak - positive) + torch.log(total)  # small terms last
-        positive, hardest = positive * temperature, hardest * temperature
+            mean = negatives.weighted / negatives.total[:, None]
+            weight = torch.sigmoid(gap) / temperature
+            ctx.save_for_backward((mean - key).mul_(weight[:, None]))
+        positive = positive * temperature
+        hardest = negatives.peak * temperature
         ctx.mark_non_differentiable(positive, hardest)
         return loss, positive, hardest
 
@@ -112,21 +103,21 @@ class _StreamingInfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss: Tensor, *_):
         gradient, = ctx.saved_tensors
-        return grad_loss[:, None] * gradient, None, None, None, None
+        return grad_loss[:, None] * gradient, None, None, None, None, None
 
 
 def info_nce(query: Tensor,
              key: Tensor,
              queue: Tensor,
              temperature: float = 0.2,
-             block_size: int = 2048) -> InfoNCEResult:
+             form: Optional[Form] = None) -> InfoNCEResult:
     """InfoNCE against a queue whose logits never exist all at once.
 
     The value and the gradient of :func:`info_nce_reference`, exact up to
-    rounding, with extra memory for ``M * block_size`` logits whatever the
-    length of the queue. Half-precision input is computed in float32, also
-    under autocast; float64 stays float64. Second
-    derivatives are not there: the gradient counts as a constant.
+    rounding, with extra memory that does not grow with the queue. All sums
+    are in float32, also of half-precision input and under autocast; float64
+    stays float64. Second derivatives are not there: the gradient counts as a
+    constant.
 
     Args:
         query (Tensor): Queries, shape (M, D).
@@ -134,16 +125,25 @@ def info_nce(query: Tensor,
             gradient flows into it.
         queue (Tensor): Negative keys, shape (K, D). No gradient either.
         temperature (float): Divides the similarities. Defaults to 0.2.
-        block_size (int): Keys of the queue looked at in one go. Defaults to
-            2048.
+        form (Callable, optional): What walks through the queue, such as
+            :func:`stream_queue`. Defaults to None, :func:`fastest_form`'s
+            choice.
 
     Returns:
         InfoNCEResult: Loss and similarities of each row.
     """
-    with torch.autocast(query.device.type, enabled=False):
-        query, key, queue = _full_precision(query, key, queue)
-        return InfoNCEResult(*_StreamingInfoNCE.apply(query, key, queue,
-                                                      temperature, block_size))
+    device = query.device.type
+    query, key, queue = _full_precision(query, key, queue)
+    dtype = query.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return InfoNCEResult(
+            *_InfoNCE.apply(query, key, queue, temperature, form, dtype))
+
+
+# Names of a config's forms.
+FORMS = {'auto': None, 'stream': stream_queue, 'triton': fused}
 
 
 @MODELS.register_module()
@@ -153,35 +153,31 @@ class InfoNCE(nn.Module):
     Args:
         temperature (float): Divides the similarities, above 0. Defaults to
             0.2, MoCo-v2's and DenseCL's.
-        streaming (bool): Whether to stream over blocks of the queue rather
-            than to hold every logit. Defaults to True.
-        block_size (int): Keys in a block when streaming. Defaults to 2048.
+        form (str): What walks through the queue: 'stream' is plain PyTorch,
+            'triton' a kernel for GPUs, 'auto' the faster of both, measured at
+            the first step; 'reference' holds every logit. Defaults to 'auto'.
 
     Raises:
-        ValueError: ``temperature`` or ``block_size`` is not above 0.
+        ValueError: ``temperature`` is not above 0, or ``form`` is unknown.
     """
 
-    def __init__(self,
-                 temperature: float = 0.2,
-                 streaming: bool = True,
-                 block_size: int = 2048) -> None:
+    def __init__(self, temperature: float = 0.2, form: str = 'auto') -> None:
         super().__init__()
-        if temperature <= 0 or block_size <= 0:
-            raise ValueError(
-                'temperature and block_size of InfoNCE must be above 0, got '
-                f'temperature={temperature}, block_size={block_size}')
+        if temperature <= 0:
+            raise ValueError('temperature of InfoNCE must be above 0, got '
+                             f'{temperature}')
+        if form not in (*FORMS, 'reference'):
+            raise ValueError(f'form of InfoNCE must be one of {[*FORMS]} or '
+                             f"'reference', got {form!r}")
         self.temperature = temperature
-        self.streaming = streaming
-        self.block_size = block_size
+        self.form = form
 
     def forward(self, query: Tensor, key: Tensor,
                 queue: Tensor) -> InfoNCEResult:
         """Shapes: query (M, D), key (M, D), queue (K, D)."""
-        if self.streaming:
-            return info_nce(query, key, queue, self.temperature,
-                            self.block_size)
-        return info_nce_reference(query, key, queue, self.temperature)
+        if self.form == 'reference':
+            return info_nce_reference(query, key, queue, self.temperature)
+        return info_nce(query, key, queue, self.temperature, FORMS[self.form])
 
     def extra_repr(self) -> str:
-        return (f'temperature={self.temperature}, '
-                f'streaming={self.streaming}, block_size={self.block_size}')
+        return f'temperature={self.temperature}, form={self.form!r}'
