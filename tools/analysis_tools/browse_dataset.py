@@ -44,10 +44,11 @@ def draw(dataset, idx: int, draws: int) -> plt.Figure:
     """One picture with its crops, and the two views of each draw."""
     figure, axes = plt.subplots(
         2, draws + 1, figsize=(2.6 * (draws + 1), 5.6), layout='constrained')
-    name = dataset.get_data_info(idx)['img_path']
-    source = decode_rgb(dataset.read(name))
+    info = dataset.get_data_info(idx)
+    source = decode_rgb(dataset.read(info))
     axes[0, 0].imshow(source)
-    axes[0, 0].set_title(f'{name}\n{source.width} x {source.height} px')
+    axes[0, 0].set_title(
+        f'{info["img_path"]}\n{source.width} x {source.height} px')
     for ax in axes.flat:
         ax.set_axis_off()
     for column in range(draws):

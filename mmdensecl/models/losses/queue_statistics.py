@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Logits looked at in one go: they should stay in a CPU's cache, and keep a
 # GPU busy for longer than launching the next kernels takes.
-MAX_LOGITS = dict(cpu=2**22, cuda=2**24)
+MAX_LOGITS = dict(cpu=2**20, cuda=2**24)
 
 
 class QueueStatistics(NamedTuple):
@@ -27,6 +27,7 @@ class QueueStatistics(NamedTuple):
 Form = Callable[[Tensor, Tensor, bool], QueueStatistics]
 
 
+@torch.no_grad()
 def stream_queue(query: Tensor,
                  queue: Tensor,
                  with_weighted: bool,
@@ -53,8 +54,10 @@ def stream_queue(query: Tensor,
     peak = query.new_full((len(query), ), -torch.inf)
     total = torch.zeros_like(peak)
     weighted = torch.zeros_like(query) if with_weighted else None
+    # One buffer: fresh memory for each block costs a CPU more than the maths.
+    buffer = query.new_empty(len(query), min(block_size, len(queue)))
     for block in queue.split(block_size):
-        logits = query @ block.t()
+        logits = torch.mm(query, block.t(), out=buffer[:, :len(block)])
         new_peak = torch.maximum(peak, logits.amax(dim=1))
         decay = torch.exp(peak - new_peak)
         weights = logits.sub_(new_peak[:, None]).exp_()

@@ -1,0 +1,118 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Time and memory of a training step: ours, mmpretrain's, and the limit."""
+import argparse
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable
+
+import measure
+import rivals
+import torch
+import torch.nn as nn
+from mmengine.config import Config
+
+ALONE = 'both encoders alone'
+PEER = 'mmpretrain DenseCL'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = measure.make_parser(
+        'Time and memory of a training step with ResNet-50 on two given '
+        "views: DenseCL and MoCo-v2, ours and mmpretrain's, and both "
+        'encoders alone (forward and backward of the query, forward of the '
+        'key, optimiser)')
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--size', type=int, default=224, help='of a view')
+    parser.add_argument(
+        '--precision',
+        choices=measure.DTYPES,
+        default='float32',
+        help='type of autocast, of all but the configs below')
+    parser.add_argument(
+        '--configs',
+        type=Path,
+        nargs='*',
+        default=[],
+        help='more pre-training configs, each in its own precision, such as '
+        'configs/densecl_r50_8xb32-coslr-200e_fast.py')
+    return measure.parse(parser)
+
+
+def encode_both(model: nn.Module, inputs: list) -> torch.Tensor:
+    """The arithmetic that no contrastive method of this kind can avoid."""
+    query = model.neck(model.backbone(inputs[0]))
+    with torch.no_grad():
+        model.encoder_k.neck(model.encoder_k.backbone(inputs[1]))
+    return sum(x.float().mean() for x in query)
+
+
+def make(name: str, batch: int, size: int, precision: str,
+         device: str) -> Callable[[], Any]:
+    """One step of a rival, ready to run.
+
+    Args:
+        name (str): A rival's, or a config file.
+        batch (int): Pictures.
+        size (int): Side of a view in pixels.
+        precision (str): See ``measure.DTYPES``; a config file has its own.
+        device (str): 'cpu' or 'cuda'.
+
+    Returns:
+        Callable: Runs the step.
+    """
+    cfg = rivals.config('DenseCL' if name == ALONE else name)
+    if Path(name).suffix == '.py':
+        precision = rivals.precision_of(cfg)
+    model = rivals.build(cfg, device)
+    optimizer = torch.optim.SGD(
+        (p for p in model.parameters() if p.requires_grad),
+        lr=0.03,
+        momentum=0.9,
+        weight_decay=1e-4)
+    scaler = torch.amp.GradScaler(device, enabled=precision == 'float16')
+    data = rivals.views(batch, size, device)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with measure.precision(precision, device):
+            if name == ALONE:
+                loss = encode_both(model, data['inputs'])
+            else:
+                loss, _ = model.parse_losses(model(**data, mode='loss'))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return run
+
+
+def main() -> None:
+    args = parse_args()
+    shape = args.batch, args.size, args.precision, args.device
+    names = [ALONE, *rivals.OURS, *rivals.MMPRETRAIN, *map(str, args.configs)]
+    if args.device == 'cuda':
+        torch.backends.cudnn.benchmark = True  # as all of the configs do
+    seconds = measure.take_turns({x: make(x, *shape)
+                                  for x in names}, args.rounds, args.device)
+    memory = {
+        x: measure.extra_memory(make, args.device, x, *shape)
+        for x in names
+    }
+    report = measure.Report(
+        f'Training step of ResNet-50, {args.batch} pictures at {args.size}, '
+        f'{args.precision}', args)
+    for name in names:
+        ours = name in rivals.OURS or Path(name).suffix == '.py'
+        report.add(
+            f'mmdensecl {Path(name).stem}' if ours else name,
+            seconds=median(seconds[name]),
+            to_mmpretrain_DenseCL=measure.ratio(seconds[name], seconds[PEER]),
+            to_encoders_alone=measure.ratio(seconds[name], seconds[ALONE]),
+            to_MoCo_v2=measure.ratio(seconds[name], seconds['MoCo-v2']),
+            extra_MiB=memory[name] / measure.MIB,
+            memory_ratio=memory[name] / memory[PEER])
+    report.show()
+
+
+if __name__ == '__main__':
+    main()
