@@ -7,18 +7,20 @@ its own ``default_scope`` and without ``custom_imports``: mmengine imports this
 module when it meets the prefix, and the module in ``locations`` when it looks
 a type up.
 """
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
 from mmengine.registry import Registry
 
 __all__ = [
-    'DATASETS', 'HOOKS', 'LOOPS', 'MODELS', 'TASK_UTILS', 'TRANSFORMS',
-    'WEIGHT_INITIALIZERS'
+    'DATA_SAMPLERS', 'DATASETS', 'HOOKS', 'LOOPS', 'MODELS', 'OPTIM_WRAPPERS',
+    'TASK_UTILS', 'TRANSFORMS', 'WEIGHT_INITIALIZERS'
 ]
 
 # Algorithms, necks, heads and losses.
@@ -38,6 +40,11 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope='mmdensecl',
     locations=['mmdensecl.datasets'])
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='mmdensecl',
+    locations=['mmdensecl.datasets'])
 TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
@@ -46,6 +53,11 @@ TRANSFORMS = Registry(
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
+    scope='mmdensecl',
+    locations=['mmdensecl.engine'])
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
     scope='mmdensecl',
     locations=['mmdensecl.engine'])
 # Test loops that fit a probe to frozen features.

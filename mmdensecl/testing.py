@@ -54,6 +54,8 @@ def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
     for transform in loader.dataset.pipeline:
         if transform['type'] == 'mmdensecl.TwoViews':
             transform['size'] = size
+    if cfg.model.data_preprocessor.get('type') == 'mmdensecl.DeviceViews':
+        cfg.model.data_preprocessor.size = size
     if cfg.model.queue_len != 'auto':
         cfg.model.queue_len = 8
     return cfg

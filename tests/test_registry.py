@@ -45,6 +45,7 @@ ARGUMENTS = dict(
     UnlabeledFolder=dict(data_root='.', lazy_init=True),
     UnlabeledList=dict(ann_file='list.txt', lazy_init=True),
     UnlabeledLMDB=dict(data_root='.', lazy_init=True),
+    UnlabeledShards=dict(data_root='.', lazy_init=True),
 )
 
 # Run in a fresh interpreter; only mmengine turns names into types.
@@ -56,12 +57,14 @@ registries = importlib.import_module(host + '.registry')
 assert not [name for name in sys.modules if name.startswith('mmdensecl')]
 init_default_scope(host)
 failed = []
+# A loop needs a Runner, a sampler a data set and a wrapper an optimiser.
+classes = ('LOOPS', 'DATA_SAMPLERS', 'OPTIM_WRAPPERS')
 for registry, configs in types.items():
     for config in configs:
         try:
             host = getattr(registries, registry)
-            # A loop needs a Runner, so its class must do.
-            kind = (host.get(config['type']) if registry == 'LOOPS' else
+            kind = (host.get(config['type'])
+                    if registry in classes else
                     type(host.build(config)))
             name = kind.__module__ + '.' + kind.__name__
             assert name.startswith('mmdensecl.'), name

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               make_parser, prepare_cpu_launch, read_config,
-                              set_pretrained)
+                              set_pretrained, use_mixed_precision)
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='enable automatic mixed precision training')
+        help='enable automatic mixed precision training: bfloat16, or float16 '
+        'with a scaled loss on GPUs without it')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -55,12 +56,7 @@ def build_config(args: argparse.Namespace) -> Config:
         set_pretrained(cfg, args.pretrained)
     add_checkpoint_check(cfg)
     if args.amp:
-        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise ValueError(f'--amp cannot replace optim_wrapper.type='
-                             f'{wrapper}, only OptimWrapper')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_mixed_precision(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError(

@@ -1,9 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from .transforms import DecodeRGB, PackViews, TwoViews
-from .unlabeled import (UnlabeledDataset, UnlabeledFolder, UnlabeledList,
-                        UnlabeledLMDB, UnreadableImageError)
+from .folder import UnlabeledFolder, UnlabeledList
+from .lmdb import UnlabeledLMDB
+from .samplers import ShardSampler
+from .shards import UnlabeledShards
+from .transforms import DecodeRGB, DrawViews, PackPicture, PackViews, TwoViews
+from .unlabeled import UnlabeledDataset, UnreadableImageError
 
 __all__ = [
-    'DecodeRGB', 'PackViews', 'TwoViews', 'UnlabeledDataset',
-    'UnlabeledFolder', 'UnlabeledList', 'UnlabeledLMDB', 'UnreadableImageError'
+    'DecodeRGB', 'DrawViews', 'PackPicture', 'PackViews', 'ShardSampler',
+    'TwoViews', 'UnlabeledDataset', 'UnlabeledFolder', 'UnlabeledList',
+    'UnlabeledLMDB', 'UnlabeledShards', 'UnreadableImageError'
 ]

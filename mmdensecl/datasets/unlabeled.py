@@ -1,22 +1,50 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import os
-import re
 from abc import abstractmethod
-from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Union
+from typing import (Any, Callable, Dict, Generic, Optional, Sequence, TypeVar,
+                    Union)
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 
-from mmdensecl.registry import DATASETS
+from .listing import Pictures
 
 IMG_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm',
                   '.tif', '.tiff')
 
+Handle = TypeVar('Handle')
+
 
 class UnreadableImageError(Exception):
     """A file that holds no whole picture."""
+
+
+class PerProcess(Generic[Handle]):
+    """Something open that may cross neither a fork nor a pickle.
+
+    Args:
+        make (Callable): Opens it; called once in each process that asks.
+    """
+
+    def __init__(self, make: Callable[[], Handle]) -> None:
+        self._make = make
+        self._handle: Optional[Handle] = None
+        self._pid = -1
+
+    def get(self) -> Handle:
+        """This process's own."""
+        if self._pid != os.getpid():
+            # Lets go of the parent's; an LMDB cannot be opened beside it.
+            self._handle = None
+            self._handle, self._pid = self._make(), os.getpid()
+        return self._handle
+
+    def __getstate__(self) -> dict:
+        return dict(self.__dict__, _handle=None, _pid=-1)
+
+    def __deepcopy__(self, memo: dict) -> 'PerProcess':
+        return self  # one is enough for a data set and its subsets
 
 
 class UnlabeledDataset(BaseDataset):
@@ -37,6 +65,7 @@ class UnlabeledDataset(BaseDataset):
         max_unreadable (float): Share of unreadable pictures above which the
             run stops. Defaults to 0.1.
         **kwargs: Other arguments of :class:`mmengine.dataset.BaseDataset`.
+            Workers share the names with ``serialize_data`` or without.
 
     Raises:
         ValueError: ``max_unreadable`` is not in [0, 1].
@@ -63,34 +92,68 @@ class UnlabeledDataset(BaseDataset):
         # Both are in shared memory: workers read the one and write the other.
         self._clock = torch.tensor([0, -1]).share_memory_()  # seed, epoch
         self.unreadable = torch.zeros(0, dtype=torch.bool)
+        # BaseDataset would pickle each data info; Pictures needs no help.
+        kwargs['serialize_data'] = False
         super().__init__(
             data_root=data_root, pipeline=list(pipeline), **kwargs)
 
     @abstractmethod
-    def list_images(self) -> List[str]:
-        """Names of the pictures, in a fixed order."""
+    def list_images(self) -> Union[Sequence[str], Pictures]:
+        """The pictures, in a fixed order: names, or a table with more."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """The encoded picture of that name."""
+    def read(self, info: Dict[str, Any]) -> bytes:
+        """The encoded picture of a data info."""
 
-    def load_data_list(self) -> List[dict]:
-        """One entry with ``img_path`` for each picture."""
-        names = self.list_images()
-        if not names:
+    def load_data_list(self) -> Pictures:
+        """Data infos with ``img_path`` and what else :meth:`read` needs."""
+        images = self.list_images()
+        if not images:
             raise FileNotFoundError(
                 f'No pictures in "{self.data_root}". Expected files that end '
                 f'in one of {", ".join(IMG_EXTENSIONS)}, in any case, at any '
                 'depth. Point data_root at them, for example with '
                 '--cfg-options data_root=/path/to/pictures')
-        return [dict(img_path=name) for name in names]
+        return images if isinstance(images, Pictures) else Pictures(images)
 
     def full_init(self) -> None:
         """List the pictures, once."""
         if not self._fully_initialized:
             super().full_init()
-            self.unreadable = torch.zeros(
-                len(self), dtype=torch.bool).share_memory_()
+            self._settle()
+
+    def get_subset_(self, indices: Union[Sequence[int], int]) -> None:
+        """Keep some of the pictures.
+
+        Args:
+            indices (Sequence[int] | int): Which; as a number, how many from
+                the start, or from the end if negative.
+        """
+        super().get_subset_(indices)
+        self._settle()
+
+    def get_subset(self, indices: Union[Sequence[int],
+                                        int]) -> 'UnlabeledDataset':
+        """A data set of some of the pictures.
+
+        Args:
+            indices (Sequence[int] | int): As of :meth:`get_subset_`.
+
+        Returns:
+            UnlabeledDataset: With an epoch and unreadable pictures of its
+            own.
+        """
+        subset = super().get_subset(indices)
+        subset._clock = self._clock.clone().share_memory_()
+        subset._settle()
+        return subset
+
+    def _settle(self) -> None:
+        # BaseDataset makes a list of dicts where it picks out single ones.
+        if not isinstance(self.data_list, Pictures):
+            self.data_list = Pictures.of(self.data_list)
+        self.unreadable = torch.zeros(
+            len(self), dtype=torch.bool).share_memory_()
 
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         """Fix the random numbers of an epoch, also for running workers.
@@ -138,7 +201,7 @@ class UnlabeledDataset(BaseDataset):
             ``sample_idx`` and ``seed``.
         """
         info = self.get_data_info(idx)
-        info['img_bytes'] = self.read(info['img_path'])
+        info['img_bytes'] = self.read(info)
         info['seed'] = self.draw_seed(idx) if seed is None else seed
         return self.pipeline(info)
 
@@ -164,135 +227,3 @@ class UnlabeledDataset(BaseDataset):
                 f'{self.max_unreadable:g} allows.{detail} Mend or remove '
                 'them, or raise the limit with --cfg-options '
                 'train_dataloader.dataset.max_unreadable=...')
-
-
-def _raise(error: OSError) -> None:
-    raise error  # os.walk would pass over folders that it may not read
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith('.') or name == '__MACOSX'
-
-
-@DATASETS.register_module()
-class UnlabeledFolder(UnlabeledDataset):
-    """All pictures below a folder, at any depth, in the order of names.
-
-    Args:
-        data_root (str): The folder.
-        **kwargs: Arguments of :class:`UnlabeledDataset`.
-    """
-
-    def list_images(self) -> List[str]:
-        if not os.path.isdir(self.data_root):
-            raise FileNotFoundError(
-                f'The data folder "{self.data_root}" does not exist (working '
-                f'directory: "{os.getcwd()}"). Point data_root at your '
-                'pictures, for example with --cfg-options '
-                'data_root=/path/to/pictures')
-        found, seen = [], set()
-        walk = os.walk(self.data_root, followlinks=True, onerror=_raise)
-        for folder, subfolders, names in walk:
-            real = os.path.realpath(folder)
-            if real in seen:  # a link back, or a second way to the same
-                subfolders.clear()
-                continue
-            seen.add(real)
-            # Hidden files and folders are the system's, as macOS's ._x.jpg.
-            subfolders[:] = [x for x in subfolders if not _is_hidden(x)]
-            found += [
-                os.path.relpath(os.path.join(folder, name), self.data_root)
-                for name in names if name.lower().endswith(IMG_EXTENSIONS)
-                and not _is_hidden(name)
-            ]
-        return sorted(found)
-
-    def read(self, name: str) -> bytes:
-        return Path(self.data_root, name).read_bytes()
-
-
-@DATASETS.register_module()
-class UnlabeledList(UnlabeledFolder):
-    """Pictures named in a text file, one a line.
-
-    A whole number after the name, behind spaces, a tab or a comma, is a label
-    as in ImageNet's ``meta/train.txt`` and ignored.
-
-    Args:
-        ann_file (str): The list, UTF-8; relative to ``data_root`` unless
-            absolute.
-        data_root (str): Folder that the names are relative to. Defaults to
-            ''.
-        **kwargs: Arguments of :class:`UnlabeledDataset`.
-    """
-
-    takes_ann_file = True
-
-    def __init__(self, ann_file: str, data_root: str = '', **kwargs) -> None:
-        super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
-
-    def list_images(self) -> List[str]:
-        try:
-            text = Path(self.ann_file).read_text(encoding='utf-8-sig')
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f'The list file "{self.ann_file}" does not exist') from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f'The list file "{self.ann_file}" is not UTF-8 '
-                             'text, one picture a line') from error
-        lines = filter(None, map(str.strip, text.splitlines()))
-        return [re.sub(r'[ \t,]+-?\d+$', '', line) for line in lines]
-
-
-@DATASETS.register_module()
-class UnlabeledLMDB(UnlabeledDataset):
-    """Encoded pictures in an LMDB: key is the name, value the file's bytes.
-
-    ``tools/dataset_converters/folder_to_lmdb.py`` makes one.
-
-    Args:
-        data_root (str): The LMDB's folder or file.
-        **kwargs: Arguments of :class:`UnlabeledDataset`.
-    """
-
-    def __init__(self, data_root: str, **kwargs) -> None:
-        self._env = None
-        self._pid = -1
-        super().__init__(data_root=data_root, **kwargs)
-
-    def _open(self):
-        import lmdb  # an optional requirement
-        if not os.path.exists(self.data_root):
-            raise FileNotFoundError(
-                f'The LMDB "{self.data_root}" does not exist')
-        try:
-            return lmdb.open(
-                self.data_root,
-                subdir=os.path.isdir(self.data_root),
-                readonly=True,
-                lock=False,
-                readahead=False,
-                max_readers=512)
-        except lmdb.Error as error:
-            raise ValueError(
-                f'"{self.data_root}" is not a readable LMDB: {error}'
-            ) from error
-
-    def list_images(self) -> List[str]:
-        with self._open() as env, env.begin() as transaction:
-            keys = transaction.cursor().iternext(keys=True, values=False)
-            names = [bytes(key).decode('utf-8', 'replace') for key in keys]
-        return [n for n in names if n.lower().endswith(IMG_EXTENSIONS)]
-
-    def read(self, name: str) -> bytes:
-        if self._pid != os.getpid():  # an LMDB must not cross a fork
-            self._env = None  # lets go of the parent's, or opening fails
-            self._env, self._pid = self._open(), os.getpid()
-        with self._env.begin() as transaction:
-            value = transaction.get(name.encode())
-        if value is None:
-            raise UnreadableImageError('the key is gone from the LMDB')
-        return value
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_env': None, '_pid': -1}

@@ -1,4 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from .bfloat16 import BFloat16OptimWrapper, has_bfloat16, use_mixed_precision
 from .command_line import make_parser, read_config
 from .config import (check_weight_sources, dicts, merge_options,
                      override_data_root, set_pretrained)
@@ -9,6 +10,7 @@ from .launch import prepare_cpu_launch
 from .probe_loop import KNNLoop, LowShotLoop, SVMLoop, is_probe
 
 __all__ = [
+    'BFloat16OptimWrapper', 'has_bfloat16', 'use_mixed_precision',
     'CheckpointKeysHook', 'ContrastMonitorHook', 'KNNLoop', 'LambdaWarmupHook',
     'LowShotLoop', 'QueueLengthHook', 'SVMLoop', 'SamplePredictionsHook',
     'UnlabeledDataHook', 'add_checkpoint_check', 'check_weight_sources',

@@ -3,6 +3,7 @@ from .batch_shuffle import BatchShuffle, exchange_rows
 from .correspondence import (BackboneSimilarity, GeometricMatch, Match,
                              MatchingRule, MutualNearestNeighbor,
                              ProjectionSimilarity, RandomMatch)
+from .data_preprocessors import DeviceViews
 from .densecl import DenseCL
 from .features import Features
 from .heads import ContrastiveHead
@@ -15,9 +16,9 @@ from .queue import FeatureQueue
 
 __all__ = [
     'BackboneSimilarity', 'BatchShuffle', 'ContrastiveHead', 'DenseCL',
-    'DenseCLNeck', 'Features', 'FeatureQueue', 'GeometricMatch', 'InfoNCE',
-    'InfoNCEResult', 'Match', 'MatchingRule', 'MoCoV2', 'MomentumEncoder',
-    'MutualNearestNeighbor', 'ProjectionSimilarity', 'QueueStatistics',
-    'RandomMatch', 'exchange_rows', 'info_nce', 'info_nce_reference',
-    'stream_queue'
+    'DenseCLNeck', 'DeviceViews', 'Features', 'FeatureQueue', 'GeometricMatch',
+    'InfoNCE', 'InfoNCEResult', 'Match', 'MatchingRule', 'MoCoV2',
+    'MomentumEncoder', 'MutualNearestNeighbor', 'ProjectionSimilarity',
+    'QueueStatistics', 'RandomMatch', 'exchange_rows', 'info_nce',
+    'info_nce_reference', 'stream_queue'
 ]

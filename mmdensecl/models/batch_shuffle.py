@@ -26,8 +26,13 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     Returns:
         Tensor: Rows ``order[rank * N:(rank + 1) * N]`` of the global batch.
     """
+    channels_last = x.dim() == 4 and x.is_contiguous(
+        memory_format=torch.channels_last)
+    if channels_last and not x.is_contiguous():
+        rows = exchange_rows(x.permute(0, 2, 3, 1).contiguous(), order)
+        return rows.permute(0, 3, 1, 2)
     rank, world_size = get_dist_info()
-    x = x.contiguous()  # rows must be whole in memory, also channels-last ones
+    x = x.contiguous()  # rows must be whole in memory
     wanted = order.view(world_size, len(x))  # row r: what rank r gets
     owner = wanted // len(x)
     mine = [wanted[r][owner[r] == rank] % len(x) for r in range(world_size)]

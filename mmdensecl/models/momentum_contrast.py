@@ -42,6 +42,13 @@ class MoCoV2(BaseSelfSupervisor):
         momentum (float): Weight of the query encoder in the update of the
             key encoder, mmengine's convention; the paper's 0.999 is 0.001
             here. Defaults to 0.001.
+        channels_last (bool): Whether pictures and convolutions keep their
+            channels next to each other in memory, which tensor cores want.
+            Only rounding changes. Defaults to False.
+        compile_encoders (bool | dict): Whether ``torch.compile`` makes both
+            encoders faster, from the first step of a training run on; a dict
+            has its arguments, such as ``dict(mode='max-autotune')``. Weights
+            keep their names. Defaults to False.
         pretrained (str, optional): Checkpoint to start from, as in
             mmpretrain. Defaults to None.
         data_preprocessor (dict | nn.Module, optional): Its type defaults to
@@ -60,6 +67,8 @@ class MoCoV2(BaseSelfSupervisor):
                  queue_len: Union[int, str] = DEFAULT_QUEUE_LEN,
                  feat_dim: int = 128,
                  momentum: float = 0.001,
+                 channels_last: bool = False,
+                 compile_encoders: Union[bool, dict] = False,
                  pretrained: Optional[str] = None,
                  data_preprocessor: Optional[Union[dict, nn.Module]] = None,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
@@ -85,6 +94,11 @@ class MoCoV2(BaseSelfSupervisor):
         self.encoder_k = MomentumEncoder(self.backbone, self.neck, momentum)
         self.batch_shuffle = BatchShuffle()
         self.queue = FeatureQueue(queue_len, feat_dim)
+        self.memory_format = torch.contiguous_format
+        if channels_last:
+            self.memory_format = torch.channels_last
+            self.to(memory_format=torch.channels_last)
+        self.compile_encoders = compile_encoders
         self.started = False
 
     def init_weights(self) -> None:
@@ -142,17 +156,21 @@ class MoCoV2(BaseSelfSupervisor):
                 'with mmdensecl.TwoViews and mmdensecl.PackViews.')
         if not self.started:
             self.start()
-        query = self.encode(self.backbone, self.neck, inputs[0])
-        key = self.encode_key(inputs[1])
+        views = [
+            x.contiguous(memory_format=self.memory_format) for x in inputs
+        ]
+        query = self.encode(self.backbone, self.neck, views[0])
+        key = self.encode_key(views[1])
         outputs = self.contrast(query, key, data_samples)
         self.enqueue(key)
         return outputs
 
     def start(self) -> None:
-        """What must hold before the first step: one queue for all ranks.
+        """What must hold before the first step.
 
-        DDP is told to leave buffers alone, as the key encoder's statistics
-        differ by rank, so the random keys are made equal here.
+        One queue for all ranks: DDP is told to leave buffers alone, as the key
+        encoder's statistics differ by rank, so the random keys are made equal
+        here. And compiled encoders, where they are wanted.
 
         Raises:
             RuntimeError: ``queue_len='auto'`` was never settled.
@@ -165,6 +183,12 @@ class MoCoV2(BaseSelfSupervisor):
         for module in self.modules():
             if isinstance(module, FeatureQueue):
                 broadcast(module.keys)
+        if self.compile_encoders is not False:
+            options = self.compile_encoders
+            options = {} if options is True else options
+            for module in (self.backbone, self.neck, self.encoder_k.backbone,
+                           self.encoder_k.neck):
+                module.compile(**options)
         self.started = True
 
     def encode(self, backbone: nn.Module, neck: nn.Module,

@@ -1,12 +1,15 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from random import Random
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from mmengine.dataset import pseudo_collate
 from scipy import stats
 from torchvision import transforms as T
 
-from mmdensecl.datasets import PackViews, TwoViews
+from mmdensecl.datasets import DrawViews, PackPicture, PackViews, TwoViews
+from mmdensecl.models import DeviceViews
 
 # Seeds are fixed, so a threshold this low fails only when the code changes.
 P_VALUE = 1e-3
@@ -16,10 +19,8 @@ DRAWS = 4000
 @pytest.fixture(scope='module')
 def drawn():
     """Many views of one picture, whose size is far from the crop's limits."""
-    torch.manual_seed(0)
-    transform = TwoViews()
-    image = Image.new('RGB', (2000, 2000))
-    return [transform.draw(image) for _ in range(DRAWS)]
+    rng, transform = Random(0), DrawViews()
+    return [transform.draw(2000, 2000, rng) for _ in range(DRAWS)]
 
 
 def is_uniform(values, low, high):
@@ -80,10 +81,28 @@ class TestDistributions:
     def test_blur(self, drawn):
         assert is_uniform([v.sigma for v in drawn if v.sigma], 0.1, 2.0)
 
-    def test_pictures_match_torchvision(self, photo):
+    @pytest.mark.parametrize('size', [(500, 375), (100, 60), (60, 100), (7, 5),
+                                      (200, 20), (20, 200), (1, 1)])
+    def test_crops_match_torchvision(self, size):
+        """Also where few draws fit, or none."""
+        rng, transform = Random(1), DrawViews()
+        shape = torch.zeros(1, *size[::-1])
+        ours = [transform.draw(*size, rng).box for _ in range(1000)]
+        theirs = []
+        for _ in range(1000):
+            top, left, height, width = T.RandomResizedCrop.get_params(
+                shape, [0.2, 1.], [3 / 4, 4 / 3])
+            theirs.append((left, top, width, height))
+        for a, b in zip(zip(*ours), zip(*theirs)):
+            assert stats.ks_2samp(a, b).pvalue > P_VALUE
+        # The fallback is one box, always the same.
+        if max(size) >= 10 * min(size):
+            assert set(ours) == set(theirs) and len(set(ours)) == 1
+
+    @pytest.mark.parametrize('where', ['worker', 'device'])
+    def test_pictures_match_torchvision(self, photo, where):
         """The views' statistics are those of the same torchvision chain."""
         torch.manual_seed(0)
-        transform = TwoViews(size=32)
         theirs = T.Compose([
             T.RandomResizedCrop(32, scale=(0.2, 1.)),
             T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -91,11 +110,20 @@ class TestDistributions:
             T.RandomHorizontalFlip(),
             T.PILToTensor(),
         ])
-        transform.blur_prob = 0.  # torchvision blurs differently
-        a = torch.stack([
-            view for _ in range(400)
-            for view in transform.transform(dict(img=photo))['view_imgs']
-        ]).float()
+        no_blur = dict(blur_prob=0.)  # torchvision blurs differently
+        if where == 'worker':
+            transform = TwoViews(size=32, **no_blur)
+            a = torch.stack([
+                view for _ in range(400)
+                for view in transform(dict(img=photo))['view_imgs']
+            ]).float()
+        else:
+            draw, pack = DrawViews(**no_blur), PackPicture()
+            batch = [
+                pack(draw(dict(img=photo, img_path='', sample_idx=0)))
+                for _ in range(400)
+            ]
+            a = torch.cat(DeviceViews(32)(pseudo_collate(batch))['inputs'])
         b = torch.stack([theirs(photo) for _ in range(800)]).float()
         for statistic in (
                 lambda x: x.mean((1, 2, 3)),
@@ -140,6 +168,21 @@ class TestTwoViews:
         left, top, width, height = results['views'][1].box
         assert sample.views[1] == (left, top, width, height,
                                    results['views'][1].flip)
+
+    def test_without_a_seed(self, photo):
+        """It comes from torch's generator, which mmengine seeds."""
+        transform = DrawViews()
+        torch.manual_seed(3)
+        first = [transform(dict(img=photo))['views'] for _ in range(2)]
+        torch.manual_seed(3)
+        assert transform(dict(img=photo))['views'] == first[0] != first[1]
+
+    def test_strength_of_zero(self, photo):
+        transform = DrawViews(jitter=(0., 0.4, 0., 0.1), jitter_prob=1.)
+        for view in transform(dict(img=photo, seed=1))['views']:
+            _, brightness, contrast, saturation, hue = view.jitter
+            assert brightness is None and saturation is None
+            assert contrast is not None and hue is not None
 
     def test_negative_strength_is_refused(self):
         with pytest.raises(ValueError):

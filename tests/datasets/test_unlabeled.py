@@ -2,10 +2,12 @@
 import io
 import os
 import pickle
+from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -88,6 +90,69 @@ class TestFolder:
             UnlabeledFolder(str(tmp_path), max_unreadable=5)
 
 
+class TestSubsets:
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        write(tmp_path, [f'{i}.png' for i in range(6)])
+        return str(tmp_path)
+
+    @pytest.mark.parametrize('indices, expected', [
+        (2, '01'),
+        (-2, '45'),
+        ([5, 0, -2], '504'),
+        ([], ''),
+    ])
+    def test_both_ways_and_as_argument(self, folder, indices, expected):
+        """Names, counts of unreadable pictures, and nothing left behind."""
+        expected = [f'{i}.png' for i in expected]
+        dataset = UnlabeledFolder(folder)
+        dataset.unreadable[:] = True
+        subset = dataset.get_subset(indices)
+        assert len(dataset) == 6
+        dataset.get_subset_(indices)
+        early = UnlabeledFolder(folder, indices=indices)
+        for one in (subset, dataset, early):
+            assert paths(one) == expected and len(one) == len(expected)
+            assert one.unreadable.tolist() == [False] * len(expected)
+
+    def test_a_subset_has_an_epoch_of_its_own(self, folder):
+        dataset = UnlabeledFolder(folder)
+        dataset.set_epoch(1)
+        first, second = dataset.get_subset(3), dataset.get_subset(3)
+        assert first.draw_seed(0) == dataset.draw_seed(0)
+        first.set_epoch(5)
+        assert second.draw_seed(0) == dataset.draw_seed(0)
+        assert first.draw_seed(0) != dataset.draw_seed(0)
+
+    def test_lazy(self, folder):
+        dataset = UnlabeledFolder(folder, lazy_init=True)
+        write(Path(folder), ['6.png'])
+        assert len(dataset) == 7 and paths(dataset)[-1] == '6.png'
+
+    @pytest.mark.parametrize('serialize', [True, False])
+    def test_inside_wrappers(self, folder, serialize):
+        dataset = UnlabeledFolder(
+            folder, [keep_bytes], serialize_data=serialize, metainfo=dict(a=1))
+        assert dataset.metainfo == dict(a=1)
+        twice = RepeatDataset(dataset, 2)
+        both = ConcatDataset([dataset, dataset])
+        assert len(twice) == len(both) == 12
+        assert twice[7]['img_path'] == both[7]['img_path'] == '1.png'
+
+    def test_filtered(self, folder):
+
+        class Odd(UnlabeledFolder):
+
+            def filter_data(self):
+                return [
+                    info for info in self.data_list
+                    if int(info['img_path'][0]) % 2
+                ]
+
+        assert paths(Odd(folder)) == ['1.png', '3.png', '5.png']
+
+
 class TestList:
 
     def test_labels_blank_lines_and_spaces(self, tmp_path):
@@ -147,6 +212,15 @@ class TestLMDB:
         dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
         dataset[0]
         assert len(pickle.loads(pickle.dumps(dataset))) == 4
+        subset = dataset.get_subset([3])  # LMDB opens it only once
+        assert subset[0]['img_bytes'] == picture((3, 0, 0))
+
+    def test_a_key_that_is_no_utf8(self, tmp_path):
+        with lmdb.open(str(tmp_path / 'db'), map_size=2**20) as env:
+            with env.begin(write=True) as transaction:
+                transaction.put(b'\xe4.png', picture())
+        dataset = UnlabeledLMDB(str(tmp_path / 'db'), pipeline=[keep_bytes])
+        assert dataset[0]['img_bytes'] == picture()
 
     def test_no_database(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='LMDB'):

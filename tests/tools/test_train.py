@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 from mmdensecl.benchmark.runner import free_port
 from mmdensecl.checkpoint import load_from_local
@@ -160,12 +162,53 @@ class TestTrain:
         ])
         import train as module
         cfg = module.build_config(module.parse_args())
-        assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
-        assert cfg.optim_wrapper.loss_scale == 'dynamic'
+        # As is right for a CPU and for today's GPUs.
+        assert cfg.optim_wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
         assert cfg.optim_wrapper.optimizer.lr == 0.5
         assert cfg.auto_scale_lr.enable
         assert (cfg.resume, cfg.load_from) == (True, 'x.pth')
         assert cfg.work_dir == os.path.join('work_dirs', 'tiny')
+
+
+# What configs/*_fast.py switch on, with a compiler that takes no time.
+FAST = ('model.channels_last=True', 'model.compile_encoders.backend=aot_eager')
+
+
+class TestFast:
+
+    def test_resumed_equals_uninterrupted(self, workplace):
+        flags = ('--amp', '--work-dir')
+        train(workplace, *flags, 'whole', options=FAST)
+        train(
+            workplace,
+            *flags,
+            'resumed',
+            '--resume',
+            workplace / 'whole' / 'epoch_1.pth',
+            options=FAST)
+        assert_same_weights(workplace / 'whole', workplace / 'resumed')
+        # A run in float32 can take it up, too.
+        log = train(workplace, '--resume',
+                    workplace / 'whole' / 'epoch_1.pth').stdout
+        assert '[2][3/3]' in log
+
+    def test_two_processes(self, workplace):
+        if torch.cuda.is_available():
+            pytest.skip('this machine has GPUs')
+        run('bash',
+            TOOLS / 'dist_train.sh',
+            'tiny.py',
+            2,
+            '--amp',
+            '--cfg-options',
+            'data_root=pictures',
+            'train_dataloader.batch_size=2',
+            *FAST,
+            cwd=workplace,
+            env=dict(PORT=str(free_port()), OMP_NUM_THREADS='1'))
+        state = final(workplace / 'work_dirs' / 'tiny')['state_dict']
+        assert int(state['dense_queue.enqueued']) == 24
+        assert all(x.isfinite().all() for x in state.values())
 
 
 class TestLaunchers:
@@ -294,25 +337,58 @@ class TestSmallTools:
             p.name for p in (workplace / 'browse_dataset').iterdir())
         assert names == ['000000.png', '000001.png']
 
-    def test_lmdb_trains_like_the_folder(self, whole, workplace):
+    def test_browse_views_of_the_device(self, workplace):
+        config = Config.fromfile(workplace / 'tiny.py')
+        config.model.data_preprocessor.update(
+            type='mmdensecl.DeviceViews', size=32)
+        config.train_dataloader.dataset.pipeline = [
+            dict(type='mmdensecl.DecodeRGB'),
+            dict(type='mmdensecl.DrawViews'),
+            dict(type='mmdensecl.PackPicture')
+        ]
+        config.dump(workplace / 'device.py')
+        for name in ('tiny', 'device'):
+            run(sys.executable,
+                TOOLS / 'analysis_tools/browse_dataset.py',
+                f'{name}.py',
+                '--show-number',
+                1,
+                '--output-dir',
+                name,
+                '--cfg-options',
+                'data_root=pictures',
+                cwd=workplace)
+        shown = [
+            np.asarray(Image.open(workplace / name / '000000.png'), float)
+            for name in ('tiny', 'device')
+        ]
+        # Where views are rendered hardly shows.
+        assert np.abs(shown[0] - shown[1]).mean() < 1
+
+    @pytest.mark.parametrize('tool, dataset', [
+        ('folder_to_lmdb.py', 'UnlabeledLMDB'),
+        ('folder_to_shards.py', 'UnlabeledShards'),
+    ])
+    def test_copies_train_like_the_folder(self, whole, workplace, tool,
+                                          dataset):
         run(sys.executable,
-            TOOLS / 'dataset_converters/folder_to_lmdb.py',
+            TOOLS / 'dataset_converters' / tool,
             'pictures',
-            'db',
+            'copy',
             cwd=workplace)
         run(sys.executable,
             TOOLS / 'train.py',
             'tiny.py',
             '--cfg-options',
-            'data_root=db',
-            'train_dataloader.dataset.type=mmdensecl.UnlabeledLMDB',
+            'data_root=copy',
+            f'train_dataloader.dataset.type=mmdensecl.{dataset}',
             cwd=workplace)
         assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
         again = run(
             sys.executable,
-            TOOLS / 'dataset_converters/folder_to_lmdb.py',
+            TOOLS / 'dataset_converters' / tool,
             'pictures',
-            'db',
+            'copy',
             cwd=workplace,
             check=False)
         assert again.returncode == 2 and 'exists already' in again.stdout

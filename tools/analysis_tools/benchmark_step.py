@@ -9,7 +9,6 @@ import measure
 import rivals
 import torch
 import torch.nn as nn
-from mmengine.config import Config
 
 ALONE = 'both encoders alone'
 PEER = 'mmpretrain DenseCL'

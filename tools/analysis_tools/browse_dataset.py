@@ -10,6 +10,7 @@ from mmengine.utils import track_iter_progress
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.engine import merge_options
+from mmdensecl.models.data_preprocessors import render_views
 from mmdensecl.registry import DATASETS
 
 matplotlib.use('Agg')
@@ -40,7 +41,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw(dataset, idx: int, draws: int) -> plt.Figure:
+def view_images(data: dict, size: int) -> list:
+    """The two views, rendered here where a training run's device would."""
+    if 'drawn_views' not in data['data_samples']:
+        return data['inputs']
+    views = data['data_samples'].drawn_views
+    return list(render_views([data['inputs']] * 2, views, size).byte())
+
+
+def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
     """One picture with its crops, and the two views of each draw."""
     figure, axes = plt.subplots(
         2, draws + 1, figsize=(2.6 * (draws + 1), 5.6), layout='constrained')
@@ -54,8 +63,9 @@ def draw(dataset, idx: int, draws: int) -> plt.Figure:
     for column in range(draws):
         dataset.set_epoch(column)
         data = dataset.prepare_data(idx)
+        sample = data['data_samples']
         for row, (view, box) in enumerate(
-                zip(data['inputs'], data['data_samples'].views)):
+                zip(view_images(data, size), sample.views)):
             left, top, width, height, flip = box
             axes[row, column + 1].imshow(view.permute(1, 2, 0).numpy())
             axes[row, column + 1].set_title(
@@ -79,10 +89,12 @@ def main() -> None:
     merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    # Of mmdensecl.DeviceViews; the pipeline has its own size elsewhere.
+    size = cfg.model.data_preprocessor.get('size', 224)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for idx in track_iter_progress(
             list(range(min(args.show_number, len(dataset))))):
-        figure = draw(dataset, idx, args.draws)
+        figure = draw(dataset, idx, args.draws, size)
         figure.savefig(args.output_dir / f'{idx:06d}.png', dpi=100)
         plt.close(figure)
     print(f'\nWrote {args.output_dir}')

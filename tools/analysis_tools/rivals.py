@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""The models that benchmark_step.py and benchmark_comm.py compare."""
+"""What the benchmark_*.py scripts compare with, as its authors publish it."""
 from pathlib import Path
 from typing import Dict, List
 

@@ -45,7 +45,9 @@ def decode_rgb(data: bytes) -> Image.Image:
                     raise UnreadableImageError(
                         'pictures of floats have no agreed range; save them '
                         'with 8 or 16 bits')
-                return image.convert('RGB')
+                image.load()
+                # convert would copy what is RGB already.
+                return image if image.mode == 'RGB' else image.convert('RGB')
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:

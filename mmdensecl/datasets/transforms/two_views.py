@@ -1,32 +1,67 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from contextlib import nullcontext
-from typing import Sequence
+import math
+from random import Random
+from typing import Sequence, Tuple
 
+import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmpretrain.structures import DataSample
-from PIL import Image
-from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import ColorJitter
 
 from mmdensecl.registry import TRANSFORMS
 from .render import render_view
 from .view import View
 
+# Draws of a crop that may miss the picture, torchvision's number.
+CROP_ATTEMPTS = 10
 
-@TRANSFORMS.register_module()
-class TwoViews(BaseTransform):
-    """Two random views of one decoded picture: MoCo-v2's augmentation.
 
-    Crop and resize, colour jitter, grey, blur, flip, in this order and on PIL
-    pictures, as the authors do. The defaults are the published numbers. What
-    was drawn is kept, so that the model knows where the views lie.
+def draw_crop(width: int, height: int, scale: Sequence[float],
+              ratio: Sequence[float], rng: Random) -> Tuple[int, ...]:
+    """Draw the box of a crop, distributed as torchvision's.
 
-    Required keys: ``img`` (PIL, RGB); ``seed``, optional, fixes everything
-    that is drawn. Added: ``views``, two :class:`View`; ``view_imgs``, two
-    uint8 tensors (3, size, size). Removed: ``img``.
+    Area uniform, logarithm of the ratio uniform, position uniform; redrawn
+    where it does not fit, and after ten misses the largest box in the centre
+    whose ratio is within the range: ``RandomResizedCrop.get_params``, which
+    takes ten times as long.
 
     Args:
-        size (int): Side of a view in pixels. Defaults to 224.
+        width (int): Of the picture, in pixels.
+        height (int): Of the picture, in pixels.
+        scale (Sequence[float]): Range of the crop's share of the area.
+        ratio (Sequence[float]): Range of the crop's width over height.
+        rng (Random): Source of the random numbers.
+
+    Returns:
+        tuple[int]: Left, top, width and height.
+    """
+    lowest, highest = ratio
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(lowest), math.log(highest)))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, w, h
+    w = max(1, min(width, round(height * highest)))
+    h = max(1, min(height, round(width / lowest)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+@TRANSFORMS.register_module()
+class DrawViews(BaseTransform):
+    """Draw two random views of one decoded picture: MoCo-v2's augmentation.
+
+    Crop and resize, colour jitter, grey, blur, flip, in this order, as the
+    authors do. The defaults are the published numbers. Nothing is rendered
+    yet: end the pipeline with :class:`PackPicture` to leave that to the
+    model's device, or take :class:`TwoViews` instead.
+
+    Required keys: ``img`` (PIL, RGB); ``seed``, optional, fixes everything
+    that is drawn. Added: ``views``, two :class:`View`.
+
+    Args:
         crop_scale (Sequence[float]): Range of the crop's share of the
             picture's area. Defaults to (0.2, 1.0).
         crop_ratio (Sequence[float]): Range of the crop's width over height,
@@ -42,7 +77,6 @@ class TwoViews(BaseTransform):
     """
 
     def __init__(self,
-                 size: int = 224,
                  crop_scale: Sequence[float] = (0.2, 1.0),
                  crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
                  jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
@@ -51,50 +85,82 @@ class TwoViews(BaseTransform):
                  blur_sigma: Sequence[float] = (0.1, 2.0),
                  blur_prob: float = 0.5,
                  flip_prob: float = 0.5) -> None:
-        self.size = size
-        self.crop_scale = list(crop_scale)
-        self.crop_ratio = list(crop_ratio)
-        self.jitter = ColorJitter(*jitter)  # checks and spells out the ranges
+        self.crop_scale = tuple(crop_scale)
+        self.crop_ratio = tuple(crop_ratio)
+        checked = ColorJitter(*jitter)  # and the ranges spelled out
+        self.jitter = (checked.brightness, checked.contrast,
+                       checked.saturation, checked.hue)
         self.jitter_prob = jitter_prob
         self.gray_prob = gray_prob
         self.blur_sigma = tuple(blur_sigma)
         self.blur_prob = blur_prob
         self.flip_prob = flip_prob
 
-    def draw(self, image: Image.Image) -> View:
-        """Draw one view from torch's global generator."""
-        top, left, height, width = RandomResizedCrop.get_params(
-            image, self.crop_scale, self.crop_ratio)
-        jitter = ColorJitter.get_params(self.jitter.brightness,
-                                        self.jitter.contrast,
-                                        self.jitter.saturation,
-                                        self.jitter.hue)
-        jitter = (jitter[0].tolist(), *jitter[1:])
-        low, high = self.blur_sigma
-        sigma = low + (high - low) * float(torch.rand(()))
-        use_jitter, gray, blur, flip = (torch.rand(4) < torch.tensor(
-            [self.jitter_prob, self.gray_prob, self.blur_prob,
-             self.flip_prob])).tolist()
-        return View((left, top, width, height), jitter if use_jitter else None,
-                    gray, sigma if blur else None, flip)
+    def draw(self, width: int, height: int, rng: Random) -> View:
+        """Draw one view of a picture of that size."""
+        box = draw_crop(width, height, self.crop_scale, self.crop_ratio, rng)
+        jitter = (rng.sample(range(4),
+                             4), *(x and rng.uniform(*x) for x in self.jitter))
+        sigma = rng.uniform(*self.blur_sigma)
+        use_jitter, gray, blur, flip = (
+            rng.random() < x for x in (self.jitter_prob, self.gray_prob,
+                                       self.blur_prob, self.flip_prob))
+        return View(box, jitter if use_jitter else None, gray,
+                    sigma if blur else None, flip)
 
     def transform(self, results: dict) -> dict:
-        image, seed = results.pop('img'), results.get('seed')
-        with nullcontext() if seed is None else torch.random.fork_rng([]):
-            if seed is not None:
-                # Not torch.manual_seed, which also seeds the GPUs.
-                torch.default_generator.manual_seed(seed)
-            views = [self.draw(image), self.draw(image)]
-        results['views'] = views
-        results['view_imgs'] = [
-            render_view(image, view, self.size) for view in views
-        ]
+        seed = results.get('seed')
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        # A generator of its own: torch's takes longer to seed and to draw.
+        rng = Random(seed)
+        size = results['img'].size
+        results['views'] = [self.draw(*size, rng), self.draw(*size, rng)]
         return results
 
 
 @TRANSFORMS.register_module()
+class TwoViews(DrawViews):
+    """Draw two random views and render them in the worker.
+
+    Required keys: as :class:`DrawViews`. Added: ``views``; ``view_imgs``, two
+    uint8 tensors (3, size, size). Removed: ``img``.
+
+    Args:
+        size (int): Side of a view in pixels. Defaults to 224.
+        **kwargs: Arguments of :class:`DrawViews`.
+    """
+
+    def __init__(self, size: int = 224, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def transform(self, results: dict) -> dict:
+        results = super().transform(results)
+        image = results.pop('img')
+        results['view_imgs'] = [
+            render_view(image, view, self.size) for view in results['views']
+        ]
+        return results
+
+
+def _sample(results: dict, **more) -> DataSample:
+    """What is known of a picture beside its pixels."""
+    sample = DataSample()
+    fields = dict(
+        img_path=results['img_path'],
+        sample_idx=results['sample_idx'],
+        views=[view.coordinates for view in results['views']],
+        **more)
+    for name, value in fields.items():
+        # set_metainfo would make deep copies.
+        sample.set_field(value, name, field_type='metainfo')
+    return sample
+
+
+@TRANSFORMS.register_module()
 class PackViews(BaseTransform):
-    """Pack two views the way mmpretrain's algorithms take them.
+    """Pack two rendered views the way mmpretrain's algorithms take them.
 
     Required keys: ``view_imgs``, ``views``, ``img_path``, ``sample_idx``.
 
@@ -104,10 +170,38 @@ class PackViews(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        sample = DataSample()
-        sample.set_metainfo(
-            dict(
-                img_path=results['img_path'],
-                sample_idx=results['sample_idx'],
-                views=[view.coordinates for view in results['views']]))
-        return dict(inputs=results['view_imgs'], data_samples=sample)
+        return dict(inputs=results['view_imgs'], data_samples=_sample(results))
+
+
+@TRANSFORMS.register_module()
+class PackPicture(BaseTransform):
+    """Pack a picture and what was drawn for :class:`mmdensecl.DeviceViews`.
+
+    Pictures differ in size, so the dataloader's ``collate_fn`` must be
+    ``pseudo_collate``. Only the rectangle around both crops is sent.
+
+    Required keys: ``img`` (PIL, RGB), ``views``, ``img_path``,
+    ``sample_idx``.
+
+    Returns of :meth:`transform`: ``inputs``, the rectangle, uint8 (3, H, W),
+    and ``data_samples``, a ``DataSample`` as :class:`PackViews` makes it, with
+    ``drawn_views`` besides: two :class:`View`, boxes within the rectangle.
+    """
+
+    def transform(self, results: dict) -> dict:
+        views = results['views']
+        lefts, tops, rights, bottoms = zip(
+            *((left, top, left + width, top + height)
+              for left, top, width, height in (view.box for view in views)))
+        left, top = min(lefts), min(tops)
+        # The copy lets go of the rest: all of a tensor's storage is sent.
+        picture = np.asarray(results['img'])[top:max(bottoms),
+                                             left:max(rights)].copy()
+        drawn = [
+            view._replace(
+                box=(view.box[0] - left, view.box[1] - top, *view.box[2:]))
+            for view in views
+        ]
+        return dict(
+            inputs=torch.from_numpy(picture).permute(2, 0, 1),
+            data_samples=_sample(results, drawn_views=drawn))

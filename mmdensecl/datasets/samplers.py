@@ -1,0 +1,105 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from typing import Iterator, List, Optional, Sized
+
+import numpy as np
+from mmengine.dist import get_dist_info, sync_random_seed
+from torch.utils.data import Sampler
+
+from mmdensecl.registry import DATA_SAMPLERS
+
+
+@DATA_SAMPLERS.register_module()
+class ShardSampler(Sampler):
+    """Shuffles such that a slow disk is read nearly in order.
+
+    An epoch lines up the shards in a random order and cuts the line into one
+    equal part for each rank. A rank takes the shards of its part, ``window``
+    at a time, and shuffles the pictures of these. So it reads from few shards
+    at once, which the system can keep in memory, and no two ranks share more
+    than one. Each picture comes once an epoch.
+
+    Batches are mixed less than by ``DefaultSampler``: where neighbours in a
+    shard are alike, shuffle when writing the shards (``folder_to_shards.py
+    --shuffle``).
+
+    Args:
+        dataset (Sized): With ``shard_sizes``, as
+            :class:`mmdensecl.datasets.UnlabeledShards`.
+        window (int): Shards that are mixed. Defaults to 8.
+        shuffle (bool): Whether to shuffle at all. Defaults to True.
+        seed (int, optional): The same on all ranks. Defaults to one that
+            rank 0 draws.
+        round_up (bool): Whether to repeat pictures of the epoch's start so
+            that all ranks get as many. Defaults to True.
+
+    Raises:
+        TypeError: The data set has no shards.
+        ValueError: ``window`` is less than 1.
+    """
+
+    def __init__(self,
+                 dataset: Sized,
+                 window: int = 8,
+                 shuffle: bool = True,
+                 seed: Optional[int] = None,
+                 round_up: bool = True) -> None:
+        if window < 1:
+            raise ValueError(f'window must be at least 1, got {window}')
+        sizes = getattr(dataset, 'shard_sizes', None)
+        if sizes is None:
+            raise TypeError(
+                'ShardSampler needs a data set with shard_sizes, such as '
+                f'mmdensecl.UnlabeledShards, got {type(dataset).__name__}. '
+                "Take sampler=dict(type='DefaultSampler', shuffle=True)")
+        self.sizes = np.asarray(sizes)
+        self.window = window
+        self.shuffle = shuffle
+        self.seed = sync_random_seed() if seed is None else seed
+        self.round_up = round_up
+        self.epoch = 0
+        self.rank, self.world_size = get_dist_info()
+        total = int(self.sizes.sum())
+        if round_up:
+            total += -total % self.world_size
+        # This rank's part of the line of all pictures.
+        self.start, self.end = (
+            total * rank // self.world_size
+            for rank in (self.rank, self.rank + 1))
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        pieces = self._pieces()
+        # A trailing 0 would give the generator that orders the shards.
+        rng = np.random.default_rng((self.seed, self.epoch, self.rank + 1))
+        for first in range(0, len(pieces), self.window):
+            mixed = np.concatenate(pieces[first:first + self.window])
+            if self.shuffle:
+                rng.shuffle(mixed)
+            yield from mixed.tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle in another way.
+
+        Args:
+            epoch (int): Index of the epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def _pieces(self) -> List[np.ndarray]:
+        """Indices of the pictures of each of this rank's shards."""
+        order = np.arange(len(self.sizes))
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        firsts = np.cumsum(self.sizes) - self.sizes
+        pieces, place = [], 0
+        while place < self.end:  # round and round again, to round up
+            for shard in order:
+                # What of [start, end) lies in this shard.
+                low = max(self.start - place, 0)
+                high = min(self.end - place, self.sizes[shard])
+                if low < high:
+                    pieces.append(firsts[shard] + np.arange(low, high))
+                place += self.sizes[shard]
+        return pieces

@@ -1,0 +1,231 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Rendering of drawn views on any device, a whole batch at a time.
+
+The operations, their order and their rounding to whole levels, down in blends
+and to the nearest elsewhere, are PIL's and so those of
+:func:`mmdensecl.datasets.transforms.render_view`; only hue is finer here, PIL
+knows 256. Pixels are float32 in 0-255. What to do with which view is worked
+out on the CPU and sent once, so that the CPU never waits for the device.
+"""
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONTRAST, SATURATION, HUE = 1, 2, 3  # places in a view's jitter; 0 is light
+ROUNDS = 5  # four of the jitter, then grey
+UNCHANGED = (1., 0., 0.)
+
+
+def crop_and_resize(picture: Tensor, box: Tuple[int, ...],
+                    size: int) -> Tensor:
+    """Cut out a box and resize it, antialiased as PIL does.
+
+    Args:
+        picture (Tensor): (3, H, W).
+        box (tuple[int]): Left, top, width and height.
+        size (int): Side of the result in pixels.
+
+    Returns:
+        Tensor: (1, 3, size, size), float32, not rounded.
+    """
+    left, top, width, height = box
+    crop = picture[None, :, top:top + height, left:left + width].float()
+    return F.interpolate(crop, (size, size), mode='bilinear', antialias=True)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Grey of (N, 3, H, W) as (N, 1, H, W), by ITU-R BT.601 like PIL."""
+    red, green, blue = images.split(1, dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).round()
+
+
+def blend(images: Tensor, factor: Tensor, mean: Tensor,
+          gray: Tensor) -> Tensor:
+    """Brightness, contrast or saturation, another one for each image.
+
+    All three are ``base + factor * (image - base)``, where the base is black,
+    the mean grey, or the image in grey.
+
+    Args:
+        images (Tensor): (N, 3, H, W), 0-255.
+        factor (Tensor): 1 leaves an image as it is, (N, 1, 1, 1).
+        mean (Tensor): 1 where the base is the mean grey, else 0.
+        gray (Tensor): 1 where the base is the image in grey, else 0.
+
+    Returns:
+        Tensor: (N, 3, H, W), clamped to 0-255.
+    """
+    base = luma(images)
+    base = gray * base + mean * base.mean((2, 3), keepdim=True).round()
+    return torch.lerp(base, images, factor).clamp_(0, 255).floor_()
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue; value and saturation in HSV stay.
+
+    ``value - chroma * clamp(min(k, 4 - k), 0, 1)`` with ``k = (n + hue) mod
+    6``, hue in sixths of a turn, and n = 5, 3, 1 for red, green and blue:
+    https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
+
+    Args:
+        images (Tensor): (N, 3, H, W).
+        shift (Tensor): In turns, (N, 1, 1, 1).
+
+    Returns:
+        Tensor: (N, 3, H, W).
+    """
+    red, green, blue = images.split(1, dim=1)
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    some = chroma.clamp(min=1e-6)  # grey has no hue, any will do
+    hue = torch.where(
+        value == red, (green - blue) / some,
+        torch.where(value == green, 2 + (blue - red) / some,
+                    4 + (red - green) / some))
+    n = torch.arange(5, 0, -2, device=images.device).view(3, 1, 1)
+    k = (hue + 6 * shift + n) % 6
+    return (value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)).round_()
+
+
+def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
+    """Kernels of what PIL calls Gaussian blur: a box, three times over.
+
+    The box has a fraction of a pixel at either end, which makes the variance
+    right for any sigma (Gwosdek et al., SSVM 2011).
+
+    Args:
+        sigma (Tensor): Standard deviations in pixels, (N,).
+        reach (int): Pixels to either side of a box, at least 1 more than the
+            whole pixels of the largest sigma.
+
+    Returns:
+        Tensor: (N, 6 * reach + 1), each of sum 1.
+    """
+    variance = sigma[:, None]**2 / 3  # of one box
+    whole = ((12 * variance + 1).sqrt() / 2 - 0.5).floor()  # to either side
+    end = (2 * whole + 1) * (variance - whole * (whole + 1) / 3) / 2
+    end = end / ((whole + 1)**2 - variance)
+    taps = torch.arange(-reach, reach + 1, device=sigma.device).abs()
+    box = (1 + whole - taps).clamp(0, 1) + end * (taps == whole + 1)
+    box = (box / box.sum(1, keepdim=True))[:, None]
+    kernels = box.transpose(0, 1)
+    for _ in range(2):
+        kernels = F.conv1d(kernels, box, padding=2 * reach, groups=len(sigma))
+    return kernels[0]
+
+
+def blur(images: Tensor, kernels: Tensor) -> Tensor:
+    """Blur each image by a kernel of its own, edges repeated.
+
+    Args:
+        images (Tensor): (N, C, H, W).
+        kernels (Tensor): Used along both sides, (N, K), K odd.
+
+    Returns:
+        Tensor: (N, C, H, W).
+    """
+    channels = images.shape[0] * images.shape[1]
+    kernels = kernels.repeat_interleave(images.shape[1], 0)[:, None, None]
+    # One image of all channels, so that each has its own kernel.
+    x = images.reshape(1, channels, *images.shape[2:])
+    x = F.pad(x, [kernels.shape[-1] // 2] * 4, mode='replicate')
+    x = F.conv2d(x, kernels, groups=channels)
+    x = F.conv2d(x, kernels.transpose(2, 3), groups=channels)
+    return x.view_as(images).round_()
+
+
+class Plan(NamedTuple):
+    """What is done to which of M views, on their device.
+
+    Attributes:
+        blends (Tensor): Arguments of :func:`blend`, (rounds, 3, M, 1, 1, 1).
+        hues (list[tuple]): Of each round the views whose hue is turned, and
+            how far, (n,) and (n, 1, 1, 1).
+        blurred (Tensor): The views that are blurred.
+        sigma (Tensor): How much.
+        reach (int): Of the boxes of the blur, 0 where nothing is blurred.
+    """
+    blends: Tensor
+    hues: List[Tuple[Tensor, Tensor]]
+    blurred: Tensor
+    sigma: Tensor
+    reach: int
+
+
+def make_plan(views: Sequence, device: torch.device) -> Plan:
+    """Sort what was drawn by operation.
+
+    Args:
+        views (Sequence[View]): M :class:`mmdensecl.datasets.transforms.View`.
+        device (torch.device): Where the tensors go.
+
+    Returns:
+        Plan: The operations in the order in which they are carried out.
+    """
+    blends = [[UNCHANGED] * len(views) for _ in range(ROUNDS)]
+    hues: List[Dict[int, float]] = [{} for _ in range(ROUNDS)]
+    blurs = {i: v.sigma for i, v in enumerate(views) if v.sigma is not None}
+    for i, view in enumerate(views):
+        order, *factors = view.jitter or ((), )
+        for turn, kind in enumerate(order):
+            factor = factors[kind]
+            if factor is None:
+                continue
+            if kind == HUE:
+                hues[turn][i] = factor
+            else:
+                blends[turn][i] = (factor, kind == CONTRAST,
+                                   kind == SATURATION)
+        if view.gray:
+            blends[-1][i] = (0., 0., 1.)  # saturation of nothing
+
+    def send(values: list, dtype: torch.dtype) -> Tensor:
+        # Only a copy from pinned memory is sure to let the CPU go on.
+        pin = device.type == 'cuda'
+        return torch.tensor(
+            values, dtype=dtype, pin_memory=pin).to(
+                device, non_blocking=True)
+
+    parts = [*hues, blurs]
+    counts = [len(part) for part in parts]
+    rows = send([i for part in parts for i in part], torch.long)
+    amounts = send([x for part in parts for x in part.values()], torch.float32)
+    *hue_rows, blurred = rows.split(counts)
+    *shifts, sigma = amounts.split(counts)
+    blends = send(blends, torch.float32).transpose(1, 2)
+    return Plan(blends[..., None, None, None],
+                [(a, b.view(-1, 1, 1, 1)) for a, b in zip(hue_rows, shifts)],
+                blurred, sigma,
+                int(max(blurs.values())) + 1 if blurs else 0)
+
+
+def render_views(pictures: Sequence[Tensor], views: Sequence,
+                 size: int) -> Tensor:
+    """Carry out drawn views, one of each picture.
+
+    Args:
+        pictures (Sequence[Tensor]): M pictures on one device, uint8, RGB,
+            (3, H, W), each of a size of its own.
+        views (Sequence[View]): M :class:`mmdensecl.datasets.transforms.View`.
+        size (int): Side of the results in pixels.
+
+    Returns:
+        Tensor: (M, 3, size, size), float32, 0-255.
+    """
+    plan = make_plan(views, pictures[0].device)
+    crops = []
+    for picture, view in zip(pictures, views):
+        crop = crop_and_resize(picture, view.box, size)
+        # All that follows treats left and right alike.
+        crops.append(crop.flip(3) if view.flip else crop)
+    images = torch.cat(crops).contiguous().round_()
+    for arguments, (rows, shift) in zip(plan.blends, plan.hues):
+        images = blend(images, *arguments)
+        if len(rows):
+            images[rows] = shift_hue(images[rows], shift)
+    if plan.reach:
+        kernels = blur_kernels(plan.sigma, plan.reach)
+        images[plan.blurred] = blur(images[plan.blurred], kernels)
+    return images

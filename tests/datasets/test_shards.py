@@ -1,0 +1,448 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import io
+import os
+import pickle
+import runpy
+import sys
+import tarfile
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import webdataset
+from torch.utils.data import DataLoader
+
+from mmdensecl.datasets import (ShardSampler, UnlabeledFolder, UnlabeledShards,
+                                listing, samplers)
+from mmdensecl.datasets.shards import OpenFiles, find_shards
+
+CONVERTER = Path(
+    __file__).parents[2] / 'tools/dataset_converters/folder_to_shards.py'
+
+
+def content(name):
+    """Bytes that are of no picture; only the pipeline would mind."""
+    return name.encode() * (1 + len(name) % 7)
+
+
+def write_tar(path, members):
+    """A shard by plain tarfile, of names or TarInfos."""
+    with tarfile.open(path, 'w') as tar:
+        for member in members:
+            if isinstance(member, str):
+                data = content(member)
+                member = tarfile.TarInfo(member)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            else:
+                tar.addfile(member)
+    return str(path)
+
+
+def write_folder(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(name))
+    return str(folder)
+
+
+def names(dataset):
+    return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+
+
+def same(results):
+    return results
+
+
+def contents(dataset, workers=0, **kwargs):
+    loader = DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=lambda batch: batch[0],
+        **kwargs)
+    return {item['img_path']: item['img_bytes'] for item in loader}
+
+
+def convert(folder, out, *flags):
+    """Run the tool as a script, but in this process."""
+    command = [str(x) for x in (CONVERTER, folder, out, *flags)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', command)
+        patch.syspath_prepend(CONVERTER.parent)
+        runpy.run_path(str(CONVERTER), run_name='__main__')
+
+
+class TestConverter:
+    PLAIN = [
+        f'{label}/{i:03d}.{extension}' for label in ('a', 'v1.2', 'ü')
+        for i, extension in enumerate(('jpg', 'JPEG', 'png', 'webp'))
+    ]
+    ODD = [
+        'a.jpg', 'a.png', 'a.jpg.jpg', 'a%2Ejpg.jpg', 'x.1.jpg', 'x.2.jpg',
+        '50%/b.JPG', '50%/b.jpg',
+        'long/' + 120 * 'n' + '/' + 120 * 'm' + '.jpg'
+    ]
+
+    @pytest.fixture(scope='class')
+    def converted(self, tmp_path_factory):
+        """A folder and its shards."""
+        root = tmp_path_factory.mktemp('converted')
+        folder = write_folder(root / 'folder', self.PLAIN)
+        convert(folder, root / 'shards', '--max-count', 5)
+        return folder, root / 'shards'
+
+    def test_equals_the_folder(self, converted):
+        folder = UnlabeledFolder(converted[0], [same])
+        shards = UnlabeledShards(str(converted[1]), pipeline=[same])
+        assert shards.shard_sizes == [5, 5, 2]
+        assert names(shards) == names(folder) == sorted(self.PLAIN)
+        for dataset in (folder, shards):
+            dataset.set_epoch(3, seed=1)
+        for ours, theirs in zip(shards, folder):
+            assert ours['img_bytes'] == theirs['img_bytes'] == content(
+                ours['img_path'])
+            assert ours['seed'] == theirs['seed']
+
+    def test_webdataset_reads_them(self, converted):
+        urls = f'{converted[1]}/shard-{{000000..000002}}.tar'
+        samples = webdataset.WebDataset(urls, shardshuffle=False)
+        read = {}
+        for sample in samples:
+            (key, ), = [[k for k in sample if not k.startswith('__')]]
+            read[sample['__key__'], key] = sample[key]
+        # webdataset makes extensions small.
+        assert read == {
+            (name.rpartition('.')[0], name.rpartition('.')[2].lower()):
+            content(name)
+            for name in self.PLAIN
+        }
+
+    def test_odd_names_lead_back(self, tmp_path, capsys):
+        folder = write_folder(tmp_path / '%d', self.ODD)
+        out = tmp_path / '%s out'
+        convert(folder, out)
+        log = capsys.readouterr().out
+        assert 'Wrote 9 pictures in 1 shards' in log
+        assert 'mmdensecl.UnlabeledShards' in log
+        found = contents(UnlabeledShards(str(out), pipeline=[same]))
+        back = {}
+        for name, data in found.items():
+            key, extension = name.rsplit('.', 1)
+            assert '.' not in key.rpartition('/')[2]
+            file = unquote(key)
+            back[file if file in self.ODD else f'{file}.{extension}'] = data
+        assert back == {name: content(name) for name in self.ODD}
+        samples = webdataset.WebDataset(
+            str(out / 'shard-000000.tar'), shardshuffle=False)
+        assert len(list(samples)) == len(self.ODD)
+
+    def test_shuffled_the_same_way_each_time(self, converted, tmp_path):
+        for out in ('x', 'y'):
+            convert(converted[0], tmp_path / out, '--shuffle', '--max-size',
+                    50 / 2**20)
+        shards = [sorted((tmp_path / out).iterdir()) for out in ('x', 'y')]
+        assert len(shards[0]) > 2
+        for a, b in zip(*shards):
+            assert a.read_bytes() == b.read_bytes()
+        mixed = names(UnlabeledShards(str(tmp_path / 'x')))
+        assert mixed != sorted(mixed) == sorted(self.PLAIN)
+
+    def test_nothing_half_done(self, converted, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            convert(*converted)
+        assert 'exists already' in capsys.readouterr().err
+        folder = Path(write_folder(tmp_path / 'folder', ['a.jpg']))
+        (folder / 'b.jpg').symlink_to('nowhere')
+        with pytest.raises(FileNotFoundError):
+            convert(folder, tmp_path / 'out')
+        assert not (tmp_path / 'out').exists()
+        (folder / 'b.jpg').unlink()
+        convert(folder, tmp_path / 'out')
+        assert [x.name for x in tmp_path.iterdir()].count('out') == 1
+        assert names(UnlabeledShards(str(tmp_path / 'out'))) == ['a.jpg']
+
+
+class TestFindShards:
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for name in ('s-00.tar', 's-01.tar', 's-10.tar', 't.tar', 'x.txt'):
+            (tmp_path / name).touch()
+        return tmp_path
+
+    @pytest.mark.parametrize('pattern, expected', [
+        ('', ['s-00', 's-01', 's-10', 't']),
+        ('s-{00..01}.tar', ['s-00', 's-01']),
+        ('s-?0.tar', ['s-00', 's-10']),
+        ('{t,s-0*}.tar', ['t', 's-00', 's-01']),
+        ('t.tar', ['t']),
+    ])
+    def test_patterns(self, folder, pattern, expected):
+        found = find_shards(str(folder / pattern))
+        assert found == [str(folder / f'{name}.tar') for name in expected]
+
+    def test_relative_paths_outlive_a_change_of_folder(self, folder,
+                                                       monkeypatch):
+        write_tar(folder / 't.tar', ['a.jpg'])
+        monkeypatch.chdir(folder)
+        dataset = UnlabeledShards('t.tar', pipeline=[same])
+        monkeypatch.chdir('/')
+        assert dataset[0]['img_bytes'] == content('a.jpg')
+
+    @pytest.mark.parametrize('pattern, message', [
+        ('s-{00..02}.tar', 's-02.tar'),
+        ('none-*.tar', 'none-'),
+        ('sub', 'sub'),
+        ('empty', 'No shards in'),
+    ])
+    def test_missing(self, folder, pattern, message):
+        (folder / 'empty').mkdir()
+        with pytest.raises(FileNotFoundError, match=message):
+            find_shards(str(folder / pattern))
+
+
+class TestMembers:
+
+    def test_one_picture_of_a_sample(self, tmp_path):
+        path = write_tar(tmp_path / 'x.tar', [
+            'a/0.cls', 'a/0.jpg', 'a/0.json', 'a/1.seg.png', 'a/1.jpg',
+            'a/2.txt', 'b/1.PNG', 'b/1.jpg', 'c/photo.2.jpg'
+        ])
+        dataset = UnlabeledShards(path, pipeline=[same])
+        expected = ['a/0.jpg', 'a/1.jpg', 'b/1.PNG', 'c/photo.2.jpg']
+        assert contents(dataset) == {name: content(name) for name in expected}
+
+    def test_links_devices_hidden_files_and_paths(self, tmp_path):
+        odd = []
+        for name, kind in (('link.jpg', tarfile.SYMTYPE),
+                           ('hard.jpg', tarfile.LNKTYPE), ('dev.jpg',
+                                                           tarfile.CHRTYPE),
+                           ('pipe.jpg', tarfile.FIFOTYPE), ('folder.jpg',
+                                                            tarfile.DIRTYPE)):
+            odd.append(tarfile.TarInfo(name))
+            odd[-1].type, odd[-1].linkname = kind, '/etc/passwd'
+        path = write_tar(tmp_path / 'x.tar', [
+            *odd, '._0.jpg', '__MACOSX/0.jpg', '.x/0.jpg', './0.jpg',
+            '/etc/1.jpg', '../2.jpg'
+        ])
+        dataset = UnlabeledShards(path, pipeline=[same])
+        # The last two are names like others: nothing opens them.
+        assert names(dataset) == ['0.jpg', '/etc/1.jpg']
+        assert dataset[0]['img_bytes'] == content('./0.jpg')
+        assert dataset[1]['img_bytes'] == content('/etc/1.jpg')
+
+    def test_by_webdatasets_writer(self, tmp_path):
+        pattern = str(tmp_path / '%03d.tar')
+        with webdataset.ShardWriter(pattern, maxcount=2, verbose=0) as writer:
+            for i in range(5):
+                writer.write({
+                    '__key__': f'k/{i}',
+                    'jpg': content(str(i)),
+                    'cls': i
+                })
+        dataset = UnlabeledShards(str(tmp_path), pipeline=[same])
+        assert dataset.shard_sizes == [2, 2, 1]
+        assert contents(dataset) == {
+            f'k/{i}.jpg': content(str(i))
+            for i in range(5)
+        }
+
+    def test_no_pictures(self, tmp_path):
+        path = write_tar(tmp_path / 'x.tar', ['a.txt'])
+        with pytest.raises(FileNotFoundError, match='No pictures'):
+            UnlabeledShards(path)
+
+
+class TestReading:
+
+    @pytest.fixture
+    def dataset(self, tmp_path, monkeypatch):
+        """Six shards of four pictures; two may be open."""
+        for s in range(6):
+            write_tar(tmp_path / f'{s}.tar',
+                      [f'{s}/{i}.jpg' for i in range(4)])
+        monkeypatch.setattr(UnlabeledShards, 'MAX_OPEN', 2)
+        return UnlabeledShards(str(tmp_path), pipeline=[same])
+
+    @pytest.mark.parametrize('workers', [0, 2])
+    def test_in_and_out_of_workers(self, dataset, workers):
+        dataset[0]  # opened here, before the fork
+        expected = {name: content(name) for name in names(dataset)}
+        assert len(expected) == 24
+        sampler = ShardSampler(dataset, window=3, seed=0)
+        assert contents(dataset, workers, sampler=sampler) == expected
+
+    def test_pickles_without_its_files(self, dataset):
+        dataset[0]
+        again = pickle.loads(pickle.dumps(dataset))
+        assert again[5]['img_bytes'] == content('1/1.jpg')
+
+    def test_few_files_are_open(self, tmp_path):
+        paths = [tmp_path / str(i) for i in range(4)]
+        for path in paths:
+            path.write_bytes(path.name.encode() * 9)
+        files = OpenFiles(limit=2)
+        for i in (0, 1, 0, 2, 3, 3, 0):
+            assert files.read(str(paths[i]), 3, 2) == 2 * str(i).encode()
+            assert len(files.files) <= 2
+        assert [*files.files] == [str(paths[3]), str(paths[0])]
+
+    def test_subset(self, dataset):
+        subset = dataset.get_subset([9, 8, 1, 23])
+        assert subset.shard_sizes == [2, 1, 1]
+        assert subset[0]['img_bytes'] == content('2/1.jpg')
+        assert dataset.get_subset(6).shard_sizes == [4, 2]
+
+    def test_a_shard_that_shrinks_later(self, dataset, tmp_path):
+        os.truncate(tmp_path / '0.tar', 600)
+        assert dataset[1]['img_path'] != '0/1.jpg'
+        assert dataset.unreadable[1]
+
+    def test_headers_are_read_once(self, dataset, tmp_path, monkeypatch):
+        monkeypatch.setenv('MMDENSECL_LISTINGS', str(tmp_path / 'cache'))
+        monkeypatch.setattr(listing, 'MIN_SECONDS', 0)
+        for path in tmp_path.glob('*.tar'):
+            os.utime(path, (1e9, 1e9))
+        opened = []
+        whole = tarfile.open
+        monkeypatch.setattr(
+            tarfile, 'open',
+            lambda path, *args: opened.append(path) or whole(path, *args))
+
+        def load():
+            opened.clear()
+            return UnlabeledShards(str(tmp_path), pipeline=[same])
+
+        first = load()
+        assert len(opened) == 6
+        second = load()
+        assert not opened and contents(first) == contents(second)
+        assert second.shard_sizes == [4] * 6
+        write_tar(tmp_path / '6.tar', ['6/0.jpg'])
+        os.utime(tmp_path / '6.tar', (1e9, 1e9))
+        assert load().shard_sizes == [4] * 6 + [1]
+        monkeypatch.undo()
+
+
+class TestDamage:
+
+    @pytest.fixture
+    def shard(self, tmp_path):
+        return Path(
+            write_tar(tmp_path / 'x.tar', [f'{i}.jpg' for i in range(3)]))
+
+    @pytest.mark.parametrize(
+        'damage', [
+            lambda data: b'',
+            lambda data: b'no tar at all' * 100,
+            lambda data: data[:700],
+            lambda data: data[:1024],
+            lambda data: data[:1030],
+            lambda data: data[:3 * 1024],
+            lambda data: data[:1024] + b'\7' * 512 + data[1536:],
+        ],
+        ids='empty foreign data edge header end garbage'.split())
+    def test_is_named(self, shard, damage):
+        shard.write_bytes(damage(shard.read_bytes()))
+        with pytest.raises(ValueError, match='x.tar" is not a whole'):
+            UnlabeledShards(str(shard))
+
+    def test_compressed(self, tmp_path):
+        with tarfile.open(tmp_path / 'x.tar', 'w:gz') as tar:
+            tar.addfile(tarfile.TarInfo('0.jpg'))
+        with pytest.raises(ValueError, match='uncompressed'):
+            UnlabeledShards(str(tmp_path))
+
+
+class Sized:
+    """As much of a data set as a sampler sees."""
+
+    def __init__(self, *sizes):
+        self.shard_sizes = sizes
+
+    def __len__(self):
+        return sum(self.shard_sizes)
+
+
+class TestSampler:
+    SIZES = (5, 1, 40, 17, 8, 30, 30, 12, 9, 25, 3, 28)
+
+    @pytest.fixture
+    def ranks(self, monkeypatch):
+        """Function that gives what each rank draws in an epoch."""
+
+        def draw(world_size=3, epoch=0, sizes=self.SIZES, **kwargs):
+            drawn = []
+            for rank in range(world_size):
+                monkeypatch.setattr(samplers, 'get_dist_info', lambda:
+                                    (rank, world_size))
+                sampler = ShardSampler(Sized(*sizes), **{'seed': 0, **kwargs})
+                sampler.set_epoch(epoch)
+                drawn.append(list(sampler))
+                assert len(drawn[-1]) == len(sampler)
+            return drawn
+
+        return draw
+
+    @pytest.mark.parametrize('world_size', [1, 2, 3, 7])
+    @pytest.mark.parametrize('shuffle', [True, False])
+    def test_each_picture_once(self, ranks, world_size, shuffle):
+        total = sum(self.SIZES)
+        drawn = ranks(world_size, round_up=False, shuffle=shuffle)
+        assert sorted(sum(drawn, [])) == list(range(total))
+        drawn = ranks(world_size, round_up=True, shuffle=shuffle)
+        assert len({len(x) for x in drawn}) == 1
+        everything = sum(drawn, [])
+        assert set(everything) == set(range(total))
+        assert len(everything) - total == -total % world_size
+
+    def test_more_ranks_than_pictures(self, ranks):
+        drawn = ranks(5, sizes=(1, 1))
+        assert [len(x) for x in drawn] == [1] * 5
+        assert {x for rank in drawn for x in rank} == {0, 1}
+
+    def test_fixed_by_seed_and_epoch(self, ranks):
+        assert ranks(epoch=2) == ranks(epoch=2)
+        different = [
+            ranks(epoch=0),
+            ranks(epoch=1),
+            ranks(seed=1),
+            ranks(shuffle=False)
+        ]
+        for i, one in enumerate(different):
+            assert all(one != other for other in different[:i])
+        in_order = sum(ranks(shuffle=False, round_up=False), [])
+        assert in_order == list(range(sum(self.SIZES)))
+
+    @pytest.mark.parametrize('window', [1, 2, 4])
+    def test_few_shards_at_once_and_mixed(self, ranks, window):
+        count, size = 30, 50
+        for drawn in ranks(sizes=(size, ) * count, window=window):
+            shards = [index // size for index in drawn]
+            # Two windows meet, and a part may start within a shard.
+            for start in range(0, len(shards), size):
+                near = shards[start:start + window * size]
+                assert len(set(near)) <= 2 * window + 1
+            for shard in set(shards):
+                places = [i for i, s in enumerate(shards) if s == shard]
+                assert places[-1] - places[0] < window * size
+            inside = [i % size for i in drawn if i // size == shards[0]]
+            assert inside != sorted(inside)
+            if window > 1:
+                assert len(set(shards[:10])) > 1
+
+    def test_ranks_share_few_shards(self, ranks):
+        count, size = 30, 50
+        touched = [{index // size
+                    for index in drawn}
+                   for drawn in ranks(7, sizes=(size, ) * count)]
+        assert sum(map(len, touched)) <= count + 7
+        for i, one in enumerate(touched):
+            assert all(len(one & other) <= 1 for other in touched[:i])
+
+    def test_wrong_arguments(self):
+        with pytest.raises(ValueError, match='window.*got 0'):
+            ShardSampler(Sized(1), window=0, seed=0)
+        with pytest.raises(TypeError, match='shard_sizes.*got list'):
+            ShardSampler([1, 2], seed=0)

@@ -1,0 +1,371 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Views rendered on the device against PIL, torchvision and SciPy."""
+import itertools
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import OptimWrapper
+from PIL import Image, ImageFilter
+from scipy.ndimage import correlate1d
+from torchvision.transforms import functional as F
+
+from mmdensecl.datasets import DrawViews, PackPicture, PackViews, TwoViews
+from mmdensecl.datasets.transforms import View, render_view
+from mmdensecl.models import DeviceViews
+from mmdensecl.models.data_preprocessors import render_views
+from mmdensecl.models.data_preprocessors.view_rendering import (blend, blur,
+                                                                blur_kernels,
+                                                                luma,
+                                                                shift_hue)
+from mmdensecl.registry import TRANSFORMS
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+SIZE = 48
+PLAIN = View((0, 0, SIZE, SIZE), None, False, None, False)
+FACTORS = (1.4, 0.6, 0.7, 0.1)
+ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation,
+          F.adjust_hue)
+
+
+def make_picture(width=SIZE, height=SIZE, seed=0):
+    """Coloured structure at every scale, and flat, black and white parts."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    array = np.array(coarse.resize((width, height), Image.BICUBIC), dtype=int)
+    array += rng.integers(-30, 31, array.shape)
+    array[:height // 6] = rng.choice([0, 128, 255])
+    return Image.fromarray(array.clip(0, 255).astype(np.uint8))
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_image(tensor):
+    return Image.fromarray(tensor.byte().permute(1, 2, 0).numpy())
+
+
+def column(values):
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
+
+
+def pack(images, seed=0, **kwargs):
+    """A batch as a dataloader gives it."""
+    draw, end = DrawViews(**kwargs), PackPicture()
+    return pseudo_collate([
+        end(
+            draw(
+                dict(
+                    img=image,
+                    seed=seed + i,
+                    img_path=f'{i}.png',
+                    sample_idx=i))) for i, image in enumerate(images)
+    ])
+
+
+@pytest.fixture
+def images():
+    return torch.stack([to_tensor(make_picture(seed=i))
+                        for i in range(5)]).float()
+
+
+class TestOperations:
+    """Each with another strength for each of several pictures."""
+
+    STRENGTHS = (0.6, 0.9, 1., 1.1, 1.4)
+
+    @pytest.mark.parametrize('kind', range(3))
+    def test_blends(self, images, kind):
+        out = blend(images, column(self.STRENGTHS), column([kind == 1] * 5),
+                    column([kind == 2] * 5))
+        for image, result, factor in zip(images, out, self.STRENGTHS):
+            expected = to_tensor(ADJUST[kind](to_image(image), factor))
+            error = (result - expected).abs()
+            assert error.max() <= 1 and error.mean() < 0.01
+
+    def test_blends_of_different_kinds(self, images):
+        out = blend(images[:4], column([0.6, 0.7, 1.4, 1.]),
+                    column([0, 1, 0, 0]), column([0, 0, 1, 0]))
+        for i, factor in enumerate((0.6, 0.7, 1.4)):
+            expected = to_tensor(ADJUST[i](to_image(images[i]), factor))
+            assert (out[i] - expected).abs().mean() < 0.01
+        assert torch.equal(out[3], images[3])
+
+    def test_hue(self, images):
+        shifts = (-0.5, -0.1, 0., 0.03, 0.1)
+        out = shift_hue(images, column(shifts))
+        for image, result, shift in zip(images, out, shifts):
+            # PIL's own has steps of 1.4 degrees.
+            expected = 255 * F.adjust_hue(image / 255, shift)
+            assert (result - expected).abs().max() < 0.51
+
+    def test_luma(self, images):
+        for image, gray in zip(images, luma(images)):
+            expected = to_tensor(F.to_grayscale(to_image(image), 3))
+            error = (gray - expected).abs()
+            assert error.max() <= 1 and error.mean() < 0.01
+
+    SIGMAS = (0.1, 0.3, 0.5, 1., 1.7, 1.99)
+
+    def test_blur_kernels(self):
+        """The variance is right also where a sampled Gaussian's is not."""
+        sigma = torch.tensor(self.SIGMAS)
+        for reach in (2, 4):
+            kernels = blur_kernels(sigma, reach)
+            offsets = torch.arange(kernels.shape[1]) - 3 * reach
+            assert torch.allclose(kernels.sum(1), torch.ones(6))
+            assert torch.allclose((kernels * offsets**2).sum(1), sigma**2)
+            assert torch.allclose(kernels, kernels.flip(1))
+            assert (kernels >= 0).all()
+
+    def test_blur_is_that_of_pil(self):
+        picture = make_picture()
+        views = [PLAIN._replace(sigma=sigma) for sigma in self.SIGMAS]
+        out = render_views([to_tensor(picture)] * 6, views, SIZE)
+        for result, sigma in zip(out, self.SIGMAS):
+            expected = picture.filter(ImageFilter.GaussianBlur(sigma))
+            error = (result - to_tensor(expected)).abs()
+            # PIL rounds, and repeats the edges, six times on the way.
+            assert error[:, 6:-6, 6:-6].max() <= 3 and error.mean() < 1
+
+    def test_blur(self, images):
+        kernels = torch.rand(5, 7).softmax(1)
+        for image, kernel, result in zip(images, kernels,
+                                         blur(images, kernels)):
+            expected = image.numpy()
+            for axis in (1, 2):  # SciPy's nearest repeats the edge
+                expected = correlate1d(
+                    expected, kernel.numpy(), axis, mode='nearest')
+            error = np.abs(result.numpy() - expected)
+            assert error.max() < 0.51
+
+    @pytest.mark.parametrize(
+        'size, box',
+        [
+            ((90, 70), (0, 0, 90, 70)),  # smaller
+            ((90, 70), (11, 7, 62, 53)),
+            ((400, 300), (5, 9, 390, 280)),
+            ((40, 40), (3, 4, 20, 31)),  # larger
+            ((30, 300), (3, 4, 20, 290)),  # both
+            ((1, 1), (0, 0, 1, 1)),
+        ])
+    def test_crop_and_resize(self, size, box):
+        picture = make_picture(*size)
+        left, top, width, height = box
+        expected = picture.crop((left, top, left + width, top + height))
+        expected = expected.resize((SIZE, SIZE), Image.BILINEAR)
+        out = render_views([to_tensor(picture)], [PLAIN._replace(box=box)],
+                           SIZE)
+        assert (out[0] - to_tensor(expected)).abs().max() <= 1
+
+    def test_flip_is_exact(self, images):
+        views = [PLAIN._replace(sigma=1.5, jitter=((1, 3), *FACTORS))] * 2
+        views[1] = views[1]._replace(flip=True)
+        plain, flipped = render_views([images[0]] * 2, views, SIZE)
+        assert (plain.flip(2) - flipped).abs().mean() < 0.01
+        assert not torch.allclose(plain, flipped)
+
+
+class TestRenderViews:
+
+    def compare(self, pictures, views):
+        """With the worker's rendering: mean error, mean absolute error."""
+        out = render_views(list(map(to_tensor, pictures)), views, SIZE)
+        expected = torch.stack([
+            render_view(picture, view, SIZE)
+            for picture, view in zip(pictures, views)
+        ])
+        error = out - expected
+        return error.mean((1, 2, 3)), error.abs().mean((1, 2, 3))
+
+    def test_orders_of_jitter(self):
+        """All 24 in one batch, each carried out as drawn."""
+        picture = make_picture()
+        orders = list(itertools.permutations(range(4)))
+        views = [PLAIN._replace(jitter=(x, *FACTORS)) for x in orders]
+        _, error = self.compare([picture] * 24, views)
+        assert error.max() < 1
+        # And most orders differ by more than that.
+        out = render_views([to_tensor(picture)] * 24, views, SIZE)
+        distance = torch.cdist(out.flatten(1), out.flatten(1), p=1)
+        assert (distance / out[0].numel() > 2).float().mean() > 0.5
+
+    @pytest.mark.parametrize('without', range(4))
+    def test_strength_of_zero(self, without):
+        """DrawViews draws None for an operation that is switched off."""
+        factors = list(FACTORS)
+        factors[without] = None
+        view = PLAIN._replace(jitter=((2, 0, 3, 1), *factors))
+        _, error = self.compare([make_picture()], [view])
+        assert error < 1
+
+    def test_like_the_worker(self):
+        """Forty views, as drawn, against the 8-bit chain."""
+        rng, draw = Random(0), DrawViews()
+        sizes = [(160, 120), (90, 200), (60, 60), (300, 260)]
+        pictures = [make_picture(*size, seed=1) for size in sizes] * 10
+        views = [draw.draw(*picture.size, rng) for picture in pictures]
+        bias, error = self.compare(pictures, views)
+        assert error.mean() < 0.75 and error.max() < 2
+        assert bias.mean().abs() < 0.2 and bias.abs().max() < 1
+
+    def test_a_batch_is_its_pictures_one_by_one(self):
+        sizes = [(90, 70), (1, 1), (30, 200), (1, 50), (300, 200), (50, 1)]
+        pictures = [make_picture(*size, seed=1) for size in sizes] * 3
+        rng, draw = Random(1), DrawViews()
+        views = [draw.draw(*picture.size, rng) for picture in pictures]
+        tensors = list(map(to_tensor, pictures))
+        out = render_views(tensors, views, 20)
+        assert out.shape == (18, 3, 20, 20) and out.dtype == torch.float32
+        for tensor, view, result in zip(tensors, views, out):
+            alone = render_views([tensor], [view], 20)[0]
+            assert (alone - result).abs().mean() < 0.01
+        assert out.min() >= 0 and out.max() <= 255
+
+    def test_the_cpu_does_not_wait(self):
+        """Nothing reads a value back: there are none on the meta device."""
+        views = [
+            View((0, 0, 30, 20), ((3, 1, 0, 2), *FACTORS), True, 1.5, True),
+            PLAIN._replace(box=(1, 2, 10, 10))
+        ]
+        pictures = [torch.zeros(3, 20, 30, dtype=torch.uint8, device='meta')]
+        assert render_views(pictures * 2, views, 16).shape == (2, 3, 16, 16)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+    def test_gpu(self):
+        rng, draw = Random(2), DrawViews()
+        pictures = [make_picture(120, 90, seed=i) for i in range(8)]
+        views = [draw.draw(*picture.size, rng) for picture in pictures]
+        tensors = list(map(to_tensor, pictures))
+        expected = render_views(tensors, views, SIZE)
+        on_gpu = [tensor.cuda() for tensor in tensors]
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            out = render_views(on_gpu, views, SIZE)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+        assert (out.cpu() - expected).abs().mean() < 0.05
+
+
+class TestDeviceViews:
+    SIZES = [(60, 40), (1, 1), (33, 80), (64, 64)]
+
+    @pytest.fixture
+    def pictures(self):
+        return [
+            make_picture(*size, seed=i) for i, size in enumerate(self.SIZES)
+        ]
+
+    def test_where_it_is_rendered_makes_no_difference(self, pictures):
+        """The same seed: the same views, coordinates and pixels."""
+        batch = pack(pictures, seed=7)
+        assert all(x.dtype == torch.uint8 for x in batch['inputs'])
+        outputs = DeviceViews(size=32)(batch, training=True)
+        two_views, end = TwoViews(size=32), PackViews()
+        for i, picture in enumerate(pictures):
+            worker = end(
+                two_views(
+                    dict(
+                        img=picture,
+                        seed=7 + i,
+                        img_path=f'{i}.png',
+                        sample_idx=i)))
+            sample, expected = outputs['data_samples'][i], worker[
+                'data_samples']
+            assert sample.views == expected.views
+            assert sample.img_path == expected.img_path
+            assert sample.sample_idx == expected.sample_idx == i
+            for view, theirs in zip(outputs['inputs'], worker['inputs']):
+                assert (view[i] - theirs).abs().mean() < 2
+
+    def test_normalises_as_the_host_does(self, pictures):
+        batch = pack(pictures)
+        plain = DeviceViews(size=16)(batch)['inputs']
+        mean, std = [120., 110., 100.], [50., 60., 70.]
+        for kwargs, order in (({}, [0, 1, 2]), (dict(to_rgb=True), [2, 1, 0])):
+            outputs = DeviceViews(16, mean=mean, std=std, **kwargs)(batch)
+            for view, before in zip(outputs['inputs'], plain):
+                expected = (before[:, order] - column(mean).view(
+                    3, 1, 1)) / column(std).view(3, 1, 1)
+                assert torch.allclose(view, expected)
+
+    def test_the_pictures_rest_is_not_sent(self):
+        picture = make_picture(300, 200)
+        for seed in range(10):
+            batch = pack([picture], seed, crop_scale=(0.1, 0.2))
+            sent, sample = batch['inputs'][0], batch['data_samples'][0]
+            drawn = sample.drawn_views
+            boxes = np.array([x[:4] for x in sample.views], int)
+            low, high = boxes[:, :2].min(0), (boxes[:, :2] +
+                                              boxes[:, 2:]).max(0)
+            assert sent.shape == (3, *(high - low)[::-1])
+            assert sent.untyped_storage().nbytes() == sent.numel()
+            whole = [
+                view._replace(box=tuple(box))
+                for view, box in zip(drawn, boxes.tolist())
+            ]
+            assert torch.equal(
+                render_views([sent] * 2, drawn, 24),
+                render_views([to_tensor(picture)] * 2, whole, 24))
+
+    def test_full_precision_under_autocast(self, pictures):
+        batch, model = pack(pictures), DeviceViews(size=32)
+        expected = model(batch)['inputs'][0]
+        with torch.autocast('cpu', torch.bfloat16):
+            out = model(batch)['inputs'][0]
+        assert out.dtype == torch.float32 and torch.equal(out, expected)
+
+    def test_needs_what_was_drawn(self):
+        sample = TwoViews(size=8)(
+            dict(img=make_picture(), img_path='a.png', sample_idx=0))
+        batch = pseudo_collate([PackViews()(sample)])
+        with pytest.raises(
+                ValueError, match='mmdensecl.DrawViews and mmdensecl.Pack'):
+            DeviceViews(size=8)(batch)
+
+    def test_a_training_step(self, pictures, build_tiny):
+        model = build_tiny(
+            'DenseCL',
+            data_preprocessor=dict(
+                type='mmdensecl.DeviceViews',
+                size=32,
+                mean=[120.] * 3,
+                std=[60.] * 3))
+        before = model.backbone.conv1.weight.clone()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        log = model.train_step(pack(pictures), OptimWrapper(optimizer))
+        assert torch.isfinite(log['loss']) and 'match_right' in log
+        assert not torch.equal(model.backbone.conv1.weight, before)
+        assert int(model.queue.enqueued) == len(pictures)
+
+    @pytest.mark.parametrize('name', ['densecl', 'mocov2'])
+    def test_config(self, name):
+        """It differs from the worker's in where views are rendered only."""
+        worker, device = (
+            Config.fromfile(CONFIGS /
+                            f'{name}_r50_8xb32-coslr-200e{suffix}.py')
+            for suffix in ('', '_fast'))
+        assert device.model.data_preprocessor == dict(
+            worker.model.data_preprocessor,
+            type='mmdensecl.DeviceViews',
+            size=224)
+        worker, device = worker.train_dataloader, device.train_dataloader
+        (decode, views, _), pipeline = (
+            x.dataset.pop('pipeline') for x in (worker, device))
+        assert [x['type'] for x in pipeline] == [
+            decode['type'], 'mmdensecl.DrawViews', 'mmdensecl.PackPicture'
+        ]
+        assert views.pop('size') == 224
+        built = [
+            TRANSFORMS.build(x)
+            for x in (dict(views, type='mmdensecl.DrawViews'), pipeline[1])
+        ]
+        assert vars(built[0]) == vars(built[1])
+        assert device.pop('collate_fn') == dict(type='pseudo_collate')
+        worker.pop('collate_fn')
+        assert device == worker

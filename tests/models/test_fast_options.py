@@ -1,0 +1,174 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""channels_last and compile_encoders change how fast, not what."""
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.model import BaseModule
+
+BOTH = pytest.mark.parametrize('name', ['DenseCL', 'MoCoV2'])
+
+
+class TwoConvolutions(BaseModule):
+    """As little as Inductor can show its work on; a ResNet takes minutes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 32, 3, stride=2))
+
+    def forward(self, x):
+        return (self.layers(x), )
+
+
+def views(batch=4, size=32):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(batch, 3, size, size, generator=generator)
+        for _ in range(2)
+    ]
+
+
+def steps(model, number=3):
+    """Losses of a few steps of training."""
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], 0.01)
+    losses = []
+    for _ in range(number):
+        optimizer.zero_grad()
+        loss, _ = model.parse_losses(model.loss(views()))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def twins(build_tiny, name, **options):
+    """A model as published, and one with options and the same weights."""
+    plain, other = build_tiny(name), build_tiny(name, **options)
+    other.load_state_dict(copy.deepcopy(plain.state_dict()))
+    return plain, other
+
+
+def convolutions(model):
+    return {
+        name: x
+        for name, x in model.state_dict().items()
+        if x.dim() == 4 and x[0].numel() > 1 and x.shape[1] > 1
+    }
+
+
+class TestChannelsLast:
+
+    @BOTH
+    def test_same_training(self, build_tiny, name):
+        plain, other = twins(build_tiny, name, channels_last=True)
+        assert steps(other) == pytest.approx(steps(plain), rel=1e-4)
+
+    @BOTH
+    def test_reaches_every_convolution(self, build_tiny, name):
+        """Of both encoders, also after a step and a checkpoint."""
+        _, model = twins(build_tiny, name, channels_last=True)
+        steps(model, 1)
+        found = convolutions(model)
+        assert any('encoder_k' in x for x in found)
+        assert any('encoder_k' not in x for x in found)
+        for key, x in found.items():
+            assert x.is_contiguous(memory_format=torch.channels_last), key
+
+    def test_reaches_the_pictures(self, build_tiny):
+        seen = []
+        for channels_last in (False, True):
+            model = build_tiny(channels_last=channels_last)
+            for encoder in (model.backbone, model.encoder_k.backbone):
+                encoder.register_forward_pre_hook(
+                    lambda _, args: seen.append(args[0].is_contiguous()))
+            model.loss(views())
+        assert seen == [True, True, False, False]
+
+    def test_views_in_that_format_are_not_copied(self, build_tiny):
+        model = build_tiny(channels_last=True)
+        given = [
+            x.contiguous(memory_format=torch.channels_last) for x in views()
+        ]
+        seen = []
+        for encoder in (model.backbone, model.encoder_k.backbone):
+            encoder.register_forward_pre_hook(
+                lambda _, args: seen.append(args[0].data_ptr()))
+        model.loss(given)
+        assert seen == [x.data_ptr() for x in given]
+
+    def test_off_by_default(self, build_tiny):
+        for x in convolutions(build_tiny()).values():
+            assert x.is_contiguous()
+
+
+class TestCompile:
+
+    @BOTH
+    def test_same_training(self, build_tiny, name):
+        options = dict(backend='aot_eager')
+        plain, other = twins(build_tiny, name, compile_encoders=options)
+        assert steps(other) == pytest.approx(steps(plain), rel=1e-4)
+
+    @BOTH
+    def test_both_encoders_are_compiled_once(self, build_tiny, name):
+        graphs = []
+
+        def backend(graph, _):
+            graphs.append(graph)
+            return graph.forward
+
+        model = build_tiny(name, compile_encoders=dict(backend=backend))
+        assert not graphs  # not before the first step
+        steps(model, 1)
+        first = len(graphs)
+        assert first >= 4  # two backbones, two necks
+        steps(model, 3)
+        assert len(graphs) == first
+
+    @BOTH
+    def test_names_and_copies(self, build_tiny, name):
+        """Checkpoints do not know; a copy can be made and trained."""
+        options = dict(backend='aot_eager')
+        plain, other = twins(build_tiny, name, compile_encoders=options)
+        steps(other, 1)
+        assert list(other.state_dict()) == list(plain.state_dict())
+        assert steps(copy.deepcopy(other), 1)
+
+    def test_true_means_the_default_compiler(self, build_tiny, monkeypatch):
+        called = []
+        monkeypatch.setattr(torch.nn.Module, 'compile',
+                            lambda self, **kwargs: called.append(kwargs))
+        steps(build_tiny(compile_encoders=True), 2)
+        steps(build_tiny(compile_encoders={}), 1)
+        assert called == [{}] * 8
+        steps(build_tiny(), 1)
+        assert len(called) == 8
+
+    @pytest.mark.slow
+    def test_with_the_default_compiler(self, build_tiny):
+        """All at once: Inductor, channels last, bfloat16."""
+        backbone = dict(type=TwoConvolutions)
+        plain, other = (
+            build_tiny('DenseCL', backbone=backbone, **options)
+            for options in ({},
+                            dict(channels_last=True, compile_encoders=True)))
+        other.load_state_dict(copy.deepcopy(plain.state_dict()))
+        # One step: later ones would drift apart with bfloat16's rounding.
+        losses, gradients = [], []
+        for model in (plain, other):
+            with torch.autocast('cpu', torch.bfloat16):
+                loss, _ = model.parse_losses(model.loss(views()))
+            loss.backward()
+            losses.append(loss)
+            gradients.append(
+                torch.cat([
+                    x.grad.flatten() for x in model.parameters()
+                    if x.requires_grad
+                ]))
+        torch.testing.assert_close(*losses, rtol=0.01, atol=0)
+        apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+        assert apart < 0.03
