@@ -56,6 +56,8 @@ def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
             transform['size'] = size
     if cfg.model.data_preprocessor.get('type') == 'mmdensecl.DeviceViews':
         cfg.model.data_preprocessor.size = size
+    if cfg.model.get('compile_encoders'):  # Inductor takes minutes on a CPU
+        cfg.model.compile_encoders = dict(backend='aot_eager')
     if cfg.model.queue_len != 'auto':
         cfg.model.queue_len = 8
     return cfg

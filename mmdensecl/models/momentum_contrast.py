@@ -4,6 +4,7 @@ from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
+from mmengine.device import get_device
 from mmengine.dist import all_gather, broadcast
 from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
@@ -42,9 +43,10 @@ class MoCoV2(BaseSelfSupervisor):
         momentum (float): Weight of the query encoder in the update of the
             key encoder, mmengine's convention; the paper's 0.999 is 0.001
             here. Defaults to 0.001.
-        channels_last (bool): Whether pictures and convolutions keep their
-            channels next to each other in memory, which tensor cores want.
-            Only rounding changes. Defaults to False.
+        channels_last (bool | str): Whether pictures and convolutions keep
+            their channels next to each other in memory, which CPUs and tensor
+            cores want; only rounding changes. 'auto' is True where there is
+            no GPU. Defaults to 'auto'.
         compile_encoders (bool | dict): Whether ``torch.compile`` makes both
             encoders faster, from the first step of a training run on; a dict
             has its arguments, such as ``dict(mode='max-autotune')``. Weights
@@ -67,7 +69,7 @@ class MoCoV2(BaseSelfSupervisor):
                  queue_len: Union[int, str] = DEFAULT_QUEUE_LEN,
                  feat_dim: int = 128,
                  momentum: float = 0.001,
-                 channels_last: bool = False,
+                 channels_last: Union[bool, str] = 'auto',
                  compile_encoders: Union[bool, dict] = False,
                  pretrained: Optional[str] = None,
                  data_preprocessor: Optional[Union[dict, nn.Module]] = None,
@@ -94,6 +96,8 @@ class MoCoV2(BaseSelfSupervisor):
         self.encoder_k = MomentumEncoder(self.backbone, self.neck, momentum)
         self.batch_shuffle = BatchShuffle()
         self.queue = FeatureQueue(queue_len, feat_dim)
+        if channels_last == 'auto':
+            channels_last = get_device() == 'cpu'
         self.memory_format = torch.contiguous_format
         if channels_last:
             self.memory_format = torch.channels_last

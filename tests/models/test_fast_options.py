@@ -46,8 +46,9 @@ def steps(model, number=3):
 
 
 def twins(build_tiny, name, **options):
-    """A model as published, and one with options and the same weights."""
-    plain, other = build_tiny(name), build_tiny(name, **options)
+    """A model without any, and one with options and the same weights."""
+    plain = build_tiny(name, channels_last=False)
+    other = build_tiny(name, **options)
     other.load_state_dict(copy.deepcopy(plain.state_dict()))
     return plain, other
 
@@ -100,9 +101,15 @@ class TestChannelsLast:
         model.loss(given)
         assert seen == [x.data_ptr() for x in given]
 
-    def test_off_by_default(self, build_tiny):
+    @pytest.mark.parametrize('device, expected', [('cpu', True),
+                                                  ('cuda', False)])
+    def test_auto(self, build_tiny, monkeypatch, device, expected):
+        monkeypatch.setattr('mmdensecl.models.momentum_contrast.get_device',
+                            lambda: device)
         for x in convolutions(build_tiny()).values():
-            assert x.is_contiguous()
+            assert x.is_contiguous() != expected
+            assert x.is_contiguous(
+                memory_format=torch.channels_last) == expected
 
 
 class TestCompile:

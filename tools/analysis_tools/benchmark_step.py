@@ -39,9 +39,10 @@ def parse_args() -> argparse.Namespace:
 
 def encode_both(model: nn.Module, inputs: list) -> torch.Tensor:
     """The arithmetic that no contrastive method of this kind can avoid."""
-    query = model.neck(model.backbone(inputs[0]))
+    views = [x.contiguous(memory_format=model.memory_format) for x in inputs]
+    query = model.neck(model.backbone(views[0]))
     with torch.no_grad():
-        model.encoder_k.neck(model.encoder_k.backbone(inputs[1]))
+        model.encoder_k.neck(model.encoder_k.backbone(views[1]))
     return sum(x.float().mean() for x in query)
 
 

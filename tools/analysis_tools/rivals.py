@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What the benchmark_*.py scripts compare with, as its authors publish it."""
+import logging
 from pathlib import Path
 from typing import Dict, List
 
@@ -54,6 +55,7 @@ def build(cfg: Config, device: str) -> nn.Module:
     Returns:
         nn.Module: With the same seed for all.
     """
+    logging.disable(logging.INFO)  # mmengine lists every weight
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
