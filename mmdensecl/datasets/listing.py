@@ -156,7 +156,7 @@ def search_folder(root: str, extensions: Tuple[str, ...]) -> Found:
                     subfolders.append((name, entry.is_symlink()))
                 elif name.lower().endswith(extensions):
                     names.append(prefix + name)
-                elif entry.is_symlink():
+                elif entry.is_symlink() and not os.path.exists(entry.path):
                     certain = False  # it may lead to a folder some day
         for name, is_link in sorted(subfolders):
             path = os.path.join(folder, name)
@@ -179,7 +179,9 @@ def cache_file(root: str) -> Optional[Path]:
     """Where the pictures of ``root`` are remembered.
 
     The folder is ``$MMDENSECL_LISTINGS``, or ``mmdensecl/listings`` in the
-    user's cache folder. It holds copies only and may be removed.
+    user's cache folder. It holds copies only and may be removed. Set the
+    variable to nothing where a disk does not change a folder's time as files
+    come and go, as some mounts of object stores.
 
     Args:
         root (str): Folder or pattern that the pictures are found by.

@@ -82,7 +82,13 @@ def search_shard(path: str) -> Iterator[Tuple[str, int, int]]:
     found = []
     try:
         with tarfile.open(path, 'r:') as tar:
+            before = -1
             for member in tar:
+                if member.offset <= before or member.size < 0:
+                    # Some versions of tarfile would go back and forth forever.
+                    raise tarfile.ReadError(
+                        f'the member "{member.name}" leads back')
+                before = member.offset
                 name = member.name.removeprefix('./')
                 if (member.isreg() and not member.issparse()
                         and name.lower().endswith(IMG_EXTENSIONS)

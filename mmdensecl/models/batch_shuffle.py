@@ -14,6 +14,8 @@ import torch.nn as nn
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch import Tensor
 
+from .to_device import to_device
+
 
 def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     """Reorder the rows of a batch that is spread over the ranks.
@@ -36,7 +38,7 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     wanted = order.view(world_size, len(x))  # row r: what rank r gets
     owner = wanted // len(x)
     mine = [wanted[r][owner[r] == rank] % len(x) for r in range(world_size)]
-    send = x[torch.cat(mine).to(x.device, non_blocking=True)]
+    send = x[to_device(torch.cat(mine), x.device)]
     received = torch.empty_like(x)
     dist.all_to_all_single(
         received, send,
@@ -45,7 +47,7 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     # They come sorted by owner, each owner's in the order of our positions.
     positions = torch.argsort(owner[rank], stable=True)
     result = torch.empty_like(x)
-    result[positions.to(x.device, non_blocking=True)] = received
+    result[to_device(positions, x.device)] = received
     return result
 
 
@@ -72,7 +74,11 @@ class BatchShuffle(nn.Module):
         self.seed = None if seed < 0 else seed
 
     def draw(self, size: int) -> Tensor:
-        """The next permutation of ``size`` rows, on the CPU."""
+        """The next permutation of ``size`` rows.
+
+        On the CPU, which must know how many rows go to whom; the device is
+        never waited for.
+        """
         if self.seed is None:
             self.seed = sync_random_seed()
         generator = torch.Generator()

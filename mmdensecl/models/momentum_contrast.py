@@ -49,8 +49,9 @@ class MoCoV2(BaseSelfSupervisor):
             no GPU. Defaults to 'auto'.
         compile_encoders (bool | dict): Whether ``torch.compile`` makes both
             encoders faster, from the first step of a training run on; a dict
-            has its arguments, such as ``dict(mode='max-autotune')``. Weights
-            keep their names. Defaults to False.
+            has its arguments, such as
+            ``dict(mode='max-autotune-no-cudagraphs')``. Weights keep their
+            names. Defaults to False.
         pretrained (str, optional): Checkpoint to start from, as in
             mmpretrain. Defaults to None.
         data_preprocessor (dict | nn.Module, optional): Its type defaults to
@@ -59,7 +60,8 @@ class MoCoV2(BaseSelfSupervisor):
             None.
 
     Raises:
-        ValueError: ``queue_len`` is neither positive nor 'auto'.
+        ValueError: ``queue_len`` is neither positive nor 'auto', or
+            ``channels_last`` or ``compile_encoders`` is of no kind above.
     """
 
     def __init__(self,
@@ -96,6 +98,13 @@ class MoCoV2(BaseSelfSupervisor):
         self.encoder_k = MomentumEncoder(self.backbone, self.neck, momentum)
         self.batch_shuffle = BatchShuffle()
         self.queue = FeatureQueue(queue_len, feat_dim)
+        if channels_last not in (True, False, 'auto'):
+            raise ValueError("channels_last must be True, False or 'auto', "
+                             f'got {channels_last!r}')
+        if not isinstance(compile_encoders, (bool, dict)):
+            raise ValueError('compile_encoders must be True, False or a dict '
+                             'of arguments of torch.compile, got '
+                             f'{compile_encoders!r}')
         if channels_last == 'auto':
             channels_last = get_device() == 'cpu'
         self.memory_format = torch.contiguous_format

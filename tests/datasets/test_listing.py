@@ -234,7 +234,7 @@ class TestRemember:
         assert not cache.exists()
 
     def test_a_quick_search_leaves_nothing(self, root, cache, monkeypatch):
-        monkeypatch.setattr(listing, 'MIN_SECONDS', 1)
+        monkeypatch.setattr(listing, 'MIN_SECONDS', 1e9)
         self.names(root)
         assert not cache.exists()
 

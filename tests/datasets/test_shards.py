@@ -348,6 +348,15 @@ class TestDamage:
         with pytest.raises(ValueError, match='x.tar" is not a whole'):
             UnlabeledShards(str(shard))
 
+    def test_member_that_leads_back(self, tmp_path):
+        """CVE-2025-8194: a size below 0 sends tarfile to the same header."""
+        info = tarfile.TarInfo('0.jpg')
+        info.pax_headers = dict(size='-1536')
+        data = info.tobuf(tarfile.PAX_FORMAT)
+        (tmp_path / 'x.tar').write_bytes(data + bytes(1024))
+        with pytest.raises(ValueError, match='is not a whole'):
+            UnlabeledShards(str(tmp_path))
+
     def test_compressed(self, tmp_path):
         with tarfile.open(tmp_path / 'x.tar', 'w:gz') as tar:
             tar.addfile(tarfile.TarInfo('0.jpg'))

@@ -15,7 +15,7 @@ from scipy.ndimage import correlate1d
 from torchvision.transforms import functional as F
 
 from mmdensecl.datasets import DrawViews, PackPicture, PackViews, TwoViews
-from mmdensecl.datasets.transforms import View, render_view
+from mmdensecl.datasets.transforms import View, render, render_view
 from mmdensecl.models import DeviceViews
 from mmdensecl.models.data_preprocessors import render_views
 from mmdensecl.models.data_preprocessors.view_rendering import (blend, blur,
@@ -111,6 +111,14 @@ class TestOperations:
             assert error.max() <= 1 and error.mean() < 0.01
 
     SIGMAS = (0.1, 0.3, 0.5, 1., 1.7, 1.99)
+
+    def test_blur_kernels_are_the_worker_s(self):
+        kernels = blur_kernels(torch.tensor(self.SIGMAS), 3)
+        for sigma, kernel in zip(self.SIGMAS, kernels):
+            expected = torch.from_numpy(render.blur_kernel(sigma))
+            cut = (len(kernel) - len(expected)) // 2
+            torch.testing.assert_close(
+                kernel[cut:-cut].double(), expected, rtol=0, atol=1e-6)
 
     def test_blur_kernels(self):
         """The variance is right also where a sampled Gaussian's is not."""

@@ -311,6 +311,20 @@ class TestMemory:
         assert long.largest >= self.ROWS * 4096
         assert long.peak > 16 * short.peak
 
+    @pytest.mark.parametrize('with_weighted', [True, False])
+    def test_blocks_of_queries(self, monkeypatch, with_weighted):
+        """More queries than are looked at in one go, and a last few."""
+        query, queue = random_rows(11, 3), random_rows(9, 3)
+        whole = stream_queue(query, queue, with_weighted)
+        monkeypatch.setattr(queue_statistics, 'MAX_ROWS', 4)
+        for a, b in zip(stream_queue(query, queue, with_weighted), whole):
+            torch.testing.assert_close(a, b)
+
+    def test_batch_does_not_widen_the_blocks(self, monkeypatch):
+        monkeypatch.setattr(queue_statistics, 'MAX_ROWS', 6)
+        monkeypatch.setitem(queue_statistics.MAX_LOGITS, 'cpu', 6 * 32)
+        assert self.measure(info_nce, 4096).largest == 6 * 32
+
     def test_blocks_are_bounded(self, monkeypatch):
         """By a number of logits, whatever the batch; also in the module."""
         monkeypatch.setitem(queue_statistics.MAX_LOGITS, 'cpu',

@@ -15,7 +15,7 @@ import numpy as np
 import rivals
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageFilter
 from torchvision import transforms
@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as F2
 
 from mmdensecl.datasets.transforms import render
 from mmdensecl.datasets.transforms.loading import decode_rgb
+from mmdensecl.registry import MODELS
 
 OURS = 'densecl_r50_8xb32-coslr-200e.py'
 OURS_ON_DEVICE = 'densecl_r50_8xb32-coslr-200e_fast.py'
@@ -37,7 +38,7 @@ Run = Callable[[], Any]
 def parse_args() -> argparse.Namespace:
     parser = measure.make_parser(
         'Pictures a second of one core: from a file to two augmented views')
-    parser.set_defaults(device='cpu', threads=1)
+    parser.set_defaults(threads=1)
     parser.add_argument(
         '--images',
         type=Path,
@@ -144,6 +145,20 @@ def on_all(pipeline: Callable, items: List[Any]) -> Run:
     return run
 
 
+def device_part(paths: List[Path], device: str) -> Run:
+    """One round of what the model's device does for DeviceViews."""
+    cfg = rivals.config(str(rivals.CONFIGS / OURS_ON_DEVICE))
+    preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
+    pipeline = our_pipeline(OURS_ON_DEVICE)
+    packed = [pipeline(path) for path in paths]
+    size = cfg.train_dataloader.batch_size
+    batches = [
+        pseudo_collate(packed[i:i + size])
+        for i in range(0, len(packed), size)
+    ]
+    return on_all(lambda batch: preprocessor(batch, True), batches)
+
+
 def compare(args: argparse.Namespace, paths: List[Path]) -> None:
     """Print whole pipelines, from the file to the tensors."""
     pipelines = {
@@ -161,6 +176,8 @@ def compare(args: argparse.Namespace, paths: List[Path]) -> None:
         lambda path: decode_rgb(path.read_bytes()),
     }
     runs = {name: on_all(run, paths) for name, run in pipelines.items()}
+    runs[f"mmdensecl, DeviceViews' own part, {args.device}"] = device_part(
+        paths, args.device)
     seconds = measure.take_turns(runs, args.rounds, args.device)
     report = measure.Report(
         f'Two views of {SIZE} pixels from each of {len(paths)} JPEGs', args)

@@ -14,7 +14,7 @@ from typing import Any, Tuple
 import measure
 from mmengine.dataset import BaseDataset
 
-from mmdensecl.datasets import UnlabeledFolder
+from mmdensecl.datasets import UnlabeledFolder, listing
 from mmdensecl.datasets.listing import TICK, cache_file
 
 WORKERS = 2
@@ -94,12 +94,14 @@ def main() -> None:
         root = Path(folder, 'pictures')
         root.mkdir()
         os.environ['MMDENSECL_LISTINGS'] = str(Path(folder, 'listings'))
+        listing.MIN_SECONDS = 0  # remember few files, too
         fill(root, args.files, args.folders)
         seconds = measure.take_turns(
             {
                 name: lambda make=make: make(str(root))
                 for name, make in RIVALS.items()
             }, args.rounds, args.device)
+        assert cache_file(os.path.realpath(root)).exists()
         for name in RIVALS:
             # In a process of its own, without what the others left behind.
             with ProcessPoolExecutor(1, get_context('spawn')) as pool:

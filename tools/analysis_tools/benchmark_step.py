@@ -12,6 +12,8 @@ import torch.nn as nn
 
 ALONE = 'both encoders alone'
 PEER = 'mmpretrain DenseCL'
+BASELINE = 'MoCo-v2'
+NAMES = [ALONE, *rivals.OURS, *rivals.MMPRETRAIN]
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +29,12 @@ def parse_args() -> argparse.Namespace:
         choices=measure.DTYPES,
         default='float32',
         help='type of autocast, of all but the configs below')
+    parser.add_argument(
+        '--rivals',
+        nargs='+',
+        choices=NAMES,
+        default=NAMES,
+        help='who takes part; the three that others are compared to always do')
     parser.add_argument(
         '--configs',
         type=Path,
@@ -89,13 +97,14 @@ def make(name: str, batch: int, size: int, precision: str,
 def main() -> None:
     args = parse_args()
     shape = args.batch, args.size, args.precision, args.device
-    names = [ALONE, *rivals.OURS, *rivals.MMPRETRAIN, *map(str, args.configs)]
+    names = [x for x in NAMES if x in (*args.rivals, ALONE, PEER, BASELINE)]
+    names += map(str, args.configs)
     if args.device == 'cuda':
         torch.backends.cudnn.benchmark = True  # as all of the configs do
     seconds = measure.take_turns({x: make(x, *shape)
                                   for x in names}, args.rounds, args.device)
     memory = {
-        x: measure.extra_memory(make, args.device, x, *shape)
+        x: measure.extra_memory(make, args.device, x, *shape, whole=True)
         for x in names
     }
     report = measure.Report(
@@ -105,11 +114,13 @@ def main() -> None:
         ours = name in rivals.OURS or Path(name).suffix == '.py'
         report.add(
             f'mmdensecl {Path(name).stem}' if ours else name,
+            precision=rivals.precision_of(rivals.config(name))
+            if Path(name).suffix == '.py' else args.precision,
             seconds=median(seconds[name]),
             to_mmpretrain_DenseCL=measure.ratio(seconds[name], seconds[PEER]),
             to_encoders_alone=measure.ratio(seconds[name], seconds[ALONE]),
-            to_MoCo_v2=measure.ratio(seconds[name], seconds['MoCo-v2']),
-            extra_MiB=memory[name] / measure.MIB,
+            to_MoCo_v2=measure.ratio(seconds[name], seconds[BASELINE]),
+            peak_MiB=memory[name] / measure.MIB,
             memory_ratio=memory[name] / memory[PEER])
     report.show()
 

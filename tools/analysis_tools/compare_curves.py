@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = measure.make_parser(__doc__)
+    parser = measure.make_parser(__doc__, timing=False)
     parser.add_argument('config', help='config file of the reference run')
     parser.add_argument(
         '--config',
@@ -66,6 +66,9 @@ def parse_args() -> argparse.Namespace:
     args = measure.parse(parser)
     if args.epochs < 1:
         parser.error(f'--epochs must be at least 1, got {args.epochs}')
+    names = [run.name for run in list_runs(args)]
+    if len({name.replace(' ', '_') for name in names}) < len(names):
+        parser.error(f'the runs need names of their own, got {names}')
     return args
 
 
@@ -84,12 +87,18 @@ def train(run: Run, args: argparse.Namespace) -> np.ndarray:
     folder = args.work_dir / run.name.replace(' ', '_')
     command = [
         sys.executable,
-        str(TRAIN), run.config, '--work-dir',
-        str(folder), '--cfg-options', f'randomness.seed={args.seed}',
+        str(TRAIN),
+        run.config,
+        '--work-dir',
+        str(folder),
+        '--cfg-options',
+        f'randomness.seed={args.seed}',
         f'train_cfg.max_epochs={args.epochs}',
         'default_hooks.logger.interval=1',
+        'log_processor.window_size=1',  # each step's own loss
         'default_hooks.checkpoint.interval=-1',
-        'default_hooks.checkpoint.save_last=False', *args.cfg_options,
+        'default_hooks.checkpoint.save_last=False',
+        *args.cfg_options,
         *run.options
     ]
     print(f'{run.name}: {folder}', flush=True)

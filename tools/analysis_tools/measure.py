@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import re
-import resource
 import statistics
 import sys
 import time
@@ -32,9 +31,23 @@ DTYPES = {
 }
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags that all of the scripts have."""
+def make_parser(description: str,
+                timing: bool = True) -> argparse.ArgumentParser:
+    """A parser with the flags that the scripts share.
+
+    Args:
+        description (str): What the script is for.
+        timing (bool): Whether it times something in this process. Defaults to
+            True.
+
+    Returns:
+        argparse.ArgumentParser: To be given to :func:`parse`.
+    """
     parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        '--out', type=Path, help='JSON file to write the numbers to')
+    if not timing:
+        return parser
     parser.add_argument(
         '--device',
         choices=['cpu', 'cuda'],
@@ -46,14 +59,14 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help='timed rounds, after one that is not')
     parser.add_argument(
         '--threads', type=int, help="torch's threads, by default all cores")
-    parser.add_argument(
-        '--out', type=Path, help='JSON file to write the numbers to')
     return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the command line and settle the number of threads."""
     args = parser.parse_args()
+    if 'rounds' not in args:
+        return args
     if args.rounds < 1:
         parser.error(f'--rounds must be at least 1, got {args.rounds}')
     if args.threads:
@@ -98,8 +111,10 @@ def ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, peer))
 
 
-def extra_memory(make: Callable[..., Callable[[], Any]], device: str, *args:
-                 Any) -> int:
+def extra_memory(make: Callable[..., Callable[[], Any]],
+                 device: str,
+                 *args: Any,
+                 whole: bool = False) -> int:
     """Bytes by which the peak of the memory grows while something runs.
 
     Args:
@@ -107,47 +122,56 @@ def extra_memory(make: Callable[..., Callable[[], Any]], device: str, *args:
             of a module, as on a CPU a fresh process looks it up by name.
         device (str): Where it runs.
         *args: Of ``make``.
+        whole (bool): Whether what it needs to be made counts, too, and what
+            a first run leaves behind for a second. Defaults to False.
 
     Returns:
         int: Bytes.
     """
     if device == 'cuda':
-        run = make(*args)
-        _wait(device)
-        torch.cuda.empty_cache()
-        start = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        _wait(device)
-        return torch.cuda.max_memory_allocated() - start
+        return _grown(make, device, None, whole, *args)
     # A process's peak never falls again, so each rival has its own.
     with get_context('spawn').Pool(1) as pool:
-        return pool.apply(_grown, (make, torch.get_num_threads(), *args))
+        threads = torch.get_num_threads()
+        return pool.apply(_grown, (make, device, threads, whole, *args))
 
 
-def _grown(make: Callable[..., Callable[[], Any]], threads: int, *args:
-           Any) -> int:
-    torch.set_num_threads(threads)
+def _grown(make: Callable[..., Callable[[], Any]], device: str,
+           threads: Optional[int], whole: bool, *args: Any) -> int:
+    if threads:
+        torch.set_num_threads(threads)
+    start = _reset_peak(device)
     run = make(*args)
-    start = _reset_peak()
-    run()
-    return _peak() - start
+    if not whole:
+        start = _reset_peak(device)
+    for _ in range(2 if whole else 1):
+        run()
+    return _peak(device) - start
 
 
-def _reset_peak() -> int:
+def _reset_peak(device: str) -> int:
     """The peak from here on, as what was made may have needed more."""
+    if device == 'cuda':
+        _wait(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     try:
         Path('/proc/self/clear_refs').write_text('5')
     except OSError:  # not Linux: a peak of the making hides one of the run
         pass
-    return _peak()
+    return _peak(device)
 
 
-def _peak() -> int:
+def _peak(device: str) -> int:
+    if device == 'cuda':
+        _wait(device)
+        return torch.cuda.max_memory_allocated()
     status = Path('/proc/self/status')
     if status.exists():
         kib, = re.findall(r'VmHWM:\s+(\d+) kB', status.read_text())
         return int(kib) * 1024
+    import resource  # not on Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
 
@@ -178,10 +202,10 @@ class Report:
         self.title = title
         self.settings = {k: v for k, v in vars(args).items() if k != 'out'}
         self.out: Optional[Path] = args.out
+        on_gpu = getattr(args, 'device', 'cpu') == 'cuda'
         self.environment = dict(
-            device=torch.cuda.get_device_name()
-            if args.device == 'cuda' else _processor(),
-            threads=args.threads,
+            device=torch.cuda.get_device_name() if on_gpu else _processor(),
+            threads=getattr(args, 'threads', None),
             python=platform.python_version(),
             torch=torch.__version__,
             mmdensecl=mmdensecl.__version__)

@@ -40,9 +40,12 @@ def config(name: str) -> Config:
 
 def precision_of(cfg: Config) -> str:
     """The type that a config's optimiser wrapper casts to."""
-    if cfg.optim_wrapper.get('type', 'OptimWrapper') != 'AmpOptimWrapper':
-        return 'float32'
-    return cfg.optim_wrapper.get('dtype') or 'float16'
+    wrapper = cfg.optim_wrapper
+    return {
+        'OptimWrapper': 'float32',
+        'AmpOptimWrapper': wrapper.get('dtype') or 'float16',
+        'mmdensecl.BFloat16OptimWrapper': 'bfloat16',
+    }[wrapper.get('type', 'OptimWrapper')]
 
 
 def build(cfg: Config, device: str) -> nn.Module:
@@ -55,11 +58,12 @@ def build(cfg: Config, device: str) -> nn.Module:
     Returns:
         nn.Module: With the same seed for all.
     """
-    logging.disable(logging.INFO)  # mmengine lists every weight
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
+    logging.disable(logging.INFO)  # mmengine lists every weight
     model.init_weights()
+    logging.disable(logging.NOTSET)
     return model.to(device).train()
 
 

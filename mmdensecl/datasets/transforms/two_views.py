@@ -178,7 +178,9 @@ class PackPicture(BaseTransform):
     """Pack a picture and what was drawn for :class:`mmdensecl.DeviceViews`.
 
     Pictures differ in size, so the dataloader's ``collate_fn`` must be
-    ``pseudo_collate``. Only the rectangle around both crops is sent.
+    ``pseudo_collate``. Only the rectangle around both crops is sent, at full
+    resolution: up to 36 MB of a photograph of 12 megapixels. Shrink such files
+    first, or render in the workers by :class:`TwoViews`.
 
     Required keys: ``img`` (PIL, RGB), ``views``, ``img_path``,
     ``sample_idx``.

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..to_device import to_device
+
 CONTRAST, SATURATION, HUE = 1, 2, 3  # places in a view's jitter; 0 is light
 ROUNDS = 5  # four of the jitter, then grey
 UNCHANGED = (1., 0., 0.)
@@ -182,11 +184,7 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
             blends[-1][i] = (0., 0., 1.)  # saturation of nothing
 
     def send(values: list, dtype: torch.dtype) -> Tensor:
-        # Only a copy from pinned memory is sure to let the CPU go on.
-        pin = device.type == 'cuda'
-        return torch.tensor(
-            values, dtype=dtype, pin_memory=pin).to(
-                device, non_blocking=True)
+        return to_device(torch.tensor(values, dtype=dtype), device)
 
     parts = [*hues, blurs]
     counts = [len(part) for part in parts]

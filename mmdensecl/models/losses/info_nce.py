@@ -81,10 +81,10 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, queue: Tensor,
-                temperature: float, form: Optional[Form], dtype: torch.dtype):
+                temperature: float, form: Optional[Form]):
         with_grad = ctx.needs_input_grad[0]
         args = query / temperature, queue, with_grad
-        negatives = (form or fastest_form(*args, dtype))(*args)
+        negatives = (form or fastest_form(*args))(*args)
         positive = (args[0] * key).sum(dim=1)
         # How far the queue's log-sum-exp lies above the positive: the loss is
         # the logistic one of that gap. Small terms come last.
@@ -103,7 +103,7 @@ class _InfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss: Tensor, *_):
         gradient, = ctx.saved_tensors
-        return grad_loss[:, None] * gradient, None, None, None, None, None
+        return grad_loss[:, None] * gradient, None, None, None, None
 
 
 def info_nce(query: Tensor,
@@ -114,9 +114,10 @@ def info_nce(query: Tensor,
     """InfoNCE against a queue whose logits never exist all at once.
 
     The value and the gradient of :func:`info_nce_reference`, exact up to
-    rounding, with extra memory that does not grow with the queue. All sums
-    are in float32, also of half-precision input and under autocast; float64
-    stays float64. Second derivatives are not there: the gradient counts as a
+    rounding, without logits that grow with the queue. All sums are in float32,
+    also of half-precision input and under autocast; float64 stays float64.
+    Under autocast on a GPU the form that is chosen may multiply in half
+    precision. Second derivatives are not there: the gradient counts as a
     constant.
 
     Args:
@@ -132,14 +133,8 @@ def info_nce(query: Tensor,
     Returns:
         InfoNCEResult: Loss and similarities of each row.
     """
-    device = query.device.type
     query, key, queue = _full_precision(query, key, queue)
-    dtype = query.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return InfoNCEResult(
-            *_InfoNCE.apply(query, key, queue, temperature, form, dtype))
+    return InfoNCEResult(*_InfoNCE.apply(query, key, queue, temperature, form))
 
 
 # Names of a config's forms.
@@ -154,8 +149,10 @@ class InfoNCE(nn.Module):
         temperature (float): Divides the similarities, above 0. Defaults to
             0.2, MoCo-v2's and DenseCL's.
         form (str): What walks through the queue: 'stream' is plain PyTorch,
-            'triton' a kernel for GPUs, 'auto' the faster of both, measured at
-            the first step; 'reference' holds every logit. Defaults to 'auto'.
+            'triton' a kernel for GPUs, which multiplies in autocast's type,
+            'auto' the faster of both, measured at the first step, so that two
+            runs on a GPU may round differently unless they are deterministic;
+            'reference' holds every logit. Defaults to 'auto'.
 
     Raises:
         ValueError: ``temperature`` is not above 0, or ``form`` is unknown.

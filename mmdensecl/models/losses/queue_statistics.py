@@ -8,6 +8,9 @@ from torch import Tensor
 # Logits looked at in one go: they should stay in a CPU's cache, and keep a
 # GPU busy for longer than launching the next kernels takes.
 MAX_LOGITS = dict(cpu=2**20, cuda=2**24)
+# Queries looked at in one go: of more, the blocks of the queue would be too
+# narrow to multiply fast.
+MAX_ROWS = 2048
 
 
 class QueueStatistics(NamedTuple):
@@ -34,9 +37,9 @@ def stream_queue(query: Tensor,
                  block_size: Optional[int] = None) -> QueueStatistics:
     """Block after block of the queue, in plain PyTorch.
 
-    The weighted sum obeys the same running-maximum recurrence as the
-    log-sum-exp (Milakov and Gimelshein, arXiv 1805.02867), so one pass gives
-    both.
+    In the type of its input, also under autocast. The weighted sum obeys the
+    same running-maximum recurrence as the log-sum-exp (Milakov and Gimelshein,
+    arXiv 1805.02867), so one pass gives both.
 
     Args:
         query (Tensor): Queries over the temperature, (M, D).
@@ -50,7 +53,22 @@ def stream_queue(query: Tensor,
     """
     if block_size is None:
         most = MAX_LOGITS.get(query.device.type, MAX_LOGITS['cuda'])
-        block_size = max(1, most // max(1, len(query)))
+        block_size = max(1, most // max(1, min(len(query), MAX_ROWS)))
+    with torch.autocast(query.device.type, enabled=False):
+        parts = [
+            _stream(rows, queue, with_weighted, block_size)
+            for rows in query.split(MAX_ROWS)
+        ]
+    if len(parts) == 1:
+        return parts[0]
+    peaks, totals, weighted = zip(*parts)
+    return QueueStatistics(
+        torch.cat(peaks), torch.cat(totals),
+        torch.cat(weighted) if with_weighted else None)
+
+
+def _stream(query: Tensor, queue: Tensor, with_weighted: bool,
+            block_size: int) -> QueueStatistics:
     peak = query.new_full((len(query), ), -torch.inf)
     total = torch.zeros_like(peak)
     weighted = torch.zeros_like(query) if with_weighted else None
