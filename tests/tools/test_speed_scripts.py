@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from mmdensecl.testing import write_pictures
 
@@ -47,8 +50,12 @@ def test_loss(tmp_path):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
-def test_growth(tmp_path, monkeypatch):
+@pytest.fixture
+def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def test_growth(scripts, tmp_path):
     import benchmark_loss
     rows = [
         dict(what='grid', value=x, logits=x * x, seconds=1., extra_MiB=2.)
@@ -83,23 +90,37 @@ def test_comm(tmp_path):
 
 
 @pytest.mark.slow
-def test_step(tmp_path):
-    rows = run(
-        'benchmark_step.py',
-        '--batch=2',
-        '--size=64',
-        '--rounds=1',
-        '--rivals=MoCo-v2',
-        '--configs',
-        ROOT / 'configs/densecl_r50_8xb32-coslr-200e_amp.py',
-        cwd=tmp_path)
-    assert [row['what'] for row in rows] == [
-        'both encoders alone', 'mmdensecl MoCo-v2', 'mmpretrain DenseCL',
-        'mmdensecl densecl_r50_8xb32-coslr-200e_amp'
-    ]
-    types = [row['precision'] for row in rows]
-    assert types == ['float32'] * 3 + ['bfloat16']
-    assert all(row['seconds'] > 0 and row['peak_MiB'] > 100 for row in rows)
+@pytest.mark.parametrize('name, precision', [
+    ('both encoders alone', 'float32'),
+    ('mmpretrain DenseCL', 'bfloat16'),
+    ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 'bfloat16'),
+])
+def test_step(scripts, monkeypatch, name, precision):
+    """One step of a rival, in the precision that the table will name."""
+    import benchmark_step
+    used = []
+    monkeypatch.setattr(benchmark_step.measure, 'precision',
+                        lambda name, _: used.append(name) or nullcontext())
+    if name.endswith('.py'):
+        name = str(ROOT / name)
+        given = 'float32'
+    else:
+        given = precision
+    benchmark_step.make(name, 2, 32, given, 'cpu')()
+    assert used == [precision]
+
+
+@pytest.mark.parametrize('wrapper, precision', [
+    (dict(optimizer=dict()), 'float32'),
+    (dict(type='OptimWrapper'), 'float32'),
+    (dict(type='AmpOptimWrapper'), 'float16'),
+    (dict(type='AmpOptimWrapper', dtype='bfloat16'), 'bfloat16'),
+    (dict(type='mmdensecl.BFloat16OptimWrapper'), 'bfloat16'),
+])
+def test_precision_of(scripts, wrapper, precision):
+    import rivals
+    assert rivals.precision_of(Config(
+        dict(optim_wrapper=wrapper))) == precision
 
 
 @pytest.mark.parametrize('flags', [(), ('--profile', )])
@@ -141,6 +162,20 @@ train_dataloader['dataset']['pipeline'] = [
 """
 
 
+def test_runs_to_compare(scripts):
+    import compare_curves
+    args = Namespace(
+        config='a.py',
+        others=[['b', 'b.py']],
+        variants=[['c', 'x=1', 'y=2']],
+        seed=3)
+    assert compare_curves.list_runs(args) == [('reference', 'a.py', []),
+                                              ('b', 'b.py', []),
+                                              ('c', 'a.py', ['x=1', 'y=2']),
+                                              ('another seed', 'a.py',
+                                               ['randomness.seed=4'])]
+
+
 def test_compare_curves(tmp_path):
     write_pictures(tmp_path / 'pictures', 6)
     (tmp_path / 'tiny.py').write_text(TINY)
@@ -150,16 +185,10 @@ def test_compare_curves(tmp_path):
         '--variant',
         'reference form',
         'model.head.loss.form=reference',
-        '--config',
-        'again',
-        'tiny.py',
         cwd=tmp_path)
     found = {row['what']: row for row in rows}
-    assert list(found) == [
-        'reference', 'again', 'reference form', 'another seed'
-    ]
-    for name in ('reference', 'again'):
-        assert found[name]['largest_difference'] == 0
+    assert list(found) == ['reference', 'reference form', 'another seed']
+    assert found['reference']['largest_difference'] == 0
     assert 0 <= found['reference form']['largest_difference'] < 1e-3
     assert found['another seed']['largest_difference'] > 1e-3
     assert (tmp_path / 'work_dirs/compare_curves/curves.png').exists()
