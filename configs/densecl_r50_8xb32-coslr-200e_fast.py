@@ -1,4 +1,7 @@
-_base_ = './densecl_r50_8xb32-coslr-200e_amp.py'
+_base_ = [
+    './densecl_r50_8xb32-coslr-200e_amp.py',
+    './_base_/datasets/device_views.py',
+]
 
 # The published recipe at full speed, for GPUs: bfloat16, channels last,
 # compiled encoders, views rendered on the device. What is drawn for a picture
@@ -7,14 +10,4 @@ model = dict(
     channels_last=True,
     compile_encoders=True,
     data_preprocessor=dict(type='mmdensecl.DeviceViews', size=224))
-
-# The workers read, decode and draw, with the published numbers.
-train_pipeline = [
-    dict(type='mmdensecl.DecodeRGB'),
-    dict(type='mmdensecl.DrawViews'),
-    dict(type='mmdensecl.PackPicture'),
-]
-train_dataloader = dict(
-    # Pictures of different sizes cannot be stacked.
-    collate_fn=dict(type='pseudo_collate'),
-    dataset=dict(pipeline=train_pipeline))
+train_dataloader = {{_base_.device_views}}

@@ -1,4 +1,7 @@
-_base_ = './densecl_r18_1xb32-coslr-40e_folder.py'
+_base_ = [
+    './densecl_r18_1xb32-coslr-40e_folder.py',
+    '../_base_/datasets/device_views.py',
+]
 
 # What densecl_r50_8xb32-coslr-200e_fast.py switches on.
 model = dict(
@@ -6,11 +9,4 @@ model = dict(
     compile_encoders=True,
     data_preprocessor=dict(type='mmdensecl.DeviceViews', size=96))
 optim_wrapper = dict(type='mmdensecl.BFloat16OptimWrapper')
-train_pipeline = [
-    dict(type='mmdensecl.DecodeRGB'),
-    dict(type='mmdensecl.DrawViews'),
-    dict(type='mmdensecl.PackPicture'),
-]
-train_dataloader = dict(
-    collate_fn=dict(type='pseudo_collate'),
-    dataset=dict(pipeline=train_pipeline))
+train_dataloader = {{_base_.device_views}}

@@ -14,7 +14,6 @@ import mmcv
 import numpy as np
 import rivals
 import torch
-from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageFilter
@@ -90,7 +89,8 @@ def list_jpegs(folder: Path, count: int) -> List[Path]:
 
 def our_pipeline(name: str) -> Callable[[Path], Any]:
     """The transforms of a config of ours."""
-    pipeline = Compose(Config.fromfile(rivals.CONFIGS / name).train_pipeline)
+    cfg = rivals.config(str(rivals.CONFIGS / name))
+    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     return lambda path: pipeline(
         dict(img_bytes=path.read_bytes(), img_path=str(path), sample_idx=0))
 
