@@ -115,6 +115,11 @@ class TestChannelsLast:
 
 class TestCompile:
 
+    @pytest.fixture(autouse=True)
+    def nothing_compiled_before(self):
+        """Torch gives up on code that it has compiled for several models."""
+        torch.compiler.reset()
+
     @BOTH
     def test_same_training(self, build_tiny, name):
         options = dict(backend='aot_eager')
