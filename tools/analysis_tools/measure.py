@@ -9,6 +9,7 @@ rival in a fresh one, of torch's allocator on a GPU.
 import argparse
 import json
 import platform
+import random
 import re
 import statistics
 import sys
@@ -84,7 +85,7 @@ def precision(name: str, device: str) -> ContextManager:
 
 def take_turns(rivals: Mapping[str, Callable[[], Any]], rounds: int,
                device: str) -> Dict[str, List[float]]:
-    """Seconds of each rival in each round.
+    """Seconds of each rival in each round, in an order of its own each.
 
     Args:
         rivals (Mapping[str, Callable]): What to time.
@@ -95,11 +96,14 @@ def take_turns(rivals: Mapping[str, Callable[[], Any]], rounds: int,
         Dict[str, List[float]]: By the rivals' names.
     """
     seconds: Dict[str, List[float]] = {name: [] for name in rivals}
+    order, shuffle = list(rivals), random.Random(0).shuffle
     for turn in range(rounds + 1):
-        for name, run in rivals.items():
+        # Who comes after whom matters: memory and caches are as it left them.
+        shuffle(order)
+        for name in order:
             _wait(device)
             begin = time.perf_counter()
-            run()
+            rivals[name]()
             _wait(device)
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
