@@ -116,7 +116,11 @@ class MoCoV2(BaseSelfSupervisor):
 
     def init_weights(self) -> None:
         """Initialise the query encoder and copy it to the key encoder."""
+        # Numbers are drawn in the order of memory: a seed must mean the same
+        # weights in every format.
+        self.to(memory_format=torch.contiguous_format)
         super().init_weights()
+        self.to(memory_format=self.memory_format)
         self.encoder_k.copy_from(self.backbone, self.neck)
 
     def _load_from_state_dict(self, state_dict, prefix, *args,

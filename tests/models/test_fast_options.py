@@ -102,6 +102,19 @@ class TestChannelsLast:
         model.loss(given)
         assert seen == [x.data_ptr() for x in given]
 
+    @BOTH
+    def test_a_seed_means_the_same_weights(self, build_tiny, name):
+        found = []
+        for channels_last in (False, True):
+            torch.manual_seed(3)
+            model = build_tiny(name, channels_last=channels_last)
+            assert all(
+                x.is_contiguous(memory_format=model.memory_format)
+                for x in convolutions(model).values())
+            found.append(model.state_dict())
+        for key, x in found[0].items():
+            assert torch.equal(x, found[1][key]), key
+
     @pytest.mark.parametrize('device, expected', [('cpu', True),
                                                   ('cuda', False)])
     def test_auto(self, build_tiny, monkeypatch, device, expected):
