@@ -1,11 +1,19 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import copy
+import multiprocessing
 
 import pytest
 import torch
 
 # The tensors of the tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+# What is forked from the server has imported these already, and nothing of
+# ours: what a test starts must import that itself.
+multiprocessing.set_forkserver_preload([
+    'mmengine.runner', 'mmpretrain.models', 'mmpretrain.datasets',
+    'mmpretrain.evaluation', 'matplotlib.pyplot', 'torch._dynamo'
+])
 
 # A ResNet-18 of 4 channels: 32 x 32 pixels become a 4 x 4 map of 32 channels.
 TINY_RESNET = dict(
@@ -36,6 +44,15 @@ TINY_MODELS = dict(
             out_channels=4),
         queue_len=8,
         feat_dim=4))
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the files that take longest.
+
+    They start processes. A worker of pytest-xdist takes whole files: a long
+    one at the end would leave the other workers nothing to do.
+    """
+    items.sort(key=lambda item: item.path.parent.name != 'tools')
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ with open(vis / 'scalars.json', 'a') as log:
         if step == 6 and asked('FAIL'):
             raise RuntimeError('this run was told to fail')
         if step == 6 and asked('SLOW'):
-            time.sleep(600)
+            time.sleep(120)
     if asked('KILL'):
         os.kill(os.getpid(), 9)
     if asked('NOTHING'):  # mmdet's CocoMetric

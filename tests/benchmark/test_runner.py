@@ -22,6 +22,18 @@ from mmdensecl.benchmark.runner import Benchmark, Launcher, only_one
 from mmdensecl.benchmark.suite import load_suite
 
 
+@pytest.fixture(autouse=True)
+def heeded_signals():
+    """Also where nohup or a shell in the background has them ignored."""
+    previous = {
+        sig: signal.signal(sig, signal.default_int_handler)
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    yield
+    for sig, handler in previous.items():
+        signal.signal(sig, handler)
+
+
 @pytest.fixture
 def bench(place, weights, monkeypatch):
     """Function that plans and executes the suite."""

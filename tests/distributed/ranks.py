@@ -43,9 +43,8 @@ def run_ranks(worker, world_size, folder, *args):
     Returns:
         list: What each rank returned: tensors and containers of them.
     """
-    # A fork of a server that has imported torch once, and done nothing else.
+    # Forks of the server of conftest.py.
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmdensecl.models'])
     processes = [
         context.Process(
             target=_main,

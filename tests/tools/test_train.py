@@ -1,14 +1,20 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""The tools as a user starts them, in processes of their own."""
+"""The tools as a user starts them, in processes of their own.
+
+The first run is a process from scratch, and so are those of the launchers;
+the others need not import the libraries again.
+"""
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import run_script
 from mmengine.config import Config
 from PIL import Image
 
@@ -23,7 +29,11 @@ TOOLS = ROOT / 'tools'
 CONFIG = f"""
 _base_ = '{ROOT}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
 data_root = 'nowhere'
-model = dict(queue_len=14, neck=dict(hid_channels=16))
+model = dict(
+    queue_len=14, neck=dict(in_channels=32, hid_channels=16),
+    backbone=dict(
+        num_stages=2, strides=(2, 2), dilations=(1, 1), out_indices=(1, ),
+        stem_channels=16, base_channels=16))
 train_dataloader = dict(
     batch_size=4, num_workers=0, persistent_workers=False, pin_memory=False,
     dataset=dict(data_root=data_root))
@@ -66,13 +76,29 @@ def workplace(tmp_path):
 def whole(tmp_path_factory):
     """An uninterrupted run of two epochs: its log and its folder."""
     folder = prepare(tmp_path_factory.mktemp('whole'))
-    log = train(folder).stdout
-    return log, folder / 'work_dirs' / 'tiny'
+    done = run(
+        sys.executable,
+        TOOLS / 'train.py',
+        'tiny.py',
+        '--cfg-options',
+        'data_root=pictures',
+        cwd=folder)
+    return done.stdout, folder / 'work_dirs' / 'tiny'
+
+
+def checked(done, check=True):
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-5000:])
+    return done
 
 
 def run(*command, cwd, env=None, check=True):
     env = dict(
-        os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable, **(env or {}))
+        os.environ,
+        PYTHONPATH=str(ROOT),
+        PYTHON=sys.executable,
+        OMP_NUM_THREADS='1',
+        **(env or {}))
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -81,22 +107,23 @@ def run(*command, cwd, env=None, check=True):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT)
-    if check and done.returncode:
-        raise AssertionError(done.stdout[-5000:])
-    return done
+    return checked(done, check)
 
 
-def train(workplace, *flags, **kwargs):
-    return run(
-        sys.executable,
-        TOOLS / 'train.py',
-        kwargs.pop('config', 'tiny.py'),
+def tool(name, *args, cwd, env=None, check=True):
+    return checked(run_script(TOOLS / name, *args, cwd=cwd, env=env), check)
+
+
+def train(workplace, *flags, config='tiny.py', options=(), env=None):
+    return tool(
+        'train.py',
+        config,
         *flags,
         '--cfg-options',
         'data_root=pictures',
-        *kwargs.pop('options', ()),
+        *options,
         cwd=workplace,
-        **kwargs)
+        env=env)
 
 
 def final(folder):
@@ -156,12 +183,7 @@ class TestTrain:
         assert_same_weights(whole[1], workplace / 'other')
 
     def test_missing_data_says_what_to_do(self, workplace):
-        done = run(
-            sys.executable,
-            TOOLS / 'train.py',
-            'tiny.py',
-            cwd=workplace,
-            check=False)
+        done = tool('train.py', 'tiny.py', cwd=workplace, check=False)
         assert done.returncode != 0
         last = done.stdout.strip().splitlines()[-1]
         assert '"nowhere" does not exist' in last
@@ -205,15 +227,25 @@ class TestFast:
     def test_two_processes(self, workplace):
         if torch.cuda.is_available():
             pytest.skip('this machine has GPUs')
-        run('bash',
-            TOOLS / 'dist_train.sh',
-            'fast.py',
-            2,
-            '--cfg-options',
-            'data_root=pictures',
-            'train_dataloader.batch_size=2',
-            cwd=workplace,
-            env=dict(PORT=str(free_port()), OMP_NUM_THREADS='1'))
+        port = str(free_port())
+        with ThreadPoolExecutor(2) as pool:
+            ranks = [
+                pool.submit(
+                    train,
+                    workplace,
+                    '--launcher',
+                    'pytorch',
+                    config='fast.py',
+                    options=['train_dataloader.batch_size=2'],
+                    env=dict(
+                        RANK=str(rank),
+                        LOCAL_RANK=str(rank),
+                        WORLD_SIZE='2',
+                        MASTER_ADDR='127.0.0.1',
+                        MASTER_PORT=port)) for rank in range(2)
+            ]
+        for rank in ranks:
+            rank.result()
         state = final(workplace / 'work_dirs' / 'fast')['state_dict']
         assert int(state['dense_queue.enqueued']) == 24
         assert all(x.isfinite().all() for x in state.values())
@@ -240,7 +272,7 @@ class TestLaunchers:
             'data_root=pictures',
             'train_dataloader.batch_size=2',
             cwd=workplace,
-            env=dict(PORT=port, OMP_NUM_THREADS='1')).stdout
+            env=dict(PORT=port)).stdout
         assert '[2][3/3]' in log
         state = final(workplace / 'work_dirs' / 'tiny')['state_dict']
         assert int(state['dense_queue.enqueued']) == 24
@@ -318,9 +350,8 @@ class TestLaunchers:
 class TestSmallTools:
 
     def test_print_config(self, workplace):
-        out = run(
-            sys.executable,
-            TOOLS / 'analysis_tools/print_config.py',
+        out = tool(
+            'analysis_tools/print_config.py',
             'tiny.py',
             '--cfg-options',
             'model.queue_len=77',
@@ -333,8 +364,8 @@ class TestSmallTools:
         assert 'queue_len=77' in (workplace / 'whole.py').read_text()
 
     def test_browse_dataset(self, workplace):
-        run(sys.executable,
-            TOOLS / 'analysis_tools/browse_dataset.py',
+        tool(
+            'analysis_tools/browse_dataset.py',
             'tiny.py',
             '--show-number',
             2,
@@ -347,8 +378,8 @@ class TestSmallTools:
 
     def test_browse_views_of_the_device(self, workplace):
         for name in ('tiny', 'fast'):
-            run(sys.executable,
-                TOOLS / 'analysis_tools/browse_dataset.py',
+            tool(
+                'analysis_tools/browse_dataset.py',
                 f'{name}.py',
                 '--show-number',
                 1,
@@ -364,28 +395,27 @@ class TestSmallTools:
         # Where views are rendered hardly shows.
         assert np.abs(shown[0] - shown[1]).mean() < 1
 
-    @pytest.mark.parametrize('tool, dataset', [
+    @pytest.mark.parametrize('converter, dataset', [
         ('folder_to_lmdb.py', 'UnlabeledLMDB'),
         ('folder_to_shards.py', 'UnlabeledShards'),
     ])
-    def test_copies_train_like_the_folder(self, whole, workplace, tool,
+    def test_copies_train_like_the_folder(self, whole, workplace, converter,
                                           dataset):
-        run(sys.executable,
-            TOOLS / 'dataset_converters' / tool,
+        tool(
+            f'dataset_converters/{converter}',
             'pictures',
             'copy',
             cwd=workplace)
-        run(sys.executable,
-            TOOLS / 'train.py',
+        tool(
+            'train.py',
             'tiny.py',
             '--cfg-options',
             'data_root=copy',
             f'train_dataloader.dataset.type=mmdensecl.{dataset}',
             cwd=workplace)
         assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
-        again = run(
-            sys.executable,
-            TOOLS / 'dataset_converters' / tool,
+        again = tool(
+            f'dataset_converters/{converter}',
             'pictures',
             'copy',
             cwd=workplace,
@@ -393,9 +423,8 @@ class TestSmallTools:
         assert again.returncode == 2 and 'exists already' in again.stdout
 
     def test_demo_summary(self, whole, tmp_path):
-        out = run(
-            sys.executable,
-            TOOLS / 'demo/summary.py',
+        out = tool(
+            'demo/summary.py',
             whole[1],
             '--pictures',
             2,
@@ -404,20 +433,12 @@ class TestSmallTools:
         assert len(rows) == 1 and rows[0].count('%') == 2
         assert str(whole[1] / 'epoch_2.pth') in out
         assert (whole[1] / 'matches.png').stat().st_size > 10000
-        done = run(
-            sys.executable,
-            TOOLS / 'demo/summary.py',
-            tmp_path,
-            cwd=tmp_path,
-            check=False)
+        done = tool('demo/summary.py', tmp_path, cwd=tmp_path, check=False)
         assert done.returncode and 'no dumped config' in done.stdout
 
     def test_demo_tiles(self, tmp_path):
         for folder in ('a', 'b'):
-            run(sys.executable,
-                TOOLS / 'demo/make_tiles.py',
-                folder,
-                cwd=tmp_path)
+            tool('demo/make_tiles.py', folder, cwd=tmp_path)
         names = [
             sorted(
                 p.relative_to(tmp_path / folder)
@@ -431,7 +452,5 @@ class TestSmallTools:
         licences = (tmp_path / 'a/LICENSES.txt').read_text().splitlines()[1:]
         folders = {name.parts[0] for name in names[0]}
         assert {line.split(':')[0] for line in licences} == folders
-        out = run(
-            sys.executable, TOOLS / 'demo/make_tiles.py', 'a',
-            cwd=tmp_path).stdout
+        out = tool('demo/make_tiles.py', 'a', cwd=tmp_path).stdout
         assert 'are there already' in out
