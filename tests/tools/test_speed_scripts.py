@@ -196,9 +196,9 @@ def test_compare_curves(scripts, tmp_path, monkeypatch, capsys):
     rows = rows_of(tmp_path / 'out.json', capsys.readouterr().out)
     found = {row['what']: row for row in rows}
     assert list(found) == ['reference', 'reference form', 'another seed']
-    assert found['reference']['largest_difference'] == 0
-    assert 0 <= found['reference form']['largest_difference'] < 1e-3
-    assert found['another seed']['largest_difference'] > 1e-3
+    assert found['reference']['largest_distance'] == 0
+    assert 0 <= found['reference form']['largest_distance'] < 1e-3
+    assert found['another seed']['largest_distance'] > 1e-3
     assert (tmp_path / 'work_dirs/compare_curves/curves.png').exists()
 
 

@@ -121,14 +121,17 @@ def main() -> None:
         'differences to the reference', args)
     tail = max(1, len(reference) // 10)
     for name, losses in curves.items():
-        apart = np.abs(losses - reference)
+        difference = losses - reference
+        apart = np.abs(difference)
         report.add(
             name,
             first_step=f'{losses[0]:.6f}',
             mean_of_last_tenth=f'{losses[-tail:].mean():.4f}',
             first_difference=float(apart[0]),
-            mean_difference=float(apart.mean()),
-            largest_difference=float(apart.max()))
+            mean_distance=float(apart.mean()),
+            largest_distance=float(apart.max()),
+            shift=float(difference.mean()),
+            standard_error=float(difference.std() / len(difference)**0.5))
     report.show()
     draw(curves, args.work_dir / 'curves.png')
 
@@ -138,15 +141,15 @@ def draw(curves: Dict[str, Any], path: Path) -> None:
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained')
     for name, losses in curves.items():
-        top.plot(losses, label=name, linewidth=1)
+        line, = top.plot(losses, label=name, linewidth=1)
         if name != 'reference':
             bottom.semilogy(
                 np.abs(losses - curves['reference']).clip(min=1e-8),
-                label=name,
+                color=line.get_color(),
                 linewidth=1)
     top.set_ylabel('loss')
     top.legend(fontsize=8)
-    bottom.set_ylabel('difference to the reference')
+    bottom.set_ylabel('distance to the reference')
     bottom.set_xlabel('step')
     figure.savefig(path, dpi=110)
     plt.close(figure)
