@@ -33,8 +33,8 @@ def write_pictures(folder: Union[str, Path],
 def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
     """Make a shipped pre-training config small enough for a test.
 
-    Its model stays as it is, but for a short queue; pictures become small
-    and few, and no worker processes start.
+    Its model stays as it is, but for a short queue and few categories;
+    pictures become small and few, and no worker processes start.
 
     Args:
         cfg (Config): Changed in place.
@@ -60,4 +60,8 @@ def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
         cfg.model.compile_encoders = dict(backend='aot_eager')
     if cfg.model.queue_len != 'auto':
         cfg.model.queue_len = 8
+    if 'category' in cfg.model:  # two pictures of at least four cells
+        cfg.model.num_samples = 3
+        if 'num_clusters' in cfg.model.category:
+            cfg.model.category.num_clusters = 4
     return cfg

@@ -39,6 +39,17 @@ ARGUMENTS = dict(
             out_channels=4),
         queue_len=8,
         feat_dim=4),
+    KNNHook=dict(data_root='labelled'),
+    DSC=dict(
+        backbone=dict(type='mmpretrain.ResNet', depth=18),
+        neck=dict(
+            type='mmdensecl.DenseCLNeck',
+            in_channels=512,
+            hid_channels=8,
+            out_channels=4),
+        queue_len=8,
+        feat_dim=4,
+        category=dict(type='mmdensecl.KMeansCategoryHead')),
     DenseCLNeck=dict(in_channels=8, hid_channels=8, out_channels=4),
     PretrainedBackbone=dict(checkpoint='epoch_200.pth'),
     # Nothing is read before the first picture.

@@ -29,7 +29,8 @@ log_level = 'INFO'
 # Everything but the learning rate is averaged over the window.
 log_processor = dict(
     window_size=50,
-    mean_pattern=r'.*(loss|time|grad_norm|_sim|_acc|_std|match_|_fill).*')
+    mean_pattern=r'.*(loss|time|grad_norm|match_|category_'
+    r'|_(sim|acc|std|position|fill)).*')
 load_from = None
 resume = False
 randomness = dict(seed=0, deterministic=False)

@@ -10,10 +10,10 @@ from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
-from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.dist import get_dist_info
 from torch import Tensor
 
+from .shared_randomness import SharedRandomness
 from .to_device import to_device
 
 
@@ -51,27 +51,12 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     return result
 
 
-class BatchShuffle(nn.Module):
+class BatchShuffle(SharedRandomness):
     """Draws the permutation of each step and carries it out.
 
-    All ranks draw the same permutation without talking: it depends on a seed
-    agreed on at the first step and on the number of the step, and both are
-    saved, so that a resumed run continues the sequence. In one process there
-    is nobody to swap with and nothing happens.
+    All ranks draw the same permutation, and a resumed run continues the
+    sequence. In one process there is nobody to swap with and nothing happens.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seed: Optional[int] = None
-        self.step = 0
-
-    def get_extra_state(self) -> Tensor:
-        seed = -1 if self.seed is None else self.seed
-        return torch.tensor([seed, self.step])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        seed, self.step = state.tolist()
-        self.seed = None if seed < 0 else seed
 
     def draw(self, size: int) -> Tensor:
         """The next permutation of ``size`` rows.
@@ -79,14 +64,7 @@ class BatchShuffle(nn.Module):
         On the CPU, which must know how many rows go to whom; the device is
         never waited for.
         """
-        if self.seed is None:
-            self.seed = sync_random_seed()
-        generator = torch.Generator()
-        # Torch mixes nearby seeds well; the prime keeps runs whose seeds
-        # differ by little from sharing permutations at shifted steps.
-        generator.manual_seed(self.seed * 1_000_003 + self.step)
-        self.step += 1
-        return torch.randperm(size, generator=generator)
+        return torch.randperm(size, generator=self.next_generator())
 
     def shuffle(self, x: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
         """Mix the rows of all ranks.

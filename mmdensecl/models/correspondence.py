@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Matching rules: which key cell is the positive of each query cell.
+"""Matching rules: which key cells are the positives of each query cell.
 
 The maths is in functions; a rule is a small class that picks what they look
 at. A new rule is a subclass of :class:`MatchingRule`, registered in
@@ -16,15 +16,24 @@ from .geometry import locate_cells
 
 
 class Match(NamedTuple):
-    """The key cell of each query cell.
+    """The key cell, or the key cells, of each query cell.
 
     Attributes:
-        index (Tensor): Index into the key's cells, long, (N, P).
-        valid (Tensor, optional): Which query cells have a positive at all,
-            bool, (N, P). None means all.
+        index (Tensor): Index into the key's cells, long, (N, P); of a rule
+            with several positives (N, P, k), best first.
+        valid (Tensor, optional): Which of them are positives at all, bool, of
+            the shape of ``index``. None means all.
     """
     index: Tensor
     valid: Optional[Tensor] = None
+
+    @property
+    def best(self) -> 'Match':
+        """Match: The first key cell of each query cell alone, (N, P)."""
+        if self.index.dim() == 2:
+            return self
+        valid = None if self.valid is None else self.valid[..., 0]
+        return Match(self.index[..., 0], valid)
 
 
 def nearest_cells(query: Tensor, key: Tensor) -> Tensor:
@@ -43,6 +52,47 @@ def nearest_cells(query: Tensor, key: Tensor) -> Tensor:
     return torch.bmm(query.transpose(1, 2), key).argmax(dim=2)
 
 
+def _top(similarity: Tensor, k: int, dim: int) -> Tensor:
+    """Indices of the k largest, largest first."""
+    if k == 1:  # of equal ones the first, as nearest_cells
+        return similarity.argmax(dim=dim, keepdim=True)
+    return similarity.topk(k, dim=dim).indices
+
+
+def neighbor_cells(query: Tensor,
+                   key: Tensor,
+                   k: int,
+                   mutual: bool = False,
+                   min_similarity: Optional[float] = None) -> Match:
+    """The k most similar key cells of every query cell.
+
+    Args:
+        query (Tensor): Query cells, normalised over channels, (N, C, P).
+        key (Tensor): Key cells, normalised, (N, C, R).
+        k (int): How many, 1 to R.
+        mutual (bool): Whether only those count that have the query cell among
+            their own k most similar. Defaults to False.
+        min_similarity (float, optional): Cosine similarity below which a key
+            cell does not count. Defaults to None.
+
+    Returns:
+        Match: (N, P) for one neighbour, else (N, P, k). Mutual ones exist in
+        each picture, its most similar pair at least.
+    """
+    similarity = torch.bmm(query.transpose(1, 2), key)
+    index = _top(similarity, k, dim=2)
+    valid = None
+    if mutual:
+        back = _top(similarity, min(k, similarity.size(1)), dim=1)
+        chosen = torch.zeros_like(similarity, dtype=torch.bool)
+        valid = chosen.scatter_(1, back, True).gather(2, index)
+    if min_similarity is not None:
+        strong = similarity.gather(2, index) >= min_similarity
+        valid = strong if valid is None else valid & strong
+    match = Match(index, valid)
+    return match.best if k == 1 else match
+
+
 def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     """Nearest key cells, valid where the key cell's nearest is the query.
 
@@ -53,10 +103,7 @@ def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     Returns:
         Match: Each picture has at least one mutual pair, its most similar.
     """
-    similarity = torch.bmm(query.transpose(1, 2), key)
-    forth, back = similarity.argmax(dim=2), similarity.argmax(dim=1)
-    own = torch.arange(forth.size(1), device=forth.device)
-    return Match(forth, back.gather(1, forth) == own)
+    return neighbor_cells(query, key, k=1, mutual=True)
 
 
 class MatchingRule:
@@ -126,6 +173,56 @@ class MutualNearestNeighbor(MatchingRule):
                  key: Features,
                  views: Optional[Tensor] = None) -> Match:
         return mutual_nearest_cells(query.cells, key.cells)
+
+
+@TASK_UTILS.register_module()
+class NearestNeighbors(MatchingRule):
+    """Several nearest cells by backbone features.
+
+    Pixels of one object share a category, so a query cell has more than one
+    positive. Our interpretation of DSC's pixel neighbours
+    (https://arxiv.org/abs/2109.07756); with one neighbour it is
+    :class:`BackboneSimilarity`.
+
+    Args:
+        k (int): Neighbours of a query cell. Defaults to 4: a query cell that
+            lies between the key's cells touches a patch of 2 x 2.
+        mutual (bool): Whether only those count that have the query cell among
+            their own k nearest. Defaults to False, as DenseCL's are one-way.
+        min_similarity (float, optional): Cosine similarity below which a
+            neighbour does not count. Defaults to None: no value suits the
+            whole of a run.
+
+    Raises:
+        ValueError: ``k`` is below 1 or above the number of the key's cells,
+            or ``min_similarity`` is not in [-1, 1].
+    """
+
+    def __init__(self,
+                 k: int = 4,
+                 mutual: bool = False,
+                 min_similarity: Optional[float] = None) -> None:
+        if k < 1:
+            raise ValueError(f'k must be at least 1, got {k}')
+        if min_similarity is not None and not -1 <= min_similarity <= 1:
+            raise ValueError('min_similarity must be None or a cosine in '
+                             f'[-1, 1], got {min_similarity}')
+        self.k = k
+        self.mutual = mutual
+        self.min_similarity = min_similarity
+
+    def __call__(self,
+                 query: Features,
+                 key: Features,
+                 views: Optional[Tensor] = None) -> Match:
+        if self.k > key.cells.size(2):
+            height, width = key.shape
+            raise ValueError(
+                f'NearestNeighbors looks for k={self.k} neighbours in a grid '
+                f'of {height} x {width} cells. Lower correspondence.k, or '
+                'enlarge the views or neck.num_grid.')
+        return neighbor_cells(query.cells, key.cells, self.k, self.mutual,
+                              self.min_similarity)
 
 
 @TASK_UTILS.register_module()

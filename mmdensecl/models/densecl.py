@@ -8,7 +8,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mmdensecl.registry import MODELS, TASK_UTILS
-from .features import Features, l2_normalize
+from .correspondence import Match
+from .features import Features, gather_cells, l2_normalize
 from .geometry import stack_views
 from .momentum_contrast import MoCoV2
 from .monitors import match_monitors, position_share
@@ -84,19 +85,24 @@ class DenseCL(MoCoV2):
         with torch.no_grad(), torch.autocast(
                 query.vector.device.type, enabled=False):
             match = self.correspondence(query, key, views)
-        index = match.index[:, None].expand(-1, key.grid.size(1), -1)
-        matched = key.grid.gather(2, index)
-        loss, monitors = self.head.loss(
-            query.grid.transpose(1, 2).flatten(0, 1),
-            matched.transpose(1, 2).flatten(0, 1), self.dense_queue.keys,
-            None if match.valid is None else match.valid.flatten())
         outputs['loss_global'] = (1 -
                                   self.loss_lambda) * outputs['loss_global']
-        outputs['loss_dense'] = self.loss_lambda * loss
-        outputs.update({f'dense_{name}': x for name, x in monitors.items()})
-        outputs['dense_position'] = position_share(query.grid)
+        outputs.update(self.contrast_cells(query, key, match))
         outputs.update(match_monitors(match, query, key, views))
         return outputs
+
+    def contrast_cells(self, query: Features, key: Features,
+                       match: Match) -> Dict[str, Tensor]:
+        """Losses and monitors of matched cells."""
+        loss, monitors = self.head.loss(
+            query.grid.transpose(1, 2).flatten(0, 1),
+            gather_cells(key.grid, match.index), self.dense_queue.keys,
+            None if match.valid is None else match.valid.flatten(0, 1))
+        outputs = {f'dense_{name}': x for name, x in monitors.items()}
+        return dict(
+            loss_dense=self.loss_lambda * loss,
+            **outputs,
+            dense_position=position_share(query.grid))
 
     def enqueue(self, key: Features) -> None:
         """Put the keys of all ranks into both queues, in one exchange."""

@@ -26,3 +26,18 @@ class Features(NamedTuple):
 def l2_normalize(x: Tensor) -> Tensor:
     """Unit length over dim 1, in float32 at least (also under autocast)."""
     return F.normalize(x.float() if x.itemsize < 4 else x, dim=1)
+
+
+def gather_cells(grid: Tensor, index: Tensor) -> Tensor:
+    """Picked cells of each picture as rows.
+
+    Args:
+        grid (Tensor): Vectors of cells, (N, D, R).
+        index (Tensor): Cells to pick, long, (N, P) or (N, P, k).
+
+    Returns:
+        Tensor: (N * P, D) or (N * P, k, D).
+    """
+    flat = index.flatten(start_dim=1)[..., None].expand(-1, -1, grid.size(1))
+    rows = grid.transpose(1, 2).gather(1, flat).flatten(0, 1)
+    return rows if index.dim() == 2 else rows.unflatten(0, (-1, index.size(2)))

@@ -4,6 +4,7 @@
 mmengine sums every key of a step's output that contains "loss" into the
 objective, so none of these does. Shares and accuracies are in percent.
 """
+import math
 from typing import TYPE_CHECKING, Dict, Optional
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .correspondence import Match
 from .features import Features
 from .geometry import locate_cells, within_one_cell
+from .row_means import mean_over_positives
 
 if TYPE_CHECKING:
     from .losses import InfoNCEResult
@@ -32,18 +34,24 @@ def contrast_monitors(result: 'InfoNCEResult',
 
     Args:
         result (InfoNCEResult): Similarities of each row.
-        valid (Tensor, optional): Rows that count, bool, (M, ).
+        valid (Tensor, optional): Rows that count, bool, (M, ), or positives
+            that do, (M, k).
 
     Returns:
         dict[str, Tensor]: ``pos_sim``, mean cosine similarity to the positive;
         ``neg_sim``, mean of the hardest negative's; ``acc``, percentage of
-        rows whose positive beats every negative.
+        rows whose positive beats every negative. Of several positives of a
+        row the mean is taken first.
     """
-    right = result.positive > result.hardest_negative
+    hardest = result.hardest_negative
+    beaten = hardest if result.positive.dim() == 1 else hardest[:, None]
+    right = (result.positive > beaten).float()
+    positive, rows = mean_over_positives(result.positive, valid)
+    right, _ = mean_over_positives(right, valid)
     return dict(
-        pos_sim=masked_mean(result.positive, valid),
-        neg_sim=masked_mean(result.hardest_negative, valid),
-        acc=100 * masked_mean(right, valid))
+        pos_sim=masked_mean(positive, rows),
+        neg_sim=masked_mean(hardest, rows),
+        acc=100 * masked_mean(right, rows))
 
 
 @torch.no_grad()
@@ -100,7 +108,8 @@ def match_monitors(match: Match, query: Features, key: Features,
     """What the matching rule picks.
 
     Args:
-        match (Match): Key cell of each query cell, (N, P).
+        match (Match): Of each query cell; of several key cells the best
+            counts.
         query (Features): Query features.
         key (Features): Key features.
         views (Tensor, optional): Crop coordinates, (N, 2, 5).
@@ -112,7 +121,7 @@ def match_monitors(match: Match, query: Features, key: Features,
         true spot in both directions, among query cells whose spot the key
         shows, only where views are known; 0 if no views overlap.
     """
-    index, valid = match.index, match.valid
+    index, valid = match.best
     cells = key.grid.size(2)
     # Picks that do not count go to an extra bin.
     counted = index if valid is None else index.where(valid, cells)
@@ -125,3 +134,31 @@ def match_monitors(match: Match, query: Features, key: Features,
         counts = there.inside if valid is None else there.inside & valid
         monitors['match_right'] = 100 * masked_mean(near, counts)
     return monitors
+
+
+@torch.no_grad()
+def category_monitors(labels: Tensor, own: Tensor, found: Tensor,
+                      num_categories: int,
+                      valid: Optional[Tensor]) -> Dict[str, Tensor]:
+    """Whether categories are in use, and whether the views agree on them.
+
+    Args:
+        labels (Tensor): Category of every key point of the mini-batch, (G, ).
+        own (Tensor): Category of the key point of each anchor, (M, ).
+        found (Tensor): Category that the anchor itself is nearest to, (M, ).
+        num_categories (int): How many there are, at least 2.
+        valid (Tensor, optional): Anchors that count, bool, (M, ).
+
+    Returns:
+        dict[str, Tensor]: All in percent. ``category_used``, categories that
+        hold a point; ``category_entropy``, entropy of the points' spread over
+        the categories, 100 if all hold as many, 0 if one holds them all;
+        ``category_agreement``, anchors of the category of their key point.
+    """
+    categories = torch.arange(num_categories, device=labels.device)
+    share = (labels[:, None] == categories).float().mean(dim=0)
+    entropy = torch.special.entr(share).sum() / math.log(num_categories)
+    return dict(
+        category_used=100 * (share > 0).float().mean(),
+        category_entropy=100 * entropy,
+        category_agreement=100 * masked_mean(found == own, valid))

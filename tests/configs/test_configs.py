@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdensecl.models import DenseCL
+from mmdensecl.models import DSC, DenseCL
 from mmdensecl.testing import shrink, write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +75,8 @@ def test_trains_a_step(name, pictures, tmp_path):
             'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'dense_position',
             'match_distinct', 'match_right'
         }
+    if isinstance(model, DSC):
+        expected |= {'category_used', 'category_entropy', 'category_agreement'}
     for key in expected:
         value = scalars[f'train/{key}'].current()
         assert value == value and abs(value) <= 100, key
@@ -94,8 +96,9 @@ def hops(path: Path) -> int:
 
 @pytest.mark.parametrize('name', EVERYTHING)
 def test_inheritance_is_shallow(name):
-    # The small suite is made of configs that are shipped anyway.
-    assert hops(CONFIGS / name) <= (5 if 'mini' in Path(name).parts else 3)
+    # The small ones are made of configs that are shipped anyway.
+    deep = {'demo', 'mini'} & set(Path(name).parts)
+    assert hops(CONFIGS / name) <= (5 if deep else 3)
 
 
 @pytest.mark.parametrize('name', SHIPPED)
@@ -200,6 +203,30 @@ def test_mocov2_is_densecl_without_the_dense_branch():
     assert 'loss_lambda' not in moco.model
 
 
+@pytest.mark.parametrize('twin', [
+    'densecl_r50_8xb32-coslr-200e.py',
+    'densecl_r50_8xb32-coslr-800e_coco.py',
+    'mini/densecl_r18_1xb32-coslr-40e_folder.py',
+    'demo/densecl_r18_1xb32-coslr-20e_tiles.py',
+])
+@pytest.mark.parametrize('variant, head', [
+    ('km', 'KMeansCategoryHead'),
+    ('pm', 'PrototypeCategoryHead'),
+])
+def test_dsc_is_densecl_with_neighbours_and_categories(twin, variant, head):
+    base = load(twin)
+    cfg = load(twin.replace('densecl', f'dsc_{variant}'))
+    assert cfg.model.type == 'mmdensecl.DSC'
+    assert cfg.model.category.type == f'mmdensecl.{head}'
+    assert cfg.model.correspondence.type == 'mmdensecl.NearestNeighbors'
+    cfg.model.type = base.model.type
+    cfg.model.correspondence = base.model.correspondence
+    for key in ('category', 'category_weight', 'num_samples'):
+        cfg.model.pop(key)
+    cfg.pop(f'dsc_{variant}')
+    assert cfg.to_dict() == base.to_dict()
+
+
 def test_ablations_change_one_thing_each():
     base = load('densecl_r50_8xb32-coslr-800e_coco.py')
     prefix = 'ablations/densecl_r50_8xb32-coslr-800e_coco'
@@ -222,6 +249,18 @@ def test_ablations_change_one_thing_each():
             mutual='MutualNearestNeighbor').items():
         cfg = load(f'{prefix}_match-{rule}.py')
         assert cfg.model.correspondence == dict(type=f'mmdensecl.{expected}')
+    for length in (4096, 16384):
+        cfg = load(f'{prefix}_queue{length}.py')
+        assert cfg.model.pop('queue_len') == length
+        assert cfg.model == {
+            k: v
+            for k, v in base.model.items() if k != 'queue_len'
+        }
+    for temperature in ('0.07', '0.1', '0.4'):
+        cfg = load(f'{prefix}_tau{temperature.replace(".", "p")}.py')
+        assert cfg.model.head.loss.temperature == float(temperature)
+        cfg.model.head.loss.temperature = 0.2
+        assert cfg.model == base.model
     warm = load(f'{prefix}_lambda-warmup10k.py')
     assert warm.custom_hooks[-1].start_iters == 10000
     assert warm.custom_hooks[:-1] == base.custom_hooks

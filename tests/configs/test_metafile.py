@@ -17,12 +17,12 @@ def entries():
 def test_the_index_is_valid():
     index = load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
-    assert {c.name for c in index.collections} == {'DenseCL', 'MoCoV2'}
+    assert {c.name for c in index.collections} == {'DSC', 'DenseCL', 'MoCoV2'}
 
 
 def test_entries_say_what_their_configs_say():
     models = list(entries())
-    assert len(models) == 8
+    assert len(models) == 12
     for model in models:
         cfg = Config.fromfile(ROOT / model['Config'])
         assert Path(model['Config']).stem == model['Name']

@@ -17,6 +17,9 @@ def build(cfg, frozen_norm):
     with torch.no_grad():  # Not equal, so that mistaking them shows.
         for x in model.encoder_k.parameters():
             x.add_(0.1 * torch.randn_like(x))
+    if hasattr(model, 'category_randomness'):
+        # One process alone would draw another: it shuffles no batch first.
+        model.category_randomness.seed = 5
     return set_mode(model.double(), frozen_norm)
 
 
@@ -65,6 +68,11 @@ def train(model, wrapper, view_pairs):
                 queues={
                     n: x.clone()
                     for n, x in model.state_dict().items() if 'queue' in n
+                },
+                categories={
+                    n: x.item()
+                    for n, x in outputs.items()
+                    if n in ('category_used', 'category_entropy')
                 }))
         optimizer.step()
     return steps
@@ -116,7 +124,8 @@ def work(rank, world_size, cfgs):
     return result
 
 
-NAMES = ('DenseCL', 'DenseCL_grid', 'DenseCL_mutual', 'MoCoV2')
+NAMES = ('DenseCL', 'DenseCL_grid', 'DenseCL_mutual', 'DSC_KM', 'DSC_PM',
+         'MoCoV2')
 
 
 @pytest.fixture(scope='module')
@@ -132,6 +141,25 @@ def cfgs(tiny_cfg):
         tiny_cfg(
             momentum=0.1,
             correspondence=dict(type='mmdensecl.MutualNearestNeighbor')),
+        # Clusters over both ranks, and 30 of the 96 cells.
+        'DSC_KM':
+        tiny_cfg(
+            type='mmdensecl.DSC',
+            momentum=0.1,
+            num_samples=5,
+            category=dict(type='mmdensecl.KMeansCategoryHead',
+                          num_clusters=6)),
+        'DSC_PM':
+        tiny_cfg(
+            type='mmdensecl.DSC',
+            momentum=0.1,
+            num_samples=5,
+            correspondence=dict(
+                type='mmdensecl.NearestNeighbors', k=2, mutual=True),
+            category=dict(
+                type='mmdensecl.PrototypeCategoryHead',
+                num_prototypes=6,
+                feat_dim=4)),
         'MoCoV2':
         tiny_cfg('MoCoV2', momentum=0.1)
     }
@@ -191,6 +219,16 @@ class TestRanksEqualOne:
         for other in ranks[1:]:
             for key, x in other[f'{name}/seeds'][0]['queues'].items():
                 assert torch.equal(x, first[key]), key
+
+
+def test_categories_of_ranks_are_one(ranks):
+    """The same number of clusters in use, and the same spread of points."""
+    for name in ('DSC_KM', 'DSC_PM'):
+        for step in range(STEPS):
+            first, *others = (r[name][step]['categories'] for r in ranks)
+            assert len(first) == 2
+            for other in others:
+                assert other == first
 
 
 @pytest.mark.parametrize('name', NAMES)

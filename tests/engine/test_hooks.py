@@ -106,6 +106,16 @@ class TestLambdaWarmup:
         make_runner(model, [LambdaWarmupHook(start_iters=7)]).train()
         assert model.lambdas == [0.] * 7 + [0.5] * 13
 
+    def test_category_weight(self, make_runner):
+        """Held at 0 as long as lambda is."""
+        model, weights = ToyContrast(), []
+        model.category_weight = 0.3
+        model.outputs = lambda step: weights.append(model.category_weight) or {
+        }
+        make_runner(model, [LambdaWarmupHook(start_iters=7)]).train()
+        assert weights == [0.] * 7 + [0.3] * 13
+        assert model.lambdas == [0.] * 7 + [0.5] * 13
+
     def test_a_model_without_lambda(self, make_runner):
         model = ToyContrast()
         del model.loss_lambda
@@ -328,6 +338,19 @@ class TestContrastMonitor:
             make_runner, messages, dense_position=97., dense_acc=99.9)
         assert sum('place alone explains 97.0%' in t for t in texts) == 1
         assert not any('this early' in t for t in texts)
+
+    @pytest.mark.parametrize('entropy, fill, warnings', [
+        (5., 100., 1),
+        (15., 100., 0),
+        (5., 60., 0),
+    ])
+    def test_one_category(self, make_runner, messages, entropy, fill,
+                          warnings):
+        """Once, and not before the queue is full."""
+        texts = self.watch(
+            make_runner, messages, category_entropy=entropy, queue_fill=fill)
+        found = [t for t in texts if 'category_entropy is 5.0%' in t]
+        assert len(found) == warnings
 
     @pytest.mark.parametrize('name', ['global_acc', 'dense_acc'])
     def test_leak(self, make_runner, messages, name):

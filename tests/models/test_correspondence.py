@@ -1,12 +1,15 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from functools import partial
+
 import pytest
 import torch
 
 from mmdensecl.models import (BackboneSimilarity, Features, GeometricMatch,
-                              MutualNearestNeighbor, ProjectionSimilarity,
-                              RandomMatch)
-from mmdensecl.models.correspondence import mutual_nearest_cells, nearest_cells
-from mmdensecl.models.features import l2_normalize
+                              Match, MutualNearestNeighbor, NearestNeighbors,
+                              ProjectionSimilarity, RandomMatch)
+from mmdensecl.models.correspondence import (mutual_nearest_cells,
+                                             nearest_cells, neighbor_cells)
+from mmdensecl.models.features import gather_cells, l2_normalize
 
 
 def one_hot(*channels, num=4):
@@ -85,6 +88,76 @@ class TestMutualNearestCells:
         assert not match.valid.all()
 
 
+class TestNeighborCells:
+
+    @pytest.mark.parametrize('k', [1, 2, 3, 4])
+    @pytest.mark.parametrize('mutual', [False, True])
+    @pytest.mark.parametrize('min_similarity', [None, 0.3])
+    def test_against_loops(self, k, mutual, min_similarity):
+        query = l2_normalize(torch.randn(3, 5, 7))
+        key = l2_normalize(torch.randn(3, 5, 4))
+        match = neighbor_cells(query, key, k, mutual, min_similarity)
+        index, valid = match
+        assert index.shape == ((3, 7) if k == 1 else (3, 7, k))
+        assert (valid is None) == (not mutual and min_similarity is None)
+        index = index.view(3, 7, k)
+        counted = []
+        for n in range(3):
+            cosine = [[float(query[n, :, i] @ key[n, :, j]) for j in range(4)]
+                      for i in range(7)]
+            for i in range(7):
+                best = sorted(range(4), key=lambda j: -cosine[i][j])[:k]
+                assert index[n, i].tolist() == best
+                for place, j in enumerate(best):
+                    back = sorted(range(7), key=lambda i: -cosine[i][j])[:k]
+                    counts = not mutual or i in back
+                    if min_similarity is not None:
+                        counts &= cosine[i][j] >= min_similarity
+                    counted.append(counts)
+                    if valid is not None:
+                        got = valid.view(3, 7, k)[n, i, place]
+                        assert got == counts
+        assert all(counted) == (valid is None)
+        assert any(counted)
+
+    def test_one_is_nearest_cells(self):
+        """Also of equal cells, where the first wins."""
+        query = torch.cat([torch.randn(1, 5, 6), torch.ones(1, 5, 6)])
+        query = l2_normalize(query)
+        key = l2_normalize(query + torch.randn(2, 5, 1))
+        match = neighbor_cells(query, key, 1)
+        assert torch.equal(match.index, nearest_cells(query, key))
+        assert match.valid is None
+
+    def test_more_than_the_query_has_cells(self):
+        """Each key cell then has every query cell among its nearest."""
+        match = neighbor_cells(one_hot(0, 1), one_hot(0, 1, 2), 3, mutual=True)
+        assert match.valid.all()
+
+
+class TestMatch:
+
+    def test_best(self):
+        index = torch.tensor([[[3, 1], [0, 2]]])
+        assert Match(index).best.index.tolist() == [[3, 0]]
+        assert Match(index).best.valid is None
+        valid = torch.tensor([[[False, True], [True, False]]])
+        assert Match(index, valid).best.valid.tolist() == [[False, True]]
+        one = Match(index[..., 0], valid[..., 0])
+        assert one.best is one
+
+    @pytest.mark.parametrize('shape', [(2, 5), (2, 5, 3)])
+    def test_gather_cells(self, shape):
+        grid, index = torch.randn(2, 4, 6), torch.randint(6, shape)
+        rows = gather_cells(grid, index)
+        assert rows.shape == (10, *shape[2:], 4)
+        rows = rows.view(2, 5, -1, 4)
+        for n in range(2):
+            for p in range(5):
+                for j, cell in enumerate(index[n, p].view(-1)):
+                    assert torch.equal(rows[n, p, j], grid[n, :, cell])
+
+
 class TestRules:
     """Cells and projections disagree, so each rule shows what it reads."""
 
@@ -107,6 +180,24 @@ class TestRules:
         assert match.index.tolist() == [[2, 0, 1]]
         assert match.valid.tolist() == [[True] * 3]
 
+    def test_nearest_neighbors(self):
+        """Of cells at 0, 50 and 90 degrees, seen from 10 and 80."""
+
+        def at(*degrees):
+            angle = torch.deg2rad(torch.tensor(degrees).float())
+            return torch.stack([angle.cos(), angle.sin()])[None]
+
+        query = features(cells=at(10, 80), shape=(1, 2))
+        key = features(cells=at(0, 50, 90), shape=(1, 3))
+        match = NearestNeighbors(k=2)(query, key)
+        assert match.index.tolist() == [[[0, 1], [2, 1]]]
+        assert match.valid is None
+        match = NearestNeighbors(k=2, min_similarity=0.8)(query, key)
+        assert match.valid.tolist() == [[[True, False], [True, True]]]
+        match = NearestNeighbors(k=1, mutual=True)(query, key)
+        assert match.index.tolist() == [[0, 2]]
+        assert NearestNeighbors().k == 4
+
     def test_random_match(self):
         query = features(torch.zeros(50, 2, 8), shape=(2, 4))
         key = features(torch.zeros(50, 2, 4), shape=(2, 2))
@@ -122,6 +213,7 @@ class TestRules:
 
     @pytest.mark.parametrize('rule, reads', [
         (BackboneSimilarity, True),
+        (partial(NearestNeighbors, k=1), True),
         (ProjectionSimilarity, False),
         (MutualNearestNeighbor, True),
         (RandomMatch, False),
@@ -129,7 +221,7 @@ class TestRules:
     ])
     def test_reads_backbone(self, rule, reads):
         """What a rule does not ask for may be missing."""
-        assert rule.reads_backbone is reads
+        assert rule().reads_backbone is reads
         query, key = self.query, self.key
         if not reads:
             query, key = (x._replace(cells=None) for x in (query, key))

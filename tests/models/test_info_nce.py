@@ -95,6 +95,94 @@ class TestClosedForms:
             loss_fn(*args, temperature=0.2).loss)
 
 
+class TestSeveralPositives:
+    """Keys of shape (M, k, D)."""
+
+    @BOTH
+    def test_against_loops(self, loss_fn):
+        """None of a row's positives is a negative of another."""
+        query, key = random_rows(3, 5), random_rows(3 * 4, 5).view(3, 4, 5)
+        queue = random_rows(7, 5)
+        result = loss_fn(query, key, queue, temperature=0.3)
+        assert result.loss.shape == result.positive.shape == (3, 4)
+        for i in range(3):
+            others = [float(query[i] @ k) for k in queue]
+            for j in range(4):
+                cosine = float(query[i] @ key[i, j])
+                e = [math.exp(x / 0.3) for x in (cosine, *others)]
+                assert result.loss[i, j].item() == pytest.approx(
+                    -math.log(e[0] / sum(e)))
+                assert result.positive[i, j].item() == pytest.approx(cosine)
+            assert result.hardest_negative[i].item() == pytest.approx(
+                max(others))
+
+    @BOTH
+    def test_each_is_a_row_of_its_own(self, loss_fn):
+        """Value and gradient of rows repeated for each positive."""
+        query, key = random_rows(3, 5), random_rows(3 * 4, 5).view(3, 4, 5)
+        queue, weights = random_rows(7, 5), torch.randn(3, 4).double()
+        query.requires_grad_()
+        loss = loss_fn(query, key, queue).loss
+        rows = loss_fn(
+            query.repeat_interleave(4, 0), key.flatten(0, 1), queue).loss
+        torch.testing.assert_close(loss, rows.view(3, 4))
+        gradients = [
+            torch.autograd.grad((x.view(3, 4) * weights).sum(), query)[0]
+            for x in (loss, rows)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize('m, d, k, block', SIZES)
+    def test_equals_reference(self, m, d, k, block):
+        key, queue = random_rows(m * 3, d).view(m, 3, d), random_rows(k, d)
+        query = random_rows(m, d).requires_grad_()
+        results = [
+            info_nce_reference(query, key, queue, 0.1),
+            info_nce(query, key, queue, 0.1, in_blocks(block))
+        ]
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        gradients = [
+            torch.autograd.grad((x.loss**2).sum(), query)[0] for x in results
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+    @BOTH
+    def test_gradcheck(self, loss_fn):
+        key, queue = random_rows(3 * 4, 5).view(3, 4, 5), random_rows(7, 5)
+        query = random_rows(3, 5).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: loss_fn(x, key, queue).loss,
+                                        query)
+
+    @pytest.mark.parametrize('form', ['auto', 'stream', 'reference'])
+    def test_one_in_a_row_of_its_own_axis(self, form):
+        args = random_rows(3, 5), random_rows(3, 5), random_rows(7, 5)
+        loss = InfoNCE(form=form)
+        with_axis = loss(args[0], args[1][:, None], args[2])
+        assert with_axis.loss.shape == (3, 1)
+        torch.testing.assert_close(with_axis.loss[:, 0], loss(*args).loss)
+
+    def test_the_queue_is_walked_through_once(self):
+        """For each query, however many positives it has."""
+        walks = []
+
+        def form(query, queue, with_weighted):
+            walks.append(len(query))
+            return stream_queue(query, queue, with_weighted)
+
+        info_nce(
+            random_rows(3, 5),
+            random_rows(12, 5).view(3, 4, 5), random_rows(7, 5), 0.2, form)
+        assert walks == [3]
+
+    @BOTH
+    def test_no_gradient_into_keys(self, loss_fn):
+        query, queue = random_rows(2, 3).requires_grad_(), random_rows(5, 3)
+        key = random_rows(4, 3).view(2, 2, 3).requires_grad_()
+        loss_fn(query, key, queue).loss.sum().backward()
+        assert query.grad.abs().sum() > 0 and key.grad is None
+
+
 class TestStreaming:
 
     @pytest.mark.parametrize('m, d, k, block', SIZES)

@@ -6,9 +6,9 @@ import torch
 
 from mmdensecl.models import Features, Match
 from mmdensecl.models.losses import InfoNCEResult
-from mmdensecl.models.monitors import (contrast_monitors, feature_std,
-                                       masked_mean, match_monitors,
-                                       position_share)
+from mmdensecl.models.monitors import (category_monitors, contrast_monitors,
+                                       feature_std, masked_mean,
+                                       match_monitors, position_share)
 
 SHOWS_SAME = [[0, 0, 40, 40, 0], [0, 0, 40, 40, 0]]
 
@@ -64,6 +64,51 @@ class TestContrastMonitors:
                                      torch.zeros(4, dtype=torch.bool))
         assert all(x == 0 for x in monitors.values())
 
+    SEVERAL = InfoNCEResult(
+        loss=torch.zeros(3, 2),
+        positive=torch.tensor([[0.5, 0.1], [0.9, 0.7], [-1., 0.2]]),
+        hardest_negative=torch.tensor([0.3, 0.8, 0.]))
+
+    def test_several_positives(self):
+        monitors = contrast_monitors(self.SEVERAL)
+        assert monitors['pos_sim'].item() == pytest.approx(1.4 / 6)
+        assert monitors['neg_sim'].item() == pytest.approx(1.1 / 3)
+        assert monitors['acc'] == 50
+
+    def test_rows_of_several_positives_weigh_the_same(self):
+        valid = torch.tensor([[True, True], [False, True], [False, False]])
+        monitors = contrast_monitors(self.SEVERAL, valid)
+        assert monitors['pos_sim'].item() == pytest.approx((0.3 + 0.7) / 2)
+        assert monitors['neg_sim'].item() == pytest.approx((0.3 + 0.8) / 2)
+        assert monitors['acc'] == 25
+
+
+class TestCategoryMonitors:
+
+    def test_feature(self):
+        """Half of the points in one of four, a quarter in two others."""
+        labels = torch.tensor([0, 0, 3, 1, 0, 3, 0, 1])
+        own = labels[:4]
+        monitors = category_monitors(labels, own, torch.tensor([0, 1, 3, 2]),
+                                     4, None)
+        assert monitors['category_used'] == 75
+        # 1/2 of one bit and 2 * 1/4 of two bits; two bits at most.
+        assert monitors['category_entropy'].item() == pytest.approx(75)
+        assert monitors['category_agreement'] == 50
+
+    def test_ends(self):
+        one, even = torch.full((8, ), 2), torch.arange(8) % 4
+        values = [
+            category_monitors(x, x, x, 4, None)['category_entropy'].item()
+            for x in (one, even)
+        ]
+        assert values == pytest.approx([0, 100])
+
+    def test_anchors_that_do_not_count(self):
+        x, valid = torch.tensor([0, 1]), torch.tensor([True, False])
+        monitors = category_monitors(x, x, torch.tensor([1, 1]), 2, valid)
+        assert monitors['category_agreement'] == 0
+
 
 class TestFeatureStd:
 
@@ -108,6 +153,13 @@ class TestMatchMonitors:
         """Four query cells can cover half of eight key cells at most."""
         monitors = monitor([[0, 2, 4, 6]], shape=(2, 2), key_shape=(2, 4))
         assert monitors == {'match_distinct': 50}
+
+    def test_several_neighbours(self):
+        """The best of them counts."""
+        best = torch.arange(16)
+        index = torch.stack([best, 15 - best], dim=1)[None].tolist()
+        monitors = monitor(index, [SHOWS_SAME])
+        assert monitors == {'match_distinct': 100, 'match_right': 100}
 
     def test_all_right(self):
         monitors = monitor([list(range(16))], [SHOWS_SAME])

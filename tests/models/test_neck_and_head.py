@@ -129,6 +129,20 @@ class TestContrastiveHead:
         assert query.grad[1].abs().sum() > 0
         assert (query.grad[[0, 2]] == 0).all()
 
+    def test_rows_weigh_the_same_however_many_positives(self):
+        """Of losses a, b and c: the mean of (a + b) / 2 and of c."""
+        a, b, c = self.rows
+        key = torch.stack([self.key[:2], self.key[[0, 2]], self.key[:2]])
+        valid = torch.tensor([[True, True], [False, True], [False, False]])
+        query = self.query.requires_grad_()
+        loss, monitors = ContrastiveHead().loss(query, key, self.queue, valid)
+        assert loss.item() == pytest.approx(((a + b) / 2 + c) / 2)
+        assert monitors['acc'] == 25
+        loss.backward()
+        assert (query.grad[2] == 0).all()
+        loss, _ = ContrastiveHead().loss(query, key, self.queue)
+        assert loss.item() == pytest.approx((3 * a + 2 * b + c) / 6)
+
     def test_no_valid_row(self):
         query = self.query.requires_grad_()
         loss, monitors = ContrastiveHead().loss(

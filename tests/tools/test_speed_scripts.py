@@ -84,12 +84,15 @@ def test_comm(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, precision', [
-    ('both encoders alone', 'float32'),
-    ('mmpretrain DenseCL', 'bfloat16'),
-    ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 'bfloat16'),
-])
-def test_step(scripts, monkeypatch, name, precision):
+@pytest.mark.parametrize(
+    'name, size, precision',
+    [
+        ('both encoders alone', 32, 'float32'),
+        ('mmpretrain DenseCL', 32, 'bfloat16'),
+        ('DSC-PM', 128, 'float32'),  # it draws 16 cells
+        ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 32, 'bfloat16'),
+    ])
+def test_step(scripts, monkeypatch, name, size, precision):
     """One step of a rival, in the precision that the table will name."""
     import benchmark_step
     used = []
@@ -100,7 +103,7 @@ def test_step(scripts, monkeypatch, name, precision):
         given = 'float32'
     else:
         given = precision
-    benchmark_step.make(name, 2, 32, given, 'cpu')()
+    benchmark_step.make(name, 2, size, given, 'cpu')()
     assert used == [precision]
 
 

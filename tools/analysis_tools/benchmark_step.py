@@ -12,14 +12,14 @@ import torch.nn as nn
 
 ALONE = 'both encoders alone'
 PEER = 'mmpretrain DenseCL'
-BASELINE = 'MoCo-v2'
+BASELINES = ['MoCo-v2', 'DenseCL']
 NAMES = [ALONE, *rivals.OURS, *rivals.MMPRETRAIN]
 
 
 def parse_args() -> argparse.Namespace:
     parser = measure.make_parser(
         'Time and memory of a training step with ResNet-50 on two given '
-        "views: DenseCL and MoCo-v2, ours and mmpretrain's, and both "
+        "views: DSC, DenseCL and MoCo-v2, ours and mmpretrain's, and both "
         'encoders alone (forward and backward of the query, forward of the '
         'key, optimiser)')
     parser.add_argument('--batch', type=int, default=16)
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         choices=NAMES,
         default=NAMES,
-        help='who takes part; the three that others are compared to always do')
+        help='who takes part; the four that others are compared to always do')
     parser.add_argument(
         '--configs',
         type=Path,
@@ -97,7 +97,7 @@ def make(name: str, batch: int, size: int, precision: str,
 def main() -> None:
     args = parse_args()
     shape = args.batch, args.size, args.precision, args.device
-    names = [x for x in NAMES if x in (*args.rivals, ALONE, PEER, BASELINE)]
+    names = [x for x in NAMES if x in (*args.rivals, ALONE, PEER, *BASELINES)]
     names += map(str, args.configs)
     if args.device == 'cuda':
         torch.backends.cudnn.benchmark = True  # as all of the configs do
@@ -119,7 +119,10 @@ def main() -> None:
             seconds=median(seconds[name]),
             to_mmpretrain_DenseCL=measure.ratio(seconds[name], seconds[PEER]),
             to_encoders_alone=measure.ratio(seconds[name], seconds[ALONE]),
-            to_MoCo_v2=measure.ratio(seconds[name], seconds[BASELINE]),
+            **{
+                f'to_{x}': measure.ratio(seconds[name], seconds[x])
+                for x in BASELINES
+            },
             peak_MiB=memory[name] / measure.MIB,
             memory_ratio=memory[name] / memory[PEER])
     report.show()

@@ -16,6 +16,8 @@ from torch import Tensor
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 OURS = {
     'DenseCL': 'densecl_r50_8xb32-coslr-200e.py',
+    'DSC-KM': 'dsc_km_r50_8xb32-coslr-200e.py',
+    'DSC-PM': 'dsc_pm_r50_8xb32-coslr-200e.py',
     'MoCo-v2': 'mocov2_r50_8xb32-coslr-200e.py',
 }
 MMPRETRAIN = {

@@ -14,7 +14,8 @@ class ContrastMonitorHook(Hook):
 
     It stops a run whose loss is not finite before a checkpoint of it can
     overwrite a good one, and warns, once each, of collapse, of a leak between
-    the views, and of a dense branch that tells places instead of pictures.
+    the views, of a dense branch that tells places instead of pictures, and of
+    categories of which few are in use.
 
     Args:
         interval (int): Iterations over which values are averaged before they
@@ -28,6 +29,8 @@ class ContrastMonitorHook(Hook):
         max_position (float): ``dense_position`` in percent, above which the
             dense branch knows the place of a cell and little else. Defaults
             to 90.
+        min_category_entropy (float): ``category_entropy`` in percent, below
+            which nearly all cells are of one category. Defaults to 10.
     """
 
     # Before CheckpointHook (VERY_LOW), so that nothing bad is saved.
@@ -38,12 +41,14 @@ class ContrastMonitorHook(Hook):
                  min_std: float = 0.02,
                  max_early_acc: float = 99.,
                  early: float = 0.1,
-                 max_position: float = 90.) -> None:
+                 max_position: float = 90.,
+                 min_category_entropy: float = 10.) -> None:
         self.interval = interval
         self.min_std = min_std
         self.max_early_acc = max_early_acc
         self.early = early
         self.max_position = max_position
+        self.min_category_entropy = min_category_entropy
         self.warned = set()
         self.full_at = None
 
@@ -120,6 +125,14 @@ class ContrastMonitorHook(Hook):
                 'queue.')
         if mean('queue_fill', 0.) < 100:
             return
+        entropy = mean('category_entropy', 100.)
+        if entropy < self.min_category_entropy:
+            self._warn(
+                runner, 'category_entropy',
+                'The categories have collapsed: nearly all cells are of one, '
+                f'category_entropy is {entropy:.1f}% (100 is an even spread), '
+                'so the category loss teaches little. Lower category_weight, '
+                'or start it later with mmdensecl.LambdaWarmupHook.')
         position = mean('dense_position', 0.)
         if position > self.max_position:
             self._warn(

@@ -9,13 +9,14 @@ from mmdensecl.registry import HOOKS
 class LambdaWarmupHook(Hook):
     """Train with the global loss alone at first.
 
-    The dense matches mean little while the backbone is random. Off in the
+    The dense matches mean little while the backbone is random, and the
+    categories of :class:`mmdensecl.models.DSC` do not either. Off in the
     published recipes; the authors suggest 10,000 iterations when a run does
     not take off (openselfsup/hooks/densecl_warmup_hook.py).
 
     Args:
-        start_iters (int): Iterations with ``loss_lambda = 0``. Defaults to
-            10000.
+        start_iters (int): Iterations with ``loss_lambda = 0``, and
+            ``category_weight = 0`` where there is one. Defaults to 10000.
 
     Raises:
         ValueError: ``start_iters`` is negative.
@@ -28,16 +29,21 @@ class LambdaWarmupHook(Hook):
         self.start_iters = start_iters
 
     def before_train(self, runner) -> None:
-        """Note the weight to arrive at."""
+        """Note the weights to arrive at."""
         model = runner.model
         self.model = model.module if is_model_wrapper(model) else model
         if not hasattr(self.model, 'loss_lambda'):
             raise TypeError(
                 f'{type(self.model).__name__} has no loss_lambda to warm up; '
                 'LambdaWarmupHook goes with mmdensecl.DenseCL')
-        self.loss_lambda = self.model.loss_lambda
+        self.weights = {
+            name: getattr(self.model, name)
+            for name in ('loss_lambda', 'category_weight')
+            if hasattr(self.model, name)
+        }
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Set the weight of this step."""
+        """Set the weights of this step."""
         warm = runner.iter >= self.start_iters
-        self.model.loss_lambda = self.loss_lambda if warm else 0.
+        for name, weight in self.weights.items():
+            setattr(self.model, name, weight if warm else 0.)

@@ -1,13 +1,12 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from typing import Dict, List, Optional, Tuple, Union
 
-import torch
-from mmengine.dist import all_reduce
 from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdensecl.registry import MODELS
 from ..monitors import contrast_monitors
+from ..row_means import mean_over_positives, mean_over_ranks
 
 
 @MODELS.register_module()
@@ -39,26 +38,23 @@ class ContrastiveHead(BaseModule):
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Mean loss over the rows that have a positive, and what to log.
 
+        Of several positives of a row the mean is taken first, so that each
+        row weighs the same.
+
         Args:
             query (Tensor): Normalised queries, (M, D).
-            key (Tensor): The key of each query, normalised, (M, D).
+            key (Tensor): The key of each query, normalised, (M, D), or its
+                keys, (M, k, D).
             queue (Tensor): Normalised negatives, (K, D).
-            valid (Tensor, optional): Which rows have a positive, bool,
-                (M, ). None means all. Defaults to None.
+            valid (Tensor, optional): Which keys are positives, bool, (M, ) or
+                (M, k). None means all. Defaults to None.
 
         Returns:
-            tuple[Tensor, dict[str, Tensor]]: The scalar loss, 0 where no row
-            is valid; its mean over the ranks is the mean over the valid rows
-            of all of them; and the monitors of
+            tuple[Tensor, dict[str, Tensor]]: The scalar loss of
+            :func:`mmdensecl.models.row_means.mean_over_ranks`, 0 where no row
+            has a positive; and the monitors of
             :func:`mmdensecl.models.monitors.contrast_monitors`.
         """
         result = self.loss_module(query, key, queue)
-        monitors = contrast_monitors(result, valid)
-        if valid is None:
-            return result.loss.mean(), monitors
-        # DDP averages over ranks; each divides by the mean count, so that two
-        # ranks give the loss that one process would.
-        count = valid.sum().to(result.loss)
-        all_reduce(count, op='mean')
-        count = count.where(count > 0, torch.ones_like(count))
-        return (result.loss * valid).sum() / count, monitors
+        loss = mean_over_ranks(*mean_over_positives(result.loss, valid))
+        return loss, contrast_monitors(result, valid)

@@ -16,8 +16,10 @@ class InfoNCEResult(NamedTuple):
     """What InfoNCE says of each of M query rows.
 
     Attributes:
-        loss (Tensor): Loss of each row, shape (M, ), with gradient.
-        positive (Tensor): Similarity to the row's own key, shape (M, ).
+        loss (Tensor): Loss of each row, shape (M, ), or of each of its k
+            positives, shape (M, k), with gradient.
+        positive (Tensor): Similarity to the row's own key or keys, of the
+            same shape.
         hardest_negative (Tensor): Largest similarity to a key of the queue,
             shape (M, ).
     """
@@ -34,6 +36,11 @@ def _full_precision(query: Tensor, key: Tensor,
     return query, key.detach().to(query), queue.detach().to(query)
 
 
+def _beside(x: Tensor, key: Tensor) -> Tensor:
+    """Give rows an axis for their positives, where the keys have one."""
+    return x[:, None] if key.dim() == 3 else x
+
+
 def info_nce_reference(query: Tensor,
                        key: Tensor,
                        queue: Tensor,
@@ -44,15 +51,16 @@ def info_nce_reference(query: Tensor,
         L_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
             {\exp(q_i \cdot k_i / \tau) + \sum_n \exp(q_i \cdot n / \tau)}
 
-    (MoCo, eq. 1; DenseCL, eq. 1 for vectors and eq. 2 for grid cells.) It
-    holds all M x K logits at once, three times over with autograd;
-    :func:`info_nce` gives the same numbers without. It stays as what the
-    tests compare with.
+    (MoCo, eq. 1; DenseCL, eq. 1 for vectors and eq. 2 for grid cells.) A row
+    with several positives has such a loss for each, and none of them is a
+    negative of another. It holds all logits at once, three times over with
+    autograd; :func:`info_nce` gives the same numbers without. It stays as what
+    the tests compare with.
 
     Args:
         query (Tensor): Queries, shape (M, D).
-        key (Tensor): The positive key of each query, shape (M, D). No
-            gradient flows into it.
+        key (Tensor): The positive key of each query, shape (M, D), or its k
+            keys, shape (M, k, D). No gradient flows into them.
         queue (Tensor): Negative keys, shape (K, D). No gradient either.
         temperature (float): :math:`\tau`. Defaults to 0.2.
 
@@ -62,12 +70,16 @@ def info_nce_reference(query: Tensor,
     with torch.autocast(query.device.type, enabled=False):
         # A step enqueues before its backward pass, which needs the old queue.
         query, key, queue = _full_precision(query, key, queue.clone())
-        positive = (query * key).sum(dim=1)
+        positive = (_beside(query, key) * key).sum(dim=-1)
         negative = query @ queue.t()
-        logits = torch.cat([positive[:, None], negative], dim=1) / temperature
-        labels = logits.new_zeros(len(logits), dtype=torch.long)
-        loss = F.cross_entropy(logits, labels, reduction='none')
-    return InfoNCEResult(loss, positive.detach(), negative.detach().amax(1))
+        others = _beside(negative, key).expand(*positive.shape, -1)
+        logits = torch.cat([positive[..., None], others], dim=-1) / temperature
+        labels = torch.zeros_like(positive, dtype=torch.long)
+        loss = F.cross_entropy(
+            logits.flatten(end_dim=-2), labels.flatten(), reduction='none')
+    return InfoNCEResult(
+        loss.view_as(positive), positive.detach(),
+        negative.detach().amax(dim=1))
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -85,15 +97,17 @@ class _InfoNCE(torch.autograd.Function):
         with_grad = ctx.needs_input_grad[0]
         args = query / temperature, queue, with_grad
         negatives = (form or fastest_form(*args))(*args)
-        positive = (args[0] * key).sum(dim=1)
+        positive = (_beside(args[0], key) * key).sum(dim=-1)
         # How far the queue's log-sum-exp lies above the positive: the loss is
         # the logistic one of that gap. Small terms come last.
-        gap = (negatives.peak - positive) + torch.log(negatives.total)
+        gap = (_beside(negatives.peak, key) - positive) + _beside(
+            torch.log(negatives.total), key)
         loss = -F.logsigmoid(-gap)
         if with_grad:
             mean = negatives.weighted / negatives.total[:, None]
             weight = torch.sigmoid(gap) / temperature
-            ctx.save_for_backward((mean - key).mul_(weight[:, None]))
+            ctx.save_for_backward(
+                (_beside(mean, key) - key).mul_(weight[..., None]))
         positive = positive * temperature
         hardest = negatives.peak * temperature
         ctx.mark_non_differentiable(positive, hardest)
@@ -103,7 +117,10 @@ class _InfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss: Tensor, *_):
         gradient, = ctx.saved_tensors
-        return grad_loss[:, None] * gradient, None, None, None, None
+        gradient = grad_loss[..., None] * gradient
+        if gradient.dim() == 3:
+            gradient = gradient.sum(dim=1)
+        return gradient, None, None, None, None
 
 
 def info_nce(query: Tensor,
@@ -122,8 +139,8 @@ def info_nce(query: Tensor,
 
     Args:
         query (Tensor): Queries, shape (M, D).
-        key (Tensor): The positive key of each query, shape (M, D). No
-            gradient flows into it.
+        key (Tensor): The positive key of each query, shape (M, D), or its k
+            keys, shape (M, k, D). No gradient flows into them.
         queue (Tensor): Negative keys, shape (K, D). No gradient either.
         temperature (float): Divides the similarities. Defaults to 0.2.
         form (Callable, optional): What walks through the queue, such as
@@ -171,7 +188,7 @@ class InfoNCE(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor,
                 queue: Tensor) -> InfoNCEResult:
-        """Shapes: query (M, D), key (M, D), queue (K, D)."""
+        """Shapes: query (M, D), key (M, D) or (M, k, D), queue (K, D)."""
         if self.form == 'reference':
             return info_nce_reference(query, key, queue, self.temperature)
         return info_nce(query, key, queue, self.temperature, FORMS[self.form])

@@ -1,0 +1,118 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Categories of points on the sphere that nobody has named.
+
+Nothing here waits for the device or adds up in an order that may change: ranks
+that hold the same points and generator find the same categories.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
+    """Most similar centre of each point; of equal ones the first.
+
+    Args:
+        points (Tensor): (G, D).
+        centers (Tensor): Normalised, (K, D).
+
+    Returns:
+        Tensor: Indices, long, (G, ).
+    """
+    return (points @ centers.t()).argmax(dim=1)
+
+
+def spread_points(points: Tensor, count: int,
+                  generator: torch.Generator) -> Tensor:
+    """Pick points that lie apart, as k-means++ does.
+
+    Arthur and Vassilvitskii 2007: each is drawn with a probability in
+    proportion to its squared distance to the nearest one picked so far, which
+    is 2 - 2 cos on the sphere. Drawn as a race: the point wins whose waiting
+    time, exponential at the rate of its weight, is the shortest.
+
+    Args:
+        points (Tensor): Normalised, (G, D).
+        count (int): How many to pick, K.
+        generator (torch.Generator): Of the points' device.
+
+    Returns:
+        Tensor: (K, D); with repetitions where fewer points differ.
+    """
+    waiting = points.new_empty(count, len(points))
+    waiting.exponential_(generator=generator)
+    # An exponential may be rounded to 0, and a weight of 0 must never win.
+    waiting.clamp_(min=torch.finfo(points.dtype).tiny)
+    weight = points.new_full((len(points), ), 2.)  # 1 - cos at most
+    picked = []
+    for times in waiting:
+        winner = (weight / times).argmax(dim=0, keepdim=True)
+        picked.append(points.index_select(0, winner))
+        distance = 1 - points @ picked[-1][0]
+        weight = weight.minimum(distance.clamp(min=0))
+    return torch.cat(picked)
+
+
+def move_centers(points: Tensor, centers: Tensor) -> Tensor:
+    """One iteration of spherical k-means.
+
+    Dhillon and Modha 2001: a centre moves to the direction of the sum of the
+    points that are nearest to it. Centres without a point go to the points
+    that are represented worst, one each.
+
+    Args:
+        points (Tensor): Normalised, (G, D), at least as many as centres.
+        centers (Tensor): Normalised, (K, D).
+
+    Returns:
+        Tensor: The next centres, (K, D).
+    """
+    nearest = (points @ centers.t()).max(dim=1)
+    names = torch.arange(len(centers), device=points.device)
+    members = nearest.indices[:, None] == names
+    # A product, as adding up by index has no order on a GPU.
+    moved = F.normalize(members.to(points).t() @ points, dim=1)
+    worst = nearest.values.topk(len(centers), largest=False).indices
+    empty = ~members.any(dim=0)
+    turn = (empty.cumsum(dim=0) - 1).clamp(min=0)
+    return torch.where(empty[:, None], points[worst[turn]], moved)
+
+
+def spherical_kmeans(points: Tensor, num_clusters: int, num_iters: int,
+                     generator: torch.Generator) -> Tensor:
+    """Centres of clusters by cosine similarity.
+
+    Args:
+        points (Tensor): Normalised, (G, D).
+        num_clusters (int): Number of centres, K, at most G.
+        num_iters (int): Iterations after the start.
+        generator (torch.Generator): Of the points' device, for the start.
+
+    Returns:
+        Tensor: Normalised, (K, D).
+    """
+    centers = spread_points(points, num_clusters, generator)
+    for _ in range(num_iters):
+        centers = move_centers(points, centers)
+    return centers
+
+
+def sinkhorn(scores: Tensor, num_iters: int) -> Tensor:
+    """Assign points to categories so that all categories get as much.
+
+    Sinkhorn-Knopp as in SwAV (Caron et al. 2020, section 3.1): columns and
+    rows of exp(scores) are normalised in turn. In the log domain, where no
+    score is too large.
+
+    Args:
+        scores (Tensor): Similarities over epsilon, (G, K).
+        num_iters (int): How often.
+
+    Returns:
+        Tensor: Assignments, (G, K). Rows sum to 1, and columns, the more the
+        iterations the closer, to G / K.
+    """
+    for _ in range(num_iters):
+        scores = scores - scores.logsumexp(dim=0)
+        scores = scores - scores.logsumexp(dim=1, keepdim=True)
+    return scores.exp()

@@ -1,0 +1,234 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Categories are compared with loops written from the papers' equations."""
+import math
+
+import pytest
+import torch
+
+from mmdensecl.models import (move_centers, nearest_center, sinkhorn,
+                              spherical_kmeans, spread_points, sup_con)
+from mmdensecl.models.features import l2_normalize
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_points(*shape):
+    return l2_normalize(torch.randn(*shape, dtype=torch.float64))
+
+
+def clustered_points(clusters=6, each=20, dim=8, spread=0.05):
+    """Points around orthogonal directions, shuffled, and their labels."""
+    labels = torch.arange(clusters).repeat_interleave(each)
+    labels = labels[torch.randperm(len(labels))]
+    noise = spread * torch.randn(len(labels), dim)
+    return l2_normalize(torch.eye(dim)[labels] + noise), labels
+
+
+def same_partition(a, b):
+    """Equal up to the names of the labels."""
+    return torch.equal(a[:, None] == a, b[:, None] == b)
+
+
+class TestSphericalKMeans:
+
+    @pytest.mark.parametrize('seed', range(5))
+    @pytest.mark.parametrize('clusters', [2, 6, 8])
+    def test_known_clusters_are_found(self, seed, clusters):
+        points, labels = clustered_points(clusters)
+        assert not same_partition(labels, labels.roll(1))  # the test can fail
+        centers = spherical_kmeans(points, clusters, 10, generator(seed))
+        assert same_partition(nearest_center(points, centers), labels)
+        for label in range(clusters):
+            mean = points[labels == label].mean(dim=0)
+            cosine = centers @ (mean / mean.norm())
+            assert cosine.max().item() == pytest.approx(1, abs=1e-6)
+
+    def test_angles_count_and_not_distances(self):
+        """Of points on one ray, far and near, nothing must depend."""
+        points, labels = clustered_points(4)
+        centers = spherical_kmeans(points, 4, 5, generator())
+        lengths = torch.rand(len(points), 1) + 0.1
+        assert torch.equal(
+            nearest_center(lengths * points, centers),
+            nearest_center(points, centers))
+
+    def test_the_generator_decides(self):
+        points = random_points(60, 5)
+        first, again, other = (
+            spherical_kmeans(points, 7, 2, generator(seed))
+            for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_iterations_raise_the_similarity(self):
+        """To the nearest centre, on average; the last ones hardly."""
+        points = random_points(200, 5)
+        means = [
+            (points @ spherical_kmeans(points, 6, n, generator()).t()).amax(
+                dim=1).mean().item() for n in range(12)
+        ]
+        assert means == sorted(means)
+        assert means[1] > means[0] + 0.01
+        assert means[11] - means[10] < means[1] - means[0]
+
+    @pytest.mark.parametrize('clusters', [5, 12])
+    def test_fewer_points_than_clusters_that_differ(self, clusters):
+        """Collapsed features: finite, and all in one cluster."""
+        points = random_points(1, 4).expand(12, -1)
+        centers = spherical_kmeans(points, clusters, 3, generator())
+        assert torch.isfinite(centers).all()
+        torch.testing.assert_close(centers, points[:clusters])
+        assert len(nearest_center(points, centers).unique()) == 1
+
+    def test_as_many_points_as_clusters(self):
+        points = random_points(9, 4)
+        centers = spherical_kmeans(points, 9, 3, generator())
+        assert len(nearest_center(points, centers).unique()) == 9
+
+
+class TestMoveCenters:
+
+    def test_against_loops(self):
+        points, centers = random_points(40, 3), random_points(4, 3)
+        sums = [torch.zeros(3).double() for _ in centers]
+        for point in points:
+            cosines = [float(point @ center) for center in centers]
+            sums[cosines.index(max(cosines))] += point
+        expected = torch.stack([x / x.norm() for x in sums])
+        torch.testing.assert_close(move_centers(points, centers), expected)
+
+    def test_empty_clusters_go_to_the_worst_represented(self):
+        """Two of four centres have no point; 70 and 30 degrees are worst."""
+        angle = torch.deg2rad(torch.tensor([0., 2., 70., 4., 30.]))
+        points = torch.stack([angle.cos(), angle.sin()], dim=1)
+        centers = torch.tensor([[-1., 0.], [1., 0.], [0., -1.], [-0.6, -0.8]])
+        # All are nearest to the second, which moves to their sum.
+        moved = move_centers(points, centers)
+        mean = points.sum(dim=0)
+        torch.testing.assert_close(moved[1], mean / mean.norm())
+        torch.testing.assert_close(moved[[0, 2, 3]], points[[2, 4, 3]])
+
+    def test_a_lost_start_is_mended(self):
+        """From six equal centres to six that are all in use."""
+        points = random_points(60, 4)
+        centers = points[:1].expand(6, -1)
+        assert len(nearest_center(points, centers).unique()) == 1
+        for _ in range(5):
+            centers = move_centers(points, centers)
+        assert len(nearest_center(points, centers).unique()) == 6
+
+
+class TestSpreadPoints:
+
+    def test_one_of_each_far_group(self):
+        """A point that is picked, or its double, has no weight."""
+        for seed in range(20):
+            points = torch.eye(5).repeat(4, 1)[torch.randperm(20)]
+            picked = spread_points(points, 5, generator(seed))
+            assert picked.sum(dim=0).tolist() == [1] * 5
+
+    def test_chances_are_those_of_squared_distances(self):
+        """After a, at 60 degrees has weight 1 / 2 and at 180 weight 2."""
+        angle = torch.deg2rad(torch.tensor([0., 60., 180.]))
+        points = torch.stack([angle.cos(), angle.sin()], dim=1)
+        source, firsts, seconds = generator(), [0] * 3, {}
+        for _ in range(3000):
+            picked = spread_points(points, 2, source)
+            one, two = nearest_center(picked, points).tolist()
+            firsts[one] += 1
+            seconds.setdefault(one, []).append(two)
+        assert min(firsts) > 1000 - 4 * 26 and max(firsts) < 1000 + 4 * 26
+        share = seconds[0].count(2) / len(seconds[0])
+        assert share == pytest.approx(2 / 2.5, abs=4 * 0.013)
+        # 1 - cos 60 = 1/2 and 1 - cos 120 = 3/2.
+        share = seconds[1].count(2) / len(seconds[1])
+        assert share == pytest.approx(1.5 / 2, abs=4 * 0.014)
+
+
+class TestSinkhorn:
+
+    def test_marginals(self):
+        scores = torch.randn(48, 6).double() + torch.arange(6)
+        plan = sinkhorn(scores, 200)
+        torch.testing.assert_close(plan.sum(dim=1), torch.ones(48).double())
+        torch.testing.assert_close(
+            plan.sum(dim=0),
+            torch.full((6, ), 8.).double())
+        # Three iterations, SwAV's number: rows exactly, columns nearly.
+        few = sinkhorn(scores, 3)
+        torch.testing.assert_close(few.sum(dim=1), torch.ones(48).double())
+        before = scores.softmax(dim=1).sum(dim=0)
+        assert ((few.sum(0) - 8).abs().max() < (before - 8).abs().max() / 3)
+
+    @pytest.mark.parametrize('num_iters', [1, 3])
+    def test_against_loops(self, num_iters):
+        scores = torch.randn(7, 4, dtype=torch.float64)
+        q = [[math.exp(x) for x in row] for row in scores.tolist()]
+        for _ in range(num_iters):
+            for k in range(4):
+                total = sum(row[k] for row in q)
+                for row in q:
+                    row[k] /= 4 * total
+            for row in q:
+                total = sum(row)
+                for k in range(4):
+                    row[k] /= 7 * total
+        expected = 7 * torch.tensor(q, dtype=torch.float64)
+        torch.testing.assert_close(sinkhorn(scores, num_iters), expected)
+
+    def test_large_scores(self):
+        """exp(400) is no float32 number; similarity 1 over 1 / 400 is."""
+        scores = 400 * torch.eye(5)
+        torch.testing.assert_close(sinkhorn(scores, 3), torch.eye(5))
+
+    def test_collapsed_points_are_spread_evenly(self):
+        """The trivial solution gets no reward."""
+        scores = torch.randn(1, 5).expand(10, -1) / 0.05
+        torch.testing.assert_close(
+            sinkhorn(scores, 1), torch.full((10, 5), 0.2))
+
+
+class TestSupCon:
+
+    @pytest.mark.parametrize('temperature', [0.1, 1.])
+    def test_against_loops(self, temperature):
+        query, points = random_points(4, 3), random_points(9, 3)
+        query_labels = torch.tensor([0, 2, 2, 1])
+        labels = torch.tensor([2, 0, 0, 1, 3, 2, 0, 3, 2])
+        expected = []
+        for q, label in zip(query, query_labels):
+            e = [math.exp(float(q @ p) / temperature) for p in points]
+            own = [i for i in range(9) if labels[i] == label]
+            expected.append(-sum(math.log(e[i] / sum(e))
+                                 for i in own) / len(own))
+        loss = sup_con(query, points, query_labels, labels, temperature)
+        torch.testing.assert_close(loss, torch.tensor(expected).double())
+
+    def test_one_positive_is_info_nce(self):
+        from mmdensecl.models import info_nce
+        query, points = random_points(1, 5), random_points(8, 5)
+        loss = sup_con(query, points, torch.tensor([3]), torch.arange(8), 0.3)
+        others = points[torch.arange(8) != 3]
+        torch.testing.assert_close(
+            loss,
+            info_nce(query, points[3:4], others, 0.3).loss)
+
+    def test_gradcheck(self):
+        points, labels = random_points(7, 3), torch.tensor([0, 1, 1, 0, 2, 2])
+        labels = torch.cat([labels, labels[:1]])
+
+        def loss(query):
+            return sup_con(query, points, torch.tensor([1, 0, 2]), labels, 0.2)
+
+        query = random_points(3, 3).requires_grad_()
+        assert torch.autograd.gradcheck(loss, query)
+
+    def test_large_logits(self):
+        query = torch.eye(3)[:1].requires_grad_()
+        loss = sup_con(query, torch.eye(3), torch.tensor([1]), torch.arange(3),
+                       1e-4)
+        assert loss.item() == pytest.approx(1e4)
+        loss.sum().backward()
+        assert torch.isfinite(query.grad).all()
