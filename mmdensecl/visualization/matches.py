@@ -1,17 +1,20 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from torch import Tensor
 
 from mmdensecl.models.correspondence import mutual_nearest_cells
-from mmdensecl.models.features import Features
+from mmdensecl.models.features import Features, l2_normalize
 from mmdensecl.models.geometry import locate_cells, within_one_cell
 
 RIGHT, WRONG, UNKNOWN = 'tab:green', 'tab:red', 'tab:blue'
+SIMILARITY_COLORS = 'viridis'
 
 
 class StrongMatches(NamedTuple):
@@ -31,7 +34,28 @@ class StrongMatches(NamedTuple):
     right: Optional[np.ndarray]
 
 
-def _inner_cells(shape: Tuple[int, int], margin: int) -> Tensor:
+def features_of(maps: Tensor) -> Features:
+    """The maps of a backbone alone, as the functions here take them.
+
+    Args:
+        maps (Tensor): (N, C, H, W).
+    """
+    return Features(
+        vector=l2_normalize(maps.mean(dim=(2, 3))),
+        cells=l2_normalize(maps.flatten(start_dim=2)),
+        shape=tuple(maps.shape[2:]))
+
+
+def inner_cells(shape: Tuple[int, int], margin: int) -> Tensor:
+    """Cells of a grid without its outer rings; all if none were left.
+
+    Args:
+        shape (tuple[int, int]): Height and width of the grid.
+        margin (int): Rings to leave out.
+
+    Returns:
+        Tensor: Indices, rising, (P, ).
+    """
     index = torch.arange(shape[0] * shape[1]).view(shape)
     inner = index[margin:shape[0] - margin, margin:shape[1] - margin]
     return (inner if inner.numel() else index).flatten()
@@ -50,7 +74,8 @@ def strongest_matches(query: Features,
                       index: int,
                       views: Optional[Tensor] = None,
                       top: int = 12,
-                      margin: int = 0) -> StrongMatches:
+                      margin: int = 0,
+                      min_similarity: float = -1.) -> StrongMatches:
     """Mutual nearest cells of one picture by backbone features.
 
     Args:
@@ -62,18 +87,21 @@ def strongest_matches(query: Features,
         top (int): How many to keep at most. Defaults to 12.
         margin (int): Rings of outer cells to leave out. Zero padding makes
             border cells alike whatever they show. Defaults to 0.
+        min_similarity (float): Cosine similarity below which a match is left
+            out. Defaults to -1.
 
     Returns:
         StrongMatches: Strongest first.
     """
     one = slice(index, index + 1)
-    inner_q = _inner_cells(query.shape, margin).to(query.cells.device)
-    inner_k = _inner_cells(key.shape, margin).to(key.cells.device)
+    inner_q = inner_cells(query.shape, margin).to(query.cells.device)
+    inner_k = inner_cells(key.shape, margin).to(key.cells.device)
     q, k = query.cells[one][:, :, inner_q], key.cells[one][:, :, inner_k]
     match = mutual_nearest_cells(q, k)
     similarity = torch.einsum('cp,cp->p', q[0], k[0][:, match.index[0]])
-    similarity[~match.valid[0]] = -torch.inf
-    top = min(top, int(match.valid.sum()))
+    strong = match.valid[0] & (similarity >= min_similarity)
+    similarity[~strong] = -torch.inf
+    top = min(top, int(strong.sum()))
     similarity, chosen = similarity.topk(top)
     cells, partners = inner_q[chosen], inner_k[match.index[0, chosen]]
     right = None
@@ -89,45 +117,92 @@ def strongest_matches(query: Features,
         similarity.cpu().numpy(), right)
 
 
-def draw_matches(ax: Axes, query_view: Tensor, key_view: Tensor,
-                 matches: StrongMatches) -> None:
+def draw_matches(ax: Axes,
+                 query_view: Tensor,
+                 key_view: Tensor,
+                 matches: StrongMatches,
+                 scale: Optional[Normalize] = None) -> None:
     """Two views side by side, a line for each match.
 
     Green lines are within one cell of the true spot, red ones are not, blue
-    ones cannot be checked.
+    ones cannot be checked; or the colour is the similarity.
 
     Args:
         ax (Axes): Where to draw.
         query_view (Tensor): uint8, (3, H, W).
         key_view (Tensor): uint8, (3, H, W).
         matches (StrongMatches): From :func:`strongest_matches`.
+        scale (Normalize, optional): Which similarities the colours mean.
+            Defaults to None: right and wrong.
     """
-    height, width = query_view.shape[1:]
-    gap = torch.full((3, height, max(1, width // 16)), 255, dtype=torch.uint8)
-    ax.imshow(torch.cat([query_view, gap, key_view], 2).permute(1, 2, 0))
+    (height, width), (key_height, key_width) = (
+        x.shape[1:] for x in (query_view, key_view))
+    gap = max(1, width // 16)
+    canvas = torch.full((3, max(height, key_height), width + gap + key_width),
+                        255,
+                        dtype=torch.uint8)
+    canvas[:, :height, :width] = query_view
+    canvas[:, :key_height, width + gap:] = key_view
+    ax.imshow(canvas.permute(1, 2, 0))
     ax.set_axis_off()
-    scale = np.array([width, height])
-    start = matches.query * scale
-    end = matches.key * scale + [width + gap.shape[2], 0]
-    for i, (a, b) in enumerate(zip(start, end)):
+    start = matches.query * [width, height]
+    end = matches.key * [key_width, key_height] + [width + gap, 0]
+    colors = plt.get_cmap(SIMILARITY_COLORS)
+    # The strongest on top.
+    for i in reversed(range(len(start))):
         color = UNKNOWN
-        if matches.right is not None:
+        if scale is not None:
+            color = colors(scale(matches.similarity[i]))
+        elif matches.right is not None:
             color = RIGHT if matches.right[i] else WRONG
-        ax.plot([a[0], b[0]], [a[1], b[1]],
-                color=color,
-                linewidth=1.4,
-                marker='o',
-                markersize=4,
-                markeredgecolor='white',
-                markeredgewidth=0.6)
+        ax.plot(
+            *zip(start[i], end[i]),
+            color=color,
+            linewidth=1.4,
+            marker='o',
+            markersize=4,
+            markeredgecolor='white',
+            markeredgewidth=0.6)
 
 
-def legend(figure: plt.Figure) -> None:
-    """Say what the colours mean, below the axes."""
+def similarity_scale(matches: Sequence[StrongMatches]) -> Normalize:
+    """One scale of colours for several panels.
+
+    Args:
+        matches (Sequence[StrongMatches]): What they draw.
+    """
+    values = np.concatenate([x.similarity for x in matches])
+    if not len(values):
+        return Normalize(0, 1)
+    return Normalize(values.min(), values.max())
+
+
+def similarity_bar(figure: plt.Figure, scale: Normalize,
+                   axes: Sequence[Axes]) -> None:
+    """Say which similarities the colours mean, beside the axes."""
+    figure.colorbar(
+        ScalarMappable(scale, SIMILARITY_COLORS),
+        ax=axes,
+        label='cosine similarity',
+        shrink=0.8)
+
+
+def legend(figure: plt.Figure, unknown: bool = True) -> None:
+    """Say what the colours mean, below the axes.
+
+    Args:
+        figure (plt.Figure): Of constrained layout.
+        unknown (bool): Whether some lines cannot be checked. Defaults to
+            True.
+    """
+    meanings = {
+        RIGHT: 'within one cell of the true spot',
+        WRONG: 'elsewhere, or nowhere in the other view',
+        UNKNOWN: 'not known'
+    }
     handles = [
         plt.Line2D([], [], color=color, marker='o', label=label)
-        for color, label in ((RIGHT, 'within one cell of the true spot'),
-                             (WRONG, 'elsewhere'), (UNKNOWN, 'not known'))
+        for color, label in meanings.items() if unknown or color != UNKNOWN
     ]
     figure.legend(
         handles=handles, loc='outside lower center', ncols=3, frameon=False)

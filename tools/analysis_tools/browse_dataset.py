@@ -10,8 +10,8 @@ from mmengine.utils import track_iter_progress
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.engine import merge_options
-from mmdensecl.models.data_preprocessors import render_views
 from mmdensecl.registry import DATASETS
+from mmdensecl.visualization.views import view_images
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -39,14 +39,6 @@ def parse_args() -> argparse.Namespace:
         default={},
         help='override settings, "a.b=c"; data_root=... moves the data')
     return parser.parse_args()
-
-
-def view_images(data: dict, size: int) -> list:
-    """The two views, rendered here where a training run's device would."""
-    if 'drawn_views' not in data['data_samples']:
-        return data['inputs']
-    views = data['data_samples'].drawn_views
-    return list(render_views([data['inputs']] * 2, views, size).byte())
 
 
 def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:

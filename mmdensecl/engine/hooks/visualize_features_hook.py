@@ -1,0 +1,154 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import random
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmdensecl.registry import HOOKS
+from .sample_predictions_hook import spread_evenly
+
+SEED = 0  # of the views, the same ones each time
+
+
+@contextmanager
+def unchanged_random_numbers() -> Iterator[None]:
+    """Leave all generators as they were."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@HOOKS.register_module()
+class VisualizeFeaturesHook(Hook):
+    """Draw what the backbone has learnt so far, every few epochs.
+
+    Of a few training pictures, the same ones each time, the features as
+    colours (``features``) and the strongest mutual matches of two views
+    (``matches``) go through the run's visualizer, to files, TensorBoard or
+    wherever its backends lead. One line of a config turns it on::
+
+        default_hooks = dict(
+            features=dict(type='mmdensecl.VisualizeFeaturesHook'))
+
+    It looks through a copy of the backbone and draws from generators of its
+    own, so the run stays the same bit by bit; what goes wrong is a warning.
+    Of several processes rank 0 draws.
+
+    Args:
+        interval (int): Epochs from one drawing to the next. Defaults to 10.
+        num_images (int): How many pictures, spread evenly over the data set.
+            Defaults to 3.
+        size (int): Shorter side of a picture as the backbone sees it, in
+            pixels. Defaults to 320.
+        top (int): Matches to draw at most. Defaults to 12.
+        margin (int): Rings of outer cells without matches and colours, see
+            :func:`mmdensecl.visualization.strongest_matches`. Defaults to 1.
+
+    Raises:
+        ValueError: A number that makes no sense.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self,
+                 interval: int = 10,
+                 num_images: int = 3,
+                 size: int = 320,
+                 top: int = 12,
+                 margin: int = 1) -> None:
+        least = dict(interval=1, num_images=1, size=16, top=1, margin=0)
+        given = dict(
+            interval=interval,
+            num_images=num_images,
+            size=size,
+            top=top,
+            margin=margin)
+        for name, value in given.items():
+            if value < least[name]:
+                raise ValueError(f'VisualizeFeaturesHook: {name} must be at '
+                                 f'least {least[name]}, got {value}')
+        self.interval = interval
+        self.num_images = num_images
+        self.size = size
+        self.top = top
+        self.margin = margin
+
+    def after_train_epoch(self, runner) -> None:
+        """Draw, if it is time."""
+        if self.every_n_epochs(runner, self.interval):
+            self._draw(runner)
+
+    @master_only
+    def _draw(self, runner) -> None:
+        try:
+            with unchanged_random_numbers(), torch.no_grad():
+                self._draw_pictures(runner)
+        except Exception as error:  # no picture is worth a run
+            runner.logger.warning(
+                'VisualizeFeaturesHook drew nothing at epoch '
+                f'{runner.epoch + 1}: {type(error).__name__}: {error}')
+
+    def _draw_pictures(self, runner) -> None:
+        # Imported here: most runs draw nothing, and scikit-learn is optional.
+        from matplotlib.figure import Figure
+
+        from mmdensecl.api import FrozenBackbone, as_rgb
+        from mmdensecl.datasets.transforms.loading import decode_rgb
+        from mmdensecl.visualization import draw_matches, legend
+        from mmdensecl.visualization.dense_maps import (draw_maps, pca_colors,
+                                                        see)
+        from mmdensecl.visualization.figures import to_array
+        from mmdensecl.visualization.matches import (features_of,
+                                                     strongest_matches)
+        from mmdensecl.visualization.views import ViewDrawer
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        preprocessor = model.data_preprocessor
+        backbone = FrozenBackbone(
+            deepcopy(model.backbone), {},
+            preprocessor.mean.flatten().tolist(),
+            preprocessor.std.flatten().tolist()).to(preprocessor.device)
+
+        dataset = runner.train_dataloader.dataset
+        infos = [
+            dataset.get_data_info(i)
+            for i in spread_evenly(self.num_images, len(dataset))
+        ]
+        files = [dataset.read(x) for x in infos]
+        names = [Path(x['img_path']).name for x in infos]
+        seen = [
+            see(backbone, as_rgb(decode_rgb(x), self.size), self.margin)
+            for x in files
+        ]
+        figure = draw_maps([x.picture for x in seen], names,
+                           pca_colors([x.map for x in seen], SEED))
+        step = runner.epoch + 1
+        runner.visualizer.add_image('features', to_array(figure), step=step)
+
+        drawer = ViewDrawer(runner.cfg, self.size)
+        figure = Figure(figsize=(4.6 * len(files), 3.2), layout='constrained')
+        axes = figure.subplots(1, len(files), squeeze=False)[0]
+        for ax, name, file in zip(axes, names, files):
+            pair = drawer.draw(file, 1, SEED)
+            query, key = (features_of(backbone(x).cpu()) for x in pair[:2])
+            matches = strongest_matches(query, key, 0, pair.views, self.top,
+                                        self.margin)
+            draw_matches(ax, pair.query[0], pair.key[0], matches)
+            ax.set_title(
+                f'{name}: {matches.right.sum()} of {len(matches.right)} right',
+                fontsize=10,
+                parse_math=False)
+        legend(figure, unknown=False)
+        figure.suptitle(f'Strongest mutual matches of two views, epoch {step}')
+        runner.visualizer.add_image('matches', to_array(figure), step=step)

@@ -1,0 +1,247 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torchvision.models import resnet18, resnext50_32x4d
+
+import mmdensecl
+from mmdensecl.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+STRIDES = (1, 2, 2, 1)
+
+
+def save(path, state, backbone=None, text=None):
+    """As mmengine saves a run, with its config as text."""
+    cfg = Config(
+        dict(
+            model=dict(
+                type='mmdensecl.DenseCL',
+                data_preprocessor=dict(mean=[1., 2., 3.], std=[4., 5., 6.]),
+                backbone=backbone)))
+    torch.save(
+        dict(
+            meta=dict(cfg=cfg.pretty_text if text is None else text),
+            state_dict={
+                f'backbone.{k}': v
+                for k, v in state.items()
+            }), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def state():
+    torch.manual_seed(0)
+    model = resnet18()
+    return {
+        k: v
+        for k, v in model.state_dict().items() if not k.startswith('fc.')
+    }
+
+
+@pytest.fixture
+def plain(state, tmp_path):
+    path = tmp_path / 'plain.pth'
+    torch.save(state, path)
+    return path
+
+
+class TestLoadBackbone:
+
+    def test_is_what_the_file_holds(self, plain, state):
+        backbone = mmdensecl.load_backbone(plain)
+        assert backbone.cfg['type'] == 'ResNet'
+        assert backbone.cfg['strides'] == (1, 2, 2, 2)
+        own = backbone.backbone.state_dict()
+        assert own.keys() == state.keys()
+        assert all(torch.equal(own[k], state[k]) for k in own)
+        # The same map as the network that the tensors are of, normalised.
+        pictures = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+        reference = resnet18()
+        reference.fc = reference.avgpool = torch.nn.Identity()
+        reference.load_state_dict(state)
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        expected = reference.eval()((pictures / 255 - mean) / std)
+        given = backbone(pictures)
+        assert given.shape == (2, 512, 2, 3)
+        torch.testing.assert_close(
+            given.flatten(1), expected, rtol=1e-3, atol=1e-4)
+
+    def test_groups_are_told_by_the_tensors(self, tmp_path):
+        with torch.no_grad():
+            model = resnext50_32x4d()
+        torch.save(model.state_dict(), tmp_path / 'x.pth')
+        backbone = mmdensecl.load_backbone(tmp_path / 'x.pth')
+        assert backbone.cfg['type'] == 'ResNeXt'
+        assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 2048, 1, 1)
+
+    def test_strides_of_the_saved_config(self, state, tmp_path):
+        path = save(tmp_path / 'run.pth', state,
+                    dict(type='ResNet', depth=18, strides=STRIDES))
+        backbone = mmdensecl.load_backbone(path)
+        assert backbone.cfg['strides'] == STRIDES
+        assert backbone(torch.zeros(1, 3, 64, 64)).shape[2:] == (4, 4)
+        assert backbone.mean.flatten().tolist() == [1, 2, 3]
+        assert backbone.std.flatten().tolist() == [4, 5, 6]
+
+    @pytest.mark.parametrize('text', [
+        "model = dict(backbone=dict(type='os.system', depth=152, "
+        "norm_cfg=dict(type='os.system'), strides=(1, 2, 2, 10**9), "
+        "plugins=[dict(type='x')]))",
+        "model = dict(backbone=__import__('pathlib').Path('{0}').touch())",
+        "__import__('pathlib').Path('{0}').touch()\nmodel = 3",
+        'model = ' + '(' * 5000, 'not Python at all', '\0'
+    ])
+    def test_a_saved_config_is_never_run(self, state, tmp_path, text):
+        touched = tmp_path / 'touched'
+        path = save(
+            tmp_path / 'run.pth',
+            state,
+            text=text.replace('{0}', str(touched)))
+        backbone = mmdensecl.load_backbone(path)
+        assert not touched.exists()
+        assert backbone.cfg['depth'] == 18
+        assert backbone.cfg['strides'] == (1, 2, 2, 2)
+        assert 'norm_cfg' not in backbone.cfg
+
+    def test_arguments_come_before_the_file(self, plain, tmp_path):
+        cfg = dict(type='ResNet', depth=18, strides=STRIDES)
+        given = mmdensecl.load_backbone(plain, backbone=cfg)
+        assert given.cfg['strides'] == STRIDES
+        path = tmp_path / 'cfg.py'
+        path.write_text(f'model = dict(backbone={cfg})')
+        read = mmdensecl.load_backbone(plain, config=path)
+        images = torch.rand(1, 3, 64, 64) * 255
+        assert torch.equal(read(images), given(images))
+
+    def test_nothing_stays_random(self, state, tmp_path):
+        path = tmp_path / 'part.pth'
+        torch.save({
+            k: v
+            for k, v in state.items() if 'layer3.1' not in k
+        }, path)
+        with pytest.raises(ValueError, match='layer3|cannot be built'):
+            mmdensecl.load_backbone(path)
+        with pytest.raises(ValueError, match='layer3.1.conv1.weight'):
+            mmdensecl.load_backbone(
+                path, backbone=dict(type='ResNet', depth=18))
+
+    def test_random_weights(self):
+        cfg = dict(type='ResNet', depth=18)
+        torch.manual_seed(1)
+        one = mmdensecl.load_backbone(None, backbone=cfg)
+        two = mmdensecl.load_backbone(None, backbone=cfg)
+        assert not torch.equal(one.backbone.conv1.weight,
+                               two.backbone.conv1.weight)
+        with pytest.raises(ValueError, match='need an architecture'):
+            mmdensecl.load_backbone(None)
+        with pytest.raises(ValueError, match='not both'):
+            mmdensecl.load_backbone(None, config='x.py', backbone=cfg)
+
+    def test_is_frozen(self, plain):
+        backbone = mmdensecl.load_backbone(plain)
+        model = torch.nn.Sequential(backbone, torch.nn.Dropout()).train()
+        assert not any(x.training for x in backbone.modules())
+        assert not any(x.requires_grad for x in model.parameters())
+
+
+class TestExtractDense:
+
+    @pytest.fixture(scope='class')
+    def backbone(self):
+        torch.manual_seed(0)
+        return mmdensecl.load_backbone(
+            None,
+            backbone=dict(
+                type='ResNet', depth=18, stem_channels=4, base_channels=4))
+
+    def test_any_kind_of_picture(self, backbone, tmp_path):
+        array = np.random.default_rng(0).integers(
+            0, 256, (64, 96, 3), dtype=np.uint8)
+        image = Image.fromarray(array)
+        image.save(tmp_path / 'a.png')
+        tensor = torch.from_numpy(array).permute(2, 0, 1)
+        maps = [
+            backbone.extract_dense(x)
+            for x in (tmp_path / 'a.png', str(tmp_path / 'a.png'), image,
+                      array, tensor, tensor.float())
+        ]
+        assert maps[0].shape == (32, 2, 3) and maps[0].std() > 0
+        assert all(torch.equal(x, maps[0]) for x in maps)
+
+    def test_files_are_read_as_in_training(self, backbone, tmp_path):
+        """Grey of 16 bits is stretched, EXIF does not turn the picture."""
+        grey = np.full((32, 64), 1000, np.uint16)
+        Image.fromarray(grey).save(tmp_path / 'grey.png')
+        white = np.full((32, 64, 3), 255, np.uint8)
+        assert torch.equal(
+            backbone.extract_dense(tmp_path / 'grey.png'),
+            backbone.extract_dense(white))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        file = io.BytesIO()
+        Image.fromarray(white).save(file, 'JPEG', exif=exif)
+        (tmp_path / 'turned.jpg').write_bytes(file.getvalue())
+        shape = backbone.extract_dense(tmp_path / 'turned.jpg').shape
+        assert shape == (32, 1, 2)
+
+    def test_size_keeps_the_ratio(self, backbone):
+        picture = np.zeros((100, 200, 3), np.uint8)
+        assert backbone.extract_dense(picture, size=64).shape == (32, 2, 4)
+
+    def test_bad_pictures(self, backbone, tmp_path):
+        (tmp_path / 'x.png').write_text('no picture')
+        for bad, words in ((tmp_path / 'x.png', 'x.png'), (np.zeros(
+            (8, 8)), 'uint8'), (np.zeros((8, 8, 4), np.uint8), '4'),
+                           (torch.zeros(8, 8, 3), '8, 8, 3'), (3, 'int')):
+            with pytest.raises(ValueError, match=words):
+                backbone.extract_dense(bad)
+        with pytest.raises(FileNotFoundError):
+            backbone.extract_dense(tmp_path / 'none.png')
+        with pytest.raises(ValueError, match='N, 3, H, W'):
+            backbone(torch.zeros(3, 8, 8))
+
+
+HUB = '''
+import importlib.util, sys
+import mmdensecl
+hosts = {'mmpretrain', 'mmdet', 'mmseg', 'matplotlib', 'sklearn'}
+assert not hosts & set(sys.modules), hosts & set(sys.modules)
+importlib.util.find_spec('mmpretrain')  # looking does not use it up
+import mmpretrain
+names = mmpretrain.list_models('densecl*')
+assert 'densecl_r50_8xb32-coslr-200e' in names, names
+assert 'resnet18_8xb32_in1k' in mmpretrain.list_models('resnet18*')
+model = mmpretrain.get_model('densecl_r50_8xb32-coslr-200e', queue_len=8,
+                             backbone=dict(depth=18),
+                             neck=dict(in_channels=512))
+print(type(model).__module__)
+'''
+
+
+def test_models_are_in_the_hub_of_mmpretrain(tmp_path):
+    done = subprocess.run([sys.executable, '-c', HUB],
+                          cwd=tmp_path,
+                          env={
+                              **os.environ, 'PYTHONPATH': str(ROOT)
+                          },
+                          capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == 'mmdensecl.models.densecl'
+
+
+def test_hub_already_imported():
+    """In this process the one or the other came first."""
+    import mmpretrain
+    assert mmpretrain.ModelHub.has('densecl_r50_8xb32-coslr-200e')
+    assert MODELS.get('mmdensecl.DenseCL')

@@ -1,0 +1,162 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import logging
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from mmdensecl.registry import MODELS
+from mmdensecl.testing import write_pictures
+
+TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis_tools'
+
+
+@pytest.fixture
+def workplace(tiny_cfg, tmp_path, monkeypatch):
+    """A config, a checkpoint and pictures."""
+    model = tiny_cfg(data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=model,
+            train_dataloader=dict(
+                dataset=dict(
+                    type='mmdensecl.UnlabeledFolder',
+                    data_root='pictures',
+                    pipeline=[
+                        dict(type='mmdensecl.DecodeRGB'),
+                        dict(
+                            type='mmdensecl.TwoViews',
+                            size=32,
+                            crop_scale=(0.7, 1.)),
+                        dict(type='mmdensecl.PackViews')
+                    ]))))
+    cfg.dump(tmp_path / 'tiny.py')
+    built = MODELS.build(model)
+    built.init_weights()
+    torch.save(
+        dict(state_dict=built.state_dict(), meta=dict(cfg=cfg.pretty_text)),
+        tmp_path / 'tiny.pth')
+    write_pictures(tmp_path / 'pictures', 3, size=80)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Function that runs a tool here and gives its status and output."""
+
+    def call(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, arguments)])
+        code = 0
+        try:
+            with DefaultScope.overwrite_default_scope('mmpretrain'):
+                runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            logging.disable(logging.NOTSET)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+class TestCorrespondence:
+
+    TOOL = 'visualize_correspondence'
+
+    def test_two_views(self, workplace, run):
+        code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth',
+                             'pictures/0000.png', '--before', 'none', '--out',
+                             'made/c.png', '--margin', 0, '--cells', '0,0',
+                             '3,2')
+        assert code == 0, err
+        assert 'random weights' in out and 'chance' in out
+        assert 'standard errors' in out and 'These features' in out
+        for name in ('c.png', 'c_cells.png'):
+            picture = np.asarray(
+                Image.open(workplace / 'made' / name).convert('RGB'))
+            assert picture.shape[1] > 600 and picture.std() > 10
+
+    def test_two_pictures_by_similarity(self, workplace, run):
+        code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth',
+                             'pictures/0000.png', 'pictures/0001.png',
+                             '--cells', 0, '--min-similarity', 2)
+        assert code == 0, err
+        assert (workplace / 'correspondence.png').exists()
+        assert not (workplace / 'correspondence_cells.png').exists()
+
+    def test_same_seed_same_words(self, workplace, run):
+        words = [
+            run(self.TOOL, 'tiny.py', 'tiny.pth', 'pictures/0000.png',
+                '--cells', 0, '--margin', 0, '--seed', seed)[1]
+            for seed in (1, 1, 2)
+        ]
+        assert words[0] == words[1] != words[2]
+
+    @pytest.mark.parametrize('arguments, words', [
+        (('tiny.py', 'tiny.pth', 'gone.png'), 'gone.png'),
+        (('tiny.py', 'gone.pth', 'pictures/0000.png'), 'gone.pth'),
+        (('gone.py', 'tiny.pth', 'pictures/0000.png'), 'gone.py'),
+        (('tiny.py', 'tiny.pth', 'tiny.py'), 'no picture'),
+        (('tiny.py', 'tiny.pth', 'pictures/0000.png', '--cells', '9,9'),
+         r'8 x 8 cells'),
+        (('tiny.py', 'tiny.pth', 'pictures/0000.png', '--pairs', '2'),
+         'at least 8'),
+        (('other.py', 'tiny.pth', 'pictures/0000.png'), 'draws no views'),
+    ])
+    def test_errors(self, workplace, run, arguments, words):
+        (workplace / 'other.py').write_text('model = dict()')
+        code, _, err = run(self.TOOL, *arguments)
+        assert code == 2 and words in err.splitlines()[-1]
+        assert 'Traceback' not in err
+
+
+class TestFeatures:
+
+    TOOL = 'visualize_features'
+
+    def test_folder(self, workplace, run):
+        (workplace / 'pictures/broken.png').write_text('no picture')
+        code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth', 'pictures',
+                             '--size', 64, '--margin', 1, '--patch', 40, 30,
+                             '--first', '0001.png')
+        assert code == 0, err
+        assert 'left out' in out and 'broken.png' in out
+        for name in ('features.png', 'neighbours.png'):
+            picture = Image.open(workplace / 'features' / name)
+            assert np.asarray(picture.convert('RGB')).std() > 10
+        html = (workplace / 'features/index.html').read_text()
+        assert html.index('0001.png') < html.index('0000.png')
+        # 8 x 8 cells less the margin; the patch is in row 2, column 3.
+        assert '"chosen": [2, 3]' in html and '[6, 6]' in html
+
+    def test_most_pictures_of_a_folder(self, workplace, run):
+        code, out, err = run(self.TOOL, 'tiny.py', 'none', 'pictures',
+                             '--size', 64, '--max-images', 2)
+        assert code == 0, err
+        html = (workplace / 'features/index.html').read_text()
+        assert '0000.png' in html and '0002.png' in html
+        assert '0001.png' not in html
+
+    @pytest.mark.parametrize('arguments, words', [
+        (('tiny.py', 'tiny.pth', 'gone'), 'gone'),
+        (('tiny.py', 'tiny.pth', 'empty'), 'No pictures'),
+        (('tiny.py', 'tiny.pth', 'pictures', '--patch', '1', '1'), 'margin'),
+        (('tiny.py', 'tiny.pth', 'pictures/0000.png', '--patch', '1', '1'),
+         'at least two'),
+        (('tiny.py', 'tiny.pth', 'pictures', '--margin', '40'),
+         'lower the margin'),
+        (('tiny.py', 'tiny.pth', 'pictures', '--first', 'x.png'), 'x.png'),
+    ])
+    def test_errors(self, workplace, run, arguments, words):
+        (workplace / 'empty').mkdir()
+        code, _, err = run(self.TOOL, *arguments, '--size', 64)
+        assert code == 2 and words in err.splitlines()[-1]
