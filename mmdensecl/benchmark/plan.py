@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import (Any, ClassVar, Dict, List, Mapping, Optional, Sequence,
+                    Tuple, Union)
 
 from mmengine.config import Config
 
@@ -42,6 +43,16 @@ OWN_FLAGS = {
     'processes share auto_scale_lr.base_batch_size, see --gpus',
 }
 
+# Not in any suite: where the weights of an ablation's rows come from.
+PRETRAIN = Task(
+    name='pretrain',
+    title='Pre-training',
+    model='',
+    configs={},
+    data='',
+    layout='',
+    metrics=[dict(key='loss', name='loss', unit='')])
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -49,7 +60,7 @@ class Checkpoint:
 
     Args:
         path (Path): The file.
-        sha256 (str): Of its content.
+        sha256 (str): Of its content; empty while it is still to be made.
         source (str): What it is, from
             :func:`mmdensecl.transfer.read_backbone`.
         arch (str, optional): Such as ``'ResNet-50'``. Defaults to None.
@@ -87,7 +98,11 @@ class Run:
         config (Config): All that mmengine needs.
         checkpoint (Checkpoint, optional): None for random weights.
         settings (dict): What all rows of a table must share.
+
+    Attributes:
+        scored (bool): Whether it ends with an evaluation.
     """
+    scored: ClassVar[bool] = True
     task: Task
     protocol: str
     row: str
@@ -103,6 +118,11 @@ class Run:
         return f'{self.task.name}/{self.protocol}/{self.row}/seed{self.seed}'
 
     @property
+    def waits(self) -> bool:
+        """Whether its weights are still to be made."""
+        return self.checkpoint is not None and not self.checkpoint.sha256
+
+    @property
     def trains(self) -> bool:
         """Whether there is a training before the evaluation."""
         return bool(self.config.get('train_cfg'))
@@ -116,6 +136,13 @@ class Run:
         return loop.get('max_iters', 0), 'iterations'
 
     @property
+    def last_checkpoint(self) -> Path:
+        """Of the training's end."""
+        length, unit = self.length
+        name = 'epoch' if unit == 'epochs' else 'iter'
+        return self.folder / f'{name}_{length}.pth'
+
+    @property
     def batch_size(self) -> int:
         """Pictures a step, over all processes."""
         return self.config.auto_scale_lr.base_batch_size if self.trains else 0
@@ -127,6 +154,16 @@ class Run:
             settings=self.settings,
             seed=self.seed,
             checkpoint=self.checkpoint and self.checkpoint.sha256)
+
+
+class Pretraining(Run):
+    """The training that makes a row's weights: its last checkpoint."""
+    scored: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """Its folder below the ablation's."""
+        return f'{self.task.name}/{self.row}'
 
 
 def code_fingerprint() -> str:
@@ -154,15 +191,28 @@ def stack_versions() -> Dict[str, str]:
     return found
 
 
-def _config_sha256(cfg: Config, data_root: Path) -> str:
-    """Of everything in a config but the place of the data."""
+def config_sha256(cfg: Config, data_root: Union[str, Path]) -> str:
+    """SHA-256 of everything in a config but the place of the data.
+
+    Args:
+        cfg (Config): With its data root.
+        data_root (str | Path): That place.
+    """
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     text = text.replace(str(data_root), '<data>')
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _share_batch(cfg: Config, processes: int) -> None:
-    """Split the protocol's global batch over the processes."""
+def share_batch(cfg: Config, processes: int) -> None:
+    """Split the global batch of a recipe over the processes.
+
+    Args:
+        cfg (Config): Changed in place.
+        processes (int): Of the run.
+
+    Raises:
+        ValueError: They cannot share it equally.
+    """
     total = cfg.auto_scale_lr.base_batch_size
     if total % processes:
         raise ValueError(
@@ -171,22 +221,27 @@ def _share_batch(cfg: Config, processes: int) -> None:
     cfg.train_dataloader.batch_size = total // processes
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any],
+                  flags: Mapping[str, str] = OWN_FLAGS,
+                  flag: str = '--cfg-options') -> None:
     """Refuse overrides of what the benchmark itself sets and writes down.
 
     Args:
-        options (Mapping[str, Any]): As ``--cfg-options``.
+        options (Mapping[str, Any]): The overrides.
+        flags (Mapping[str, str]): What they must leave alone, with what to
+            do instead. Defaults to ``OWN_FLAGS``.
+        flag (str): That they were given by. Defaults to '--cfg-options'.
 
     Raises:
         ValueError: A name that has a flag of its own.
     """
     for name in options:
         parts = name.split('.')
-        flag = next((OWN_FLAGS[part]
-                     for part in (*parts, name) if part in OWN_FLAGS), None)
-        if flag:
-            raise ValueError(f'--cfg-options cannot set "{name}", which the '
-                             f'benchmark itself sets: {flag}')
+        advice = next(
+            (flags[part] for part in (*parts, name) if part in flags), None)
+        if advice:
+            raise ValueError(f'{flag} cannot set "{name}", which the '
+                             f'benchmark itself sets: {advice}')
 
 
 def task_config(task: Task,
@@ -218,7 +273,7 @@ def task_config(task: Task,
     merge_options(cfg, options)
     check_files(cfg)
     if cfg.get('train_cfg'):
-        _share_batch(cfg, processes)
+        share_batch(cfg, processes)
         # The log tells the score at the end from others by its step.
         cfg.default_hooks.logger.log_metric_by_epoch = ('max_epochs'
                                                         in cfg.train_cfg)
@@ -288,7 +343,7 @@ def plan_runs(suite: Suite,
         if root not in data:
             data[root] = fingerprint(root)
         settings = dict(
-            config_sha256=_config_sha256(cfg, root),
+            config_sha256=config_sha256(cfg, root),
             data=data[root],
             code=code,
             stack=stack,

@@ -59,7 +59,7 @@ class Launcher:
         if not run.trains:
             # A probe; tools/test.py takes its weights as the checkpoint.
             weights = [str(run.checkpoint.path) if run.checkpoint else 'none']
-        elif (trained := state.trained_checkpoint(run)) is not None:
+        elif run.scored and (trained := state.trained_checkpoint(run)):
             weights = [str(trained)]  # stopped between training and score
         else:
             flags.append('--resume')
@@ -303,7 +303,7 @@ class Benchmark:
             run.folder / 'result.json',
             dict(
                 schema=state.SCHEMA,
-                suite=run.folder.parents[3].name,
+                suite=run.folder.parents[run.name.count('/')].name,
                 task=run.task.name,
                 protocol=run.protocol,
                 row=run.row,
@@ -328,10 +328,12 @@ class Benchmark:
                 path.unlink()
         self._remember(run)
         main = run.task.metrics[0]
-        value = metrics[main['key']] * main.get('scale', 1)
-        self.console.print(
-            f'{_now()} finished {run.name}: {main["name"]} {value:.2f} in '
-            f'{_duration(now - item.started)}')
+        value = ''
+        if main['key'] in metrics:  # a short training may log nothing
+            number = metrics[main['key']] * main.get('scale', 1)
+            value = f': {main["name"]} {number:.2f}'
+        self.console.print(f'{_now()} finished {run.name}{value} in '
+                           f'{_duration(now - item.started)}')
         return 'finished'
 
     def _fail(self, item: _Active, reason: str) -> str:

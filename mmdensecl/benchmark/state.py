@@ -63,6 +63,8 @@ def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
 def status(run: Run) -> str:
     """How far a run is: ``new``, ``started``, ``failed`` or ``finished``.
 
+    Or ``waiting``, for weights that have not been made yet.
+
     Raises:
         StaleRunError: Its folder is another run's: other code, config, data
             or weights; or nothing tells whose it is.
@@ -74,14 +76,16 @@ def status(run: Run) -> str:
                 f'"{run.folder}" holds files but no plan/run.json, so nobody '
                 'knows with which settings they were made. Take another '
                 '--work-dir, or discard them with --redo')
-        return 'new'
+        return 'waiting' if run.waits else 'new'
     changed = list(differences(plan['identity'], run.identity))
     if changed:
         raise StaleRunError(
             f'"{run.folder}" was run with other settings than it would be '
             'now:\n  ' + '\n  '.join(changed) + '\nA table cannot mix them. '
             'Take another --work-dir, or repeat what differs with --redo')
-    if (run.folder / 'result.json').is_file():
+    # A pre-training is made again where somebody removed what it made.
+    if (run.folder / 'result.json').is_file() and (run.scored
+                                                   or trained_checkpoint(run)):
         return 'finished'
     if (run.folder / 'failed.json').is_file():
         return 'failed'
@@ -115,7 +119,10 @@ def discard(run: Run) -> None:
         shutil.rmtree(aside)
 
 
-def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
+def write_suite(folder: Path,
+                suite: Suite,
+                runs: List[Run],
+                sweep: Optional[dict] = None) -> None:
     """Write ``suite.json``, from which the report knows what to expect.
 
     What an earlier call planned here stays planned, so that rows can be
@@ -125,6 +132,9 @@ def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
         folder (Path): Of the suite.
         suite (Suite): With the tasks that are run.
         runs (List[Run]): All of them.
+        sweep (dict, optional): What the rows of an ablation differ in:
+            ``key``, ``label``, ``axis`` and the ``values`` by row. Defaults
+            to None, what an earlier call wrote.
     """
     path = folder / 'suite.json'
     old = read_json(path) or dict(tasks=[], runs=[])
@@ -145,6 +155,10 @@ def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
             seed=run.seed,
             folder=run.name)
 
+    before = old.get('sweep')
+    if sweep and before:
+        sweep = {**sweep, 'values': {**before['values'], **sweep['values']}}
+
     def unique(key: str) -> list:
         return list(dict.fromkeys(run[key] for run in planned.values()))
 
@@ -159,14 +173,15 @@ def write_suite(folder: Path, suite: Suite, runs: List[Run]) -> None:
             rows=unique('row'),
             protocols=unique('protocol'),
             seeds=sorted(unique('seed')),
-            runs=list(planned.values())))
+            runs=list(planned.values()),
+            sweep=sweep or before))
 
 
 def final_metrics(run: Run) -> Tuple[Dict[str, float], Optional[str]]:
     """What a run measured at its end.
 
     Args:
-        run (Run): The run.
+        run (Run): The run. Of a pre-training it is the last line of its log.
 
     Returns:
         Tuple[Dict[str, float], str | None]: The metrics, and a remark for the
@@ -175,6 +190,11 @@ def final_metrics(run: Run) -> Tuple[Dict[str, float], Optional[str]]:
     Raises:
         ValueError: It has not come to its end, or lacks a metric.
     """
+    if not run.scored:
+        if trained_checkpoint(run) is None:
+            raise ValueError('it ended without its last checkpoint')
+        steps = [row for row in log_rows(run.folder) if 'lr' in row]
+        return _numbers(steps[-1]) if steps else {}, None
     keys = [metric['key'] for metric in run.task.metrics]
     length, _ = run.length
     # Of tools/test.py, the last one first; then what was logged in training.
@@ -232,9 +252,7 @@ def trained_checkpoint(run: Run) -> Optional[Path]:
     Args:
         run (Run): The run.
     """
-    length, unit = run.length
-    name = 'epoch' if unit == 'epochs' else 'iter'
-    path = run.folder / f'{name}_{length}.pth'
+    path = run.last_checkpoint
     pointer = run.folder / 'last_checkpoint'
     # mmengine writes the pointer after the checkpoint.
     if not pointer.is_file() or Path(pointer.read_text()).name != path.name:

@@ -1,11 +1,15 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A suite whose runs take no time: its tools/train.py only pretends."""
+import importlib.util
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
+TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
 CONFIG = """
 data_root = 'data/coco/'
 default_scope = 'mmdet'
@@ -37,9 +41,10 @@ tasks = [
 """
 # Behaves as mmengine does, as far as the benchmark looks. What it shall do
 # stands in the environment: FAIL, SLOW, KILL, NOTHING and NO_VAL hold words
-# that are searched for in the work_dir.
+# that are searched for in the work_dir. Its checkpoints hold nothing, or are
+# copies of the file that WEIGHTS names.
 TRAIN = """
-import json, os, sys, time, zipfile
+import json, os, shutil, sys, time, zipfile
 from pathlib import Path
 work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
 config = Path(sys.argv[1]).read_text()
@@ -66,8 +71,11 @@ with open(vis / 'scalars.json', 'a') as log:
               file=log, flush=True)
         if step % 5 == 0:
             path = work_dir / f'iter_{step}.pth'
-            with zipfile.ZipFile(path, 'w') as file:
-                file.writestr('data', 'weights')
+            if 'WEIGHTS' in os.environ:
+                shutil.copy(os.environ['WEIGHTS'], path)
+            else:
+                with zipfile.ZipFile(path, 'w') as file:
+                    file.writestr('data', 'weights')
             last.write_text(str(path))
         if step == 6 and asked('FAIL'):
             raise RuntimeError('this run was told to fail')
@@ -100,6 +108,25 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), path)
     return path
+
+
+@pytest.fixture
+def tool(place, monkeypatch, capsys):
+    """Function that calls the tool and returns its status and words."""
+    spec = importlib.util.spec_from_file_location('benchmark_tool', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.ROOT = place  # of the pretending train.py
+    monkeypatch.setattr('mmdensecl.benchmark.runner.POLL', 0.02)
+    monkeypatch.setattr('mmdensecl.benchmark.runner.collect_env', dict)
+
+    def call(*args):
+        command = ['benchmark.py', *map(str, args)]
+        monkeypatch.setattr(sys, 'argv', command)
+        code = module.main()
+        return code, ' '.join(capsys.readouterr().out.split())
+
+    return call
 
 
 @pytest.fixture

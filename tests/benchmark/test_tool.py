@@ -1,35 +1,11 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """tools/benchmark.py: what it refuses, before anything is run."""
 import fcntl
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
-
-
-@pytest.fixture
-def tool(place, monkeypatch, capsys):
-    """Function that calls the tool and returns its status and words."""
-    spec = importlib.util.spec_from_file_location('benchmark_tool', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.ROOT = place  # of the pretending train.py
-    monkeypatch.setattr('mmdensecl.benchmark.runner.POLL', 0.02)
-    monkeypatch.setattr('mmdensecl.benchmark.runner.collect_env', dict)
-
-    def call(*args):
-        command = ['benchmark.py', *map(str, args)]
-        monkeypatch.setattr(sys, 'argv', command)
-        code = module.main()
-        return code, ' '.join(capsys.readouterr().out.split())
-
-    return call
 
 
 @pytest.fixture

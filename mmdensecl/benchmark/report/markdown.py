@@ -6,6 +6,7 @@ from . import text
 from .grid import GUIDE, baseline_name, grid, seeds_compared
 from .provenance import provenance, resumed
 from .results import Suite
+from .sweep import figures_title
 from .tables import Table
 
 MARKDOWN_MARKS = str.maketrans({
@@ -52,6 +53,8 @@ def as_markdown(suite: Suite, tables: Sequence[Table]) -> str:
     lines = [f'# {esc(suite.title)}', '', esc(suite.description), '']
     lines += [f'- {esc(text.sentence(table))}' for table in tables] + ['']
     lines += [GUIDE.format(esc(baseline_name(tables))), '']
+    if suite.sweep:
+        lines += [f'![{esc(figures_title(suite))}](sweep.png)', '']
     for table in tables:
         lines += [
             f'## {esc(table.title)}, {esc(table.protocol)}', '',

@@ -71,8 +71,14 @@ def _short(name: str) -> str:
     return name if len(name) <= MAX_NAME else name[:MAX_NAME - 1] + '…'
 
 
-def _svg(figure: Figure, label: str, key: str) -> Markup:
-    """The figure as an element of a page, with ids of its own."""
+def inline_svg(figure: Figure, label: str, key: str) -> Markup:
+    """The figure as an element of a page, with ids of its own.
+
+    Args:
+        figure (Figure): Drawn under ``RC``, in stand-in colours.
+        label (str): What it shows, for who cannot see it.
+        key (str): Tells it from the page's other figures.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context({'svg.hashsalt': key}):
         figure.savefig(buffer, format='svg', transparent=True)
@@ -127,7 +133,8 @@ def dot_plot(table: Table, key: str) -> Markup:
         ax.grid(axis='y', visible=False)
         ax.tick_params(axis='y', length=0)
         ax.set_xlabel(heading(metric))
-        return _svg(figure, f'{heading(metric)} of each row and seed', key)
+        return inline_svg(figure, f'{heading(metric)} of each row and seed',
+                          key)
 
 
 def curve_plots(table: Table, key: str) -> List[Tuple[str, Markup]]:
@@ -164,7 +171,8 @@ def curve_plots(table: Table, key: str) -> List[Tuple[str, Markup]]:
             ax.set_ylabel(label)
             caption = dict(
                 loss='Training loss', metric=f'{label} during training')[kind]
-            plots.append((caption, _svg(figure, caption, f'{key}-{kind}')))
+            plots.append((caption, inline_svg(figure, caption,
+                                              f'{key}-{kind}')))
     return plots
 
 

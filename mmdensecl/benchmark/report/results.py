@@ -15,6 +15,7 @@ from mmdensecl.benchmark.plan import Run as PlannedRun
 
 SCHEMA = 1
 NUMBER = (int, float)
+AXES = ('linear', 'log', 'category')
 # What rows of one table share, and what the whole suite shares.
 TABLE_SETTINGS = ('config_sha256', 'data', 'processes', 'device', 'length',
                   'unit', 'batch_size')
@@ -84,6 +85,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """What the rows of an ablation differ in, with the value of each row.
+
+    The values are numbers, or names where ``axis`` is ``category``.
+    """
+    key: str
+    label: str
+    axis: str
+    values: Dict[str, Union[float, str]]
+
+
+@dataclass(frozen=True)
 class Suite:
     """All that a benchmark planned, with what there is of it."""
     folder: Path
@@ -95,6 +108,7 @@ class Suite:
     seeds: Tuple[int, ...]
     tasks: Tuple[Task, ...]
     runs: Tuple[Run, ...]
+    sweep: Optional[Sweep] = None
 
     def select(self, task: Task, protocol: str) -> List[Run]:
         """The runs of one table."""
@@ -225,7 +239,7 @@ def read_suite(suite_dir: Union[str, Path]) -> Suite:
         runs[key] = _run(folder, entry, key, task)
     return Suite(folder, data.text('name'), data.text('title'),
                  data.text('description'), rows, protocols, seeds, tasks,
-                 tuple(runs.values()))
+                 tuple(runs.values()), _sweep(data, rows))
 
 
 def load_suite(suite_dir: Union[str, Path]) -> Suite:
@@ -244,6 +258,22 @@ def load_suite(suite_dir: Union[str, Path]) -> Suite:
     suite = read_suite(suite_dir)
     check_settings(suite.folder, suite.runs)
     return suite
+
+
+def _sweep(data: _Fields, rows: tuple) -> Optional[Sweep]:
+    if data.value.get('sweep') is None:
+        return None
+    data = data.child('sweep')
+    axis = data.one_of('axis', str, AXES)
+    values = data.child('values')
+    for row in values.value:
+        if row not in rows:
+            raise values.error('', row, f'one of {list(rows)}')
+        if axis == 'category':
+            values.text(row)
+        elif values.finite(row) <= 0 and axis == 'log':
+            raise values.error(row, values.value[row], 'a number above 0')
+    return Sweep(data.text('key'), data.text('label'), axis, values.value)
 
 
 def _task(data: _Fields, protocols: tuple) -> Task:

@@ -10,6 +10,8 @@ from .tables import PUBLISHED_ONLY, Cell, Row, Statistics, Table
 MINUS = '\N{MINUS SIGN}'
 NOTHING = '\N{EN DASH}'
 PUBLISHED = 'published, not ours'
+# With these a spreadsheet takes a text for a formula, and executes it.
+FORMULA = ('=', '+', '-', '@', '\t', '\r')
 COLOUR_CODES = re.compile(r'\x1b\[[0-9;]*[A-Za-z]')
 
 
@@ -23,6 +25,15 @@ def clean(text: object) -> str:
         text (object): A name, a path or a setting.
     """
     return ''.join(x if x.isprintable() else ' ' for x in str(text)).strip()
+
+
+def no_formula(name: str) -> str:
+    """A text for a cell of a spreadsheet, which takes it for a text.
+
+    Args:
+        name (str): The text.
+    """
+    return f"'{name}" if name.startswith(FORMULA) else name
 
 
 def last_lines(text: object, count: int = 12) -> List[str]:

@@ -18,11 +18,10 @@ from .markdown import as_markdown
 from .page import as_html
 from .provenance import provenance
 from .results import Metric, Suite, load_suite
+from .sweep import sweep_csv, sweep_png
 from .tables import Cell, Statistics, Table, compare
 
 SCHEMA = 1
-# With these a spreadsheet takes a text for a formula, and executes it.
-FORMULA = ('=', '+', '-', '@', '\t', '\r')
 CSV_COLUMNS = ('task', 'protocol', 'row', 'metric', 'unit', 'seed', 'status',
                'value', 'compared', 'baseline', 'difference', 'published',
                'published_source')
@@ -41,7 +40,8 @@ def write_report(suite_dir: Union[str, Path],
             Defaults to None, the first one of the suite.
 
     Returns:
-        Dict[str, Path]: The files ``md``, ``csv``, ``json`` and ``html``.
+        Dict[str, Path]: The files ``md``, ``csv``, ``json`` and ``html``; of
+        an ablation ``sweep.png`` and ``sweep.csv``, too.
 
     Raises:
         ValueError: There is no row of that name.
@@ -55,13 +55,19 @@ def write_report(suite_dir: Union[str, Path],
         csv=as_csv(tables),
         md=as_markdown(suite, tables),
         html=as_html(suite, tables))
+    names = {kind: f'report.{kind}' for kind in content}
+    if suite.sweep:
+        content['sweep.csv'] = sweep_csv(suite, tables)
+        content['sweep.png'] = sweep_png(suite, tables)
     folder = Path(out_dir or Path(suite_dir, 'report'))
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for kind, value in content.items():
-        paths[kind] = folder / f'report.{kind}'
-        # Half of a surrogate pair is valid in JSON and in no file.
-        paths[kind].write_bytes(value.encode('utf-8', errors='replace'))
+        paths[kind] = folder / names.get(kind, kind)
+        if isinstance(value, str):
+            # Half of a surrogate pair is valid in JSON and in no file.
+            value = value.encode('utf-8', errors='replace')
+        paths[kind].write_bytes(value)
     return paths
 
 
@@ -125,6 +131,7 @@ def as_json(suite: Suite, tables: Sequence[Table]) -> str:
                 published_not_ours=[asdict(x) for x in table.published])
             for table in tables
         ],
+        sweep=asdict(suite.sweep) if suite.sweep else None,
         provenance=provenance(suite, tables))
     return json.dumps(_plain(value), indent=1, allow_nan=False) + '\n'
 
@@ -150,27 +157,23 @@ def as_csv(tables: Sequence[Table]) -> str:
                     done = run.status == 'finished'
                     writer.writerow(
                         dict(
-                            task=_no_formula(table.task.name),
-                            protocol=_no_formula(table.protocol),
-                            row=_no_formula(row.name),
-                            metric=_no_formula(metric.name),
-                            unit=_no_formula(metric.unit),
+                            task=text.no_formula(table.task.name),
+                            protocol=text.no_formula(table.protocol),
+                            row=text.no_formula(row.name),
+                            metric=text.no_formula(metric.name),
+                            unit=text.no_formula(metric.unit),
                             seed=seed,
                             status=run.status,
                             value=run.value(metric) if done else '',
                             compared='yes' if seed in cell.values else 'no',
-                            baseline=_no_formula(table.baseline),
+                            baseline=text.no_formula(table.baseline),
                             difference=_seed_difference(
                                 table, cell, metric, row.name, seed),
                             published='; '.join(f'{x.value:g}'
                                                 for x in cell.published),
-                            published_source=_no_formula('; '.join(
+                            published_source=text.no_formula('; '.join(
                                 x.source for x in cell.published))))
     return buffer.getvalue()
-
-
-def _no_formula(name: str) -> str:
-    return f"'{name}" if name.startswith(FORMULA) else name
 
 
 def _seed_difference(table: Table, cell: Cell, metric: Metric, row: str,

@@ -1,0 +1,3 @@
+_base_ = '../densecl_r50_8xb32-coslr-800e_coco.py'
+
+model = dict(head=dict(loss=dict(temperature=0.07)))
