@@ -1,0 +1,119 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""The command, on small scenes whose classes are colours."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+from mmdensecl.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
+COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
+
+
+@pytest.fixture(scope='module')
+def voc(tmp_path_factory):
+    """Grey pictures with a red and a blue half of a frame."""
+    root = tmp_path_factory.mktemp('voc')
+    rng = np.random.default_rng(0)
+    for folder in ('JPEGImages', 'SegmentationClass',
+                   'ImageSets/Segmentation'):
+        (root / folder).mkdir(parents=True)
+    for split, count in (('train', 6), ('val', 4)):
+        names = [f'{split}{i}' for i in range(count)]
+        (root / f'ImageSets/Segmentation/{split}.txt').write_text(
+            '\n'.join(names))
+        for name in names:
+            mask = np.zeros((64, 64), np.uint8)
+            for value in (1, 2):
+                top, left = rng.integers(0, 32, 2)
+                mask[top:top + 32, left:left + 32] = value
+            pixels = np.array(COLOURS)[mask] + rng.integers(
+                -20, 20, (64, 64, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                root / f'JPEGImages/{name}.jpg')
+            mask[:2] = 255
+            picture = Image.fromarray(mask, 'P')
+            picture.putpalette([*range(256)] * 3)
+            picture.save(root / f'SegmentationClass/{name}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A ResNet-18 as initialised; what is told of it is random, too."""
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type='mmpretrain.ResNet', depth=18))
+    model.init_weights()
+    path = tmp_path_factory.mktemp('weights') / 'net.pth'
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
+    monkeypatch.setenv('COLUMNS', '120')
+    import dense_probe
+
+    def run(*args):
+        monkeypatch.setattr('sys.argv', ['dense_probe.py', *map(str, args)])
+        try:
+            dense_probe.main()
+        finally:
+            dense_probe.logging.disable(dense_probe.logging.NOTSET)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_table_and_verdict(call, voc, checkpoint, tmp_path):
+    printed = call(checkpoint, '--data-root', voc, '--unlabeled',
+                   voc / 'JPEGImages', '--max-images=4', '--size=64',
+                   '--seeds=2', '--device=cpu', '--out', tmp_path / 'x.png')
+    lines = printed.splitlines()
+    for name in ('random weights', 'net'):
+        row, = [x for x in lines if x.startswith(f'│ {name} ')]
+        assert row.count('±') == 3
+    for name in ('the same place in both views', 'chance'):
+        assert any(name in x and x.count('±') == 1 for x in lines)
+    for column in ('mIoU, linear', 'mIoU, kNN', 'matches right'):
+        sentence, = [x for x in lines if x.startswith(f'net, {column}:')]
+        assert 'random weights' in sentence and '±' in sentence
+    with Image.open(tmp_path / 'x.png') as picture:
+        assert picture.width > 400
+
+
+def test_one_seed(call, voc, checkpoint):
+    printed = call(checkpoint, '--unlabeled', voc / 'JPEGImages', '--size=64',
+                   '--max-images=4', '--seeds=1', '--label', '[x]')
+    assert '[x], matches right: ' in printed
+    assert 'one seed, so the spread is not known' in printed
+    assert 'mIoU' not in printed
+
+
+@pytest.mark.parametrize('values, base, words', [
+    ([5., 6., 7.], [1., 2., 3.2], 'better than random weights by 3.9 ± 0.1'),
+    ([1., 2., 3.2], [5., 6., 7.], 'worse than random weights by 3.9 ± 0.1'),
+    ([1., 9.], [2., 3.], 'not told apart from random weights: better by'),
+])
+def test_verdicts(call, values, base, words):
+    import dense_probe
+    assert dense_probe.verdict(values, base).startswith(words)
+
+
+@pytest.mark.parametrize('flags, message', [
+    ((), 'give --data-root, --unlabeled or both'),
+    (('--unlabeled', 'x', '--out', 'x.png'), '--out needs --data-root'),
+    (('--unlabeled', 'x', '--seeds', '0'), 'must be at least 1'),
+    (('--unlabeled', 'x', '--label', 'a', 'b'), '1 checkpoints need as many'),
+])
+def test_bad_flags(call, checkpoint, capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        call(checkpoint, *flags)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,356 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Say within minutes whether the dense features of a checkpoint are any good.
+
+Against random weights of the same network: with labels, mIoU of a linear and
+of a kNN probe of the frozen cells (--data-root, laid out like VOC); without,
+how often the features find the same spot in two views (--unlabeled). Means and
+standard deviations over seeds.
+"""
+import argparse
+import logging
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import matplotlib
+import numpy as np
+import torch
+from mmengine.dataset import default_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from mmdensecl.api import FrozenBackbone, as_rgb, load_backbone
+from mmdensecl.benchmark.report.tables import describe
+from mmdensecl.benchmark.report.text import clean
+from mmdensecl.models.geometry import stack_views
+from mmdensecl.registry import DATASETS
+from mmdensecl.transfer import dense_probes
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
+
+RANDOM = 'random weights'
+BATCH = 32
+MIOU = {'linear': 'mIoU, linear', 'kNN': 'mIoU, kNN'}
+MATCHES = 'matches right'
+SHOWN = 3  # pictures in --out
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'checkpoints',
+        nargs='+',
+        metavar='CHECKPOINT',
+        help='of any format that mmdensecl.load_backbone reads')
+    parser.add_argument(
+        '--config',
+        help='config of the runs, where the checkpoints do not hold it')
+    parser.add_argument(
+        '--data-root',
+        type=Path,
+        metavar='VOC',
+        help='labelled pictures, a folder like VOCdevkit/VOC2012')
+    parser.add_argument(
+        '--unlabeled',
+        metavar='FOLDER',
+        help='pictures for matching without labels')
+    parser.add_argument(
+        '--label',
+        nargs='+',
+        metavar='NAME',
+        help='what to call the checkpoints, by default the names of the files')
+    parser.add_argument(
+        '--max-images',
+        type=int,
+        default=100,
+        help='pictures of each list or folder at most, 100 by default')
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=224,
+        help="pixels of a picture's shorter side, or of a view; 224 by "
+        'default')
+    parser.add_argument(
+        '--seeds', type=int, default=3, help='how many, 3 by default')
+    parser.add_argument(
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='PNG',
+        help='draw what the linear probes make of some pictures')
+    args = parser.parse_args()
+    args.names = args.label or [Path(x).stem for x in args.checkpoints]
+    if args.data_root is None and args.unlabeled is None:
+        parser.error('give --data-root, --unlabeled or both')
+    if args.out is not None and args.data_root is None:
+        parser.error('--out needs --data-root')
+    if min(args.max_images, args.size, args.seeds) < 1:
+        parser.error('--max-images, --size and --seeds must be at least 1')
+    if len(args.names) != len(args.checkpoints) or len(set(args.names)) < len(
+            args.names):
+        parser.error(f'{len(args.checkpoints)} checkpoints need as many '
+                     f'names, each another, got {args.names}: use --label')
+    return args
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name (str): Of the weights.
+        backbones (list[FrozenBackbone]): One for each seed.
+        baseline (str, optional): Row of random weights of the same network;
+            None if it is one.
+    """
+    name: str
+    backbones: List[FrozenBackbone]
+    baseline: Optional[str] = None
+
+
+def make_rows(args: argparse.Namespace) -> List[Row]:
+    """The checkpoints, and random weights of each network among them."""
+    trained = [
+        load_backbone(path, args.device, config=args.config)
+        for path in args.checkpoints
+    ]
+    networks: List[dict] = []
+    for backbone in trained:
+        if backbone.cfg not in networks:
+            networks.append(backbone.cfg)
+    rows = []
+    names = [RANDOM] if len(networks) == 1 else [
+        f'{RANDOM} {i}' for i in range(1,
+                                       len(networks) + 1)
+    ]
+    for name, cfg in zip(names, networks):
+        backbones = []
+        for seed in range(args.seeds):
+            set_random_seed(seed)
+            backbones.append(load_backbone(None, args.device, backbone=cfg))
+        rows.append(Row(name, backbones))
+    return rows + [
+        Row(name, [backbone] * args.seeds, names[networks.index(backbone.cfg)])
+        for name, backbone in zip(args.names, trained)
+    ]
+
+
+Values = Dict[str, Dict[str, List[float]]]  # by column, row and seed
+
+
+class LabelledPart:
+    """mIoU of the probes.
+
+    Args:
+        args (argparse.Namespace): Of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.size = args.size
+        self.pairs = {
+            split: dense_probes.list_pairs(args.data_root, split,
+                                           args.max_images)
+            for split in ('train', 'val')
+        }
+        self.features: Dict[FrozenBackbone, tuple] = {}
+
+    def extract(self, backbone: FrozenBackbone) -> tuple:
+        """Cells of both splits; those of a checkpoint serve all seeds."""
+        if backbone not in self.features:
+            self.features = {
+                backbone:
+                tuple(
+                    dense_probes.extract(backbone.extract_dense, x, self.size)
+                    for x in self.pairs.values())
+            }
+        return self.features[backbone]
+
+    def measure(self, backbone: FrozenBackbone, seed: int) -> Dict[str, float]:
+        """One number for each column."""
+        train, val = self.extract(backbone)
+        classes = dense_probes.count_classes(train, val)
+        values = dense_probes.dense_probes(train, val, classes, seed)
+        return {MIOU[name]: value for name, value in values.items()}
+
+
+class UnlabeledPart:
+    """How often the same spot is found.
+
+    Args:
+        args (argparse.Namespace): Of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        init_default_scope('mmpretrain')
+        self.dataset = DATASETS.build(
+            dict(
+                type='mmdensecl.UnlabeledFolder',
+                data_root=args.unlabeled,
+                pipeline=[
+                    dict(type='mmdensecl.DecodeRGB'),
+                    dict(type='mmdensecl.TwoViews', size=args.size),
+                    dict(type='mmdensecl.PackViews')
+                ]))
+        count = min(len(self.dataset), args.max_images)
+        self.chosen = np.random.default_rng(0).permutation(len(
+            self.dataset))[:count].tolist()
+        self.drawn: Dict[int, list] = {}
+        self.same_place: List[float] = []
+        self.chance: List[float] = []
+
+    def views(self, seed: int) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+        """Pictures of both views and where they lie, the same for all rows."""
+        if seed not in self.drawn:
+            self.dataset.set_epoch(0, seed)
+            self.drawn[seed] = []
+            for start in range(0, len(self.chosen), BATCH):
+                batch = default_collate([
+                    self.dataset[i] for i in self.chosen[start:start + BATCH]
+                ])
+                views = stack_views(batch['data_samples'], torch.device('cpu'))
+                self.drawn[seed].append((torch.stack(batch['inputs']), views))
+        return self.drawn[seed]
+
+    def measure(self, backbone: FrozenBackbone, seed: int) -> Dict[str, float]:
+        """One number for each column."""
+        found = dense_probes.match_accuracy(backbone, self.views(seed))
+        self.same_place.append(found.same_place)
+        self.chance.append(found.chance)
+        return {MATCHES: found.features}
+
+
+def measure(rows: Sequence[Row], parts: Sequence, seeds: int) -> Values:
+    """Every part of every row and seed."""
+    values: Values = {}
+    todo = [(row, seed) for row in rows for seed in range(seeds)]
+    for row, seed in track(todo, 'probing', transient=True):
+        for part in parts:
+            for column, x in part.measure(row.backbones[seed], seed).items():
+                values.setdefault(column, {}).setdefault(row.name,
+                                                         []).append(x)
+    return values
+
+
+def spread(values: Sequence[float], sign: str = '') -> str:
+    """Mean and standard deviation over seeds, in percent or points."""
+    found = describe(values)
+    text = f'{found.mean:{sign}.1f}'
+    return text if found.std is None else f'{text} ± {found.std:.1f}'
+
+
+def verdict(values: Sequence[float], base: Sequence[float]) -> str:
+    """What the difference to random weights is worth.
+
+    Args:
+        values (Sequence[float]): For each seed.
+        base (Sequence[float]): Of random weights, for the same seeds.
+    """
+    apart = [a - b for a, b in zip(values, base)]
+    found = describe(apart)
+    word = 'better' if found.mean >= 0 else 'worse'
+    amount = spread([abs(found.mean)] if found.std is
+                    None else [x if found.mean >= 0 else -x for x in apart])
+    text = f'{word} than random weights by {amount}'
+    if found.std is None:
+        return f'{text} (one seed, so the spread is not known)'
+    if abs(found.mean) < 2 * found.std:
+        return f'not told apart from random weights: {word} by {amount}'
+    return text
+
+
+def show(rows: Sequence[Row], values: Values, parts: Sequence) -> None:
+    """Print the table and a sentence for each checkpoint and column."""
+    console = Console()
+    table = Table(caption='percent, mean ± std over seeds')
+    for head in ('weights', *values):
+        table.add_column(
+            head, justify='left' if head == 'weights' else 'right')
+    for row in rows:
+        table.add_row(
+            escape(clean(row.name)),
+            *(spread(column[row.name]) for column in values.values()))
+    for part in parts:
+        if isinstance(part, UnlabeledPart):
+            blank = [''] * (len(values) - 1)
+            table.add_row('the same place in both views', *blank,
+                          spread(part.same_place))
+            table.add_row('chance', *blank, spread(part.chance))
+    console.print(table)
+    for row in rows:
+        for column, found in values.items():
+            if row.baseline is not None:
+                sentence = verdict(found[row.name], found[row.baseline])
+                console.print(
+                    f'{clean(row.name)}, {column}: {sentence}',
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True)
+
+
+def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
+    """Pictures, masks, and what the linear probes make of them."""
+    columns = ['picture', 'mask', *(row.name for row in rows)]
+    shown = part.pairs['val'][:SHOWN]
+    figure, axes = plt.subplots(
+        len(shown),
+        len(columns),
+        figsize=(2.5 * len(columns), 2.4 * len(shown) + 0.4),
+        squeeze=False,
+        layout='constrained')
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, name in zip(axes[0], columns):
+        ax.set_title(clean(name), fontsize=10, parse_math=False)
+    for ax, pair in zip(axes[:, 0], shown):
+        ax.imshow(as_rgb(pair.image).permute(1, 2, 0).numpy())
+    colours = plt.get_cmap('tab20')
+    for column, row in enumerate(rows, 2):
+        train, val = part.extract(row.backbones[0])
+        classes = dense_probes.count_classes(train, val)
+        scorer = dense_probes.fit_linear(
+            *dense_probes.draw_cells(train, classes, 0), classes)
+        for line, item in zip(axes, val):
+            named = dense_probes.name_pixels(scorer, item, classes)
+            for ax, mask in ((line[1], item.mask), (line[column], named)):
+                picture = colours(mask.numpy() % colours.N)
+                picture[mask == dense_probes.IGNORED] = 1  # white
+                ax.imshow(picture, interpolation='nearest')
+    figure.legend(
+        handles=[
+            Patch(color=colours(i % colours.N), label=f'class {i}')
+            for i in range(classes)
+        ],
+        loc='outside lower center',
+        ncols=8,
+        frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    print(f'Wrote {path}')
+
+
+def main() -> None:
+    args = parse_args()
+    logging.disable(logging.INFO)  # mmengine's list of initialised tensors
+    parts: list = []
+    if args.data_root is not None:
+        parts.append(LabelledPart(args))
+    if args.unlabeled is not None:
+        parts.append(UnlabeledPart(args))
+    rows = make_rows(args)
+    values = measure(rows, parts, args.seeds)
+    show(rows, values, parts)
+    if args.out is not None:
+        draw(rows, parts[0], args.out)
+
+
+if __name__ == '__main__':
+    main()
