@@ -147,7 +147,7 @@ class KNNHook(Hook):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             # Else a number would be drawn from torch's global generator.
-        )
+            generator=torch.Generator())
         device = next(model.backbone.parameters()).device
         mean = getattr(model.data_preprocessor, 'mean', torch.zeros(()))
         std = getattr(model.data_preprocessor, 'std', torch.ones(()))
