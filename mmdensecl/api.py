@@ -11,7 +11,8 @@ import ast
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
+from typing import (Any, Dict, List, Mapping, NamedTuple, Optional, Sequence,
+                    Union)
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from mmdensecl.transfer.read_backbone import DEEP_STEMS
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
+PADDING_MODES = ('zeros', 'reflect', 'replicate', 'circular')  # of Conv2d
+
 Picture = Union[str, os.PathLike, Image.Image, np.ndarray, Tensor]
 
 
@@ -50,16 +53,20 @@ class FrozenBackbone(nn.Module):
             255. Defaults to ImageNet's.
         std (Sequence[float]): What each is divided by. Defaults to
             ImageNet's.
+        scope (str): What the types in ``cfg`` are relative to. Defaults to
+            'mmpretrain'.
     """
 
     def __init__(self,
                  backbone: nn.Module,
                  cfg: dict,
-                 mean=MEAN,
-                 std=STD) -> None:
+                 mean: Sequence[float] = MEAN,
+                 std: Sequence[float] = STD,
+                 scope: str = 'mmpretrain') -> None:
         super().__init__()
         self.backbone = backbone
         self.cfg = cfg
+        self.scope = scope
         for name, values in (('mean', mean), ('std', std)):
             values = torch.tensor(values, dtype=torch.float32)
             self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
@@ -69,6 +76,15 @@ class FrozenBackbone(nn.Module):
     def train(self, mode: bool = True) -> 'FrozenBackbone':
         """Stay in eval mode, also as a part of a model that trains."""
         return self
+
+    def untrained(self) -> 'FrozenBackbone':
+        """The same network and normalisation with random weights."""
+        module = _build(self.cfg, self.scope)
+        module.init_weights()
+        return FrozenBackbone(module, self.cfg,
+                              self.mean.flatten().tolist(),
+                              self.std.flatten().tolist(),
+                              self.scope).to(self.mean.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """The last map of a batch.
@@ -167,8 +183,8 @@ def load_backbone(path: Optional[Union[str, os.PathLike]],
 
     Every format of :func:`mmdensecl.transfer.read_backbone` will do. A
     ResNet's depth, width, groups and stem are told by its tensors. Its
-    strides and dilations are not: they are taken from the config that
-    mmengine saves in a training checkpoint, of which plain numbers are read
+    strides, dilations and padding are not: they are taken from the config that
+    mmengine saves in a training checkpoint, of which plain values are read
     and nothing is run. A file without one, such as a published backbone, is
     taken for a ResNet of strides (1, 2, 2, 2) without dilations; where it was
     trained otherwise, as the small configs here are, name its ``config``.
@@ -208,15 +224,27 @@ def load_backbone(path: Optional[Union[str, os.PathLike]],
         raise ValueError('Random weights need an architecture: give '
                          "backbone=dict(type='ResNet', depth=50), or config=")
     cfg = {k: v for k, v in run.backbone.items() if k != 'init_cfg'}
-    if path is None and run.backbone.get('init_cfg'):
-        cfg['init_cfg'] = run.backbone['init_cfg']
-    with DefaultScope.overwrite_default_scope(run.scope):
-        module = MODELS.build(cfg)
     if path is None:
+        module = _build(
+            dict(cfg, init_cfg=_random(run.backbone.get('init_cfg'))),
+            run.scope)
         module.init_weights()
     else:
+        module = _build(cfg, run.scope)
         PretrainedBackbone(path, prefix=prefix)(module)
-    return FrozenBackbone(module, cfg, **run.normalisation).to(device)
+    return FrozenBackbone(
+        module, cfg, scope=run.scope, **run.normalisation).to(device)
+
+
+def _build(cfg: dict, scope: str) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(scope):
+        return MODELS.build(cfg)
+
+
+def _random(init_cfg: Optional[Union[dict, list]]) -> Optional[List[dict]]:
+    """Initialisation without the weights that a run started from."""
+    parts = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    return [x for x in parts if 'checkpoint' not in x] or None
 
 
 class Run(NamedTuple):
@@ -301,8 +329,8 @@ def _told_by(path: Union[str, os.PathLike], prefix: Optional[str]) -> Run:
 def _geometry(saved: Mapping[str, Any], stages: int) -> Dict[str, Any]:
     """What of a saved backbone's config no tensor tells.
 
-    Small whole numbers and one of two words: whatever else a stranger's file
-    asks for is not built.
+    Small whole numbers and one of a few words: whatever else a stranger's
+    file asks for is not built.
     """
     known: Dict[str, Any] = {}
     for name in ('strides', 'dilations'):
@@ -314,6 +342,10 @@ def _geometry(saved: Mapping[str, Any], stages: int) -> Dict[str, Any]:
         known['style'] = saved['style']
     if isinstance(saved.get('contract_dilation'), bool):
         known['contract_dilation'] = saved['contract_dilation']
+    conv = saved.get('conv_cfg')
+    if isinstance(conv, dict) and conv.get('padding_mode') in PADDING_MODES:
+        known['conv_cfg'] = dict(
+            type='Conv2d', padding_mode=conv['padding_mode'])
     return known
 
 
@@ -360,5 +392,5 @@ def _literal(node: ast.expr) -> Any:
         }
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # the latter for what cannot be hashed
         return None

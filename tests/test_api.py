@@ -99,7 +99,9 @@ class TestLoadBackbone:
         "plugins=[dict(type='x')]))",
         "model = dict(backbone=__import__('pathlib').Path('{0}').touch())",
         "__import__('pathlib').Path('{0}').touch()\nmodel = 3",
-        'model = ' + '(' * 5000, 'not Python at all', '\0'
+        "model = dict(backbone=dict(conv_cfg=dict(type='os.system', "
+        "padding_mode='x')), a=[{[1]: 2}])", 'model = ' + '(' * 5000,
+        'not Python at all', '\0'
     ])
     def test_a_saved_config_is_never_run(self, state, tmp_path, text):
         touched = tmp_path / 'touched'
@@ -111,7 +113,20 @@ class TestLoadBackbone:
         assert not touched.exists()
         assert backbone.cfg['depth'] == 18
         assert backbone.cfg['strides'] == (1, 2, 2, 2)
-        assert 'norm_cfg' not in backbone.cfg
+        assert not {'norm_cfg', 'conv_cfg'} & set(backbone.cfg)
+
+    def test_padding_of_the_saved_config(self, state, tmp_path):
+        cfg = dict(
+            type='ResNet',
+            depth=18,
+            conv_cfg=dict(type='Conv2d', padding_mode='reflect'))
+        path = save(tmp_path / 'run.pth', state, cfg)
+        found = mmdensecl.load_backbone(path)
+        assert found.backbone.conv1.padding_mode == 'reflect'
+        images = torch.rand(1, 3, 64, 64) * 255
+        given = mmdensecl.load_backbone(path, backbone=cfg)
+        found.mean, found.std = given.mean, given.std
+        assert torch.equal(found(images), given(images))
 
     def test_arguments_come_before_the_file(self, plain, tmp_path):
         cfg = dict(type='ResNet', depth=18, strides=STRIDES)
@@ -146,6 +161,29 @@ class TestLoadBackbone:
             mmdensecl.load_backbone(None)
         with pytest.raises(ValueError, match='not both'):
             mmdensecl.load_backbone(None, config='x.py', backbone=cfg)
+
+    def test_random_weights_are_none_of_a_file(self, plain, tmp_path):
+        """Also where the run itself started from one."""
+        init_cfg = dict(
+            type='mmdensecl.PretrainedBackbone', checkpoint=str(plain))
+        path = tmp_path / 'cfg.py'
+        path.write_text('model = dict(backbone=dict(type="ResNet", depth=18, '
+                        f'init_cfg={init_cfg}))')
+        random = mmdensecl.load_backbone(None, config=path)
+        trained = mmdensecl.load_backbone(plain)
+        assert not torch.equal(random.backbone.conv1.weight,
+                               trained.backbone.conv1.weight)
+
+    def test_untrained(self, state, tmp_path):
+        path = save(tmp_path / 'run.pth', state,
+                    dict(type='ResNet', depth=18, strides=STRIDES))
+        trained = mmdensecl.load_backbone(path)
+        other = trained.untrained()
+        assert other.cfg == trained.cfg
+        assert torch.equal(other.mean, trained.mean)
+        assert torch.equal(other.std, trained.std)
+        assert not torch.equal(other.backbone.conv1.weight,
+                               trained.backbone.conv1.weight)
 
     def test_is_frozen(self, plain):
         backbone = mmdensecl.load_backbone(plain)

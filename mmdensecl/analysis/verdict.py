@@ -156,9 +156,11 @@ def _loss(run: RunLog) -> Iterator[Finding]:
         return
     first, now = curve[min(curve)], last(run, 'loss')
     if now < first:
+        # A share of a loss that may be below 0 says nothing.
+        share = f' by {100 * (1 - now / first):.0f}%' if now > 0 else ''
         yield Finding(
-            'loss', f'fell by {100 * (1 - now / first):.0f}% since the queue '
-            f'was full, from {first:.2f} to {now:.2f}')
+            'loss', f'fell{share} since the queue was full, '
+            f'from {first:.2f} to {now:.2f}')
     else:
         yield Finding(
             'loss', f'did not fall since the queue was full: {first:.2f} '

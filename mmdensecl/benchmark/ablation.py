@@ -266,7 +266,8 @@ def set_value(cfg: Config, ablation: Ablation, value: Any) -> None:
     if not known and not (isinstance(node, list) and last.isdecimal()
                           and int(last) < len(node)):
         raise ValueError(f'"{cfg.filename}" has no setting "{ablation.key}"')
-    cfg.merge_from_dict({ablation.key: ablation.choices.get(value, value)})
+    cfg.merge_from_dict(
+        {ablation.key: ablation.choices.get(str(value), value)})
 
 
 def _build(registry: Registry, cfg: Config, part: dict) -> Any:

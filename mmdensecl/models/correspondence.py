@@ -76,8 +76,8 @@ def neighbor_cells(query: Tensor,
             cell does not count. Defaults to None.
 
     Returns:
-        Match: (N, P) for one neighbour, else (N, P, k). Mutual ones exist in
-        each picture, its most similar pair at least.
+        Match: (N, P) for one neighbour, else (N, P, k). Without a threshold
+        each picture has mutual ones, its most similar pair at least.
     """
     similarity = torch.bmm(query.transpose(1, 2), key)
     index = _top(similarity, k, dim=2)

@@ -16,6 +16,7 @@ from .features import Features, l2_normalize
 from .momentum_encoder import MomentumEncoder
 from .monitors import feature_std
 from .queue import FeatureQueue
+from .shared_randomness import SharedRandomness
 
 DEFAULT_QUEUE_LEN = 65536
 
@@ -200,6 +201,10 @@ class MoCoV2(BaseSelfSupervisor):
         for module in self.modules():
             if isinstance(module, FeatureQueue):
                 broadcast(module.keys)
+            if isinstance(module, SharedRandomness):
+                # Also one that will not be used: all that follow must get
+                # the same seed whatever the number of ranks.
+                module.agree()
         if self.compile_encoders is not False:
             options = self.compile_encoders
             options = {} if options is True else options

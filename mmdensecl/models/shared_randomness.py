@@ -28,6 +28,11 @@ class SharedRandomness(nn.Module):
         seed, self.step = state.tolist()
         self.seed = None if seed < 0 else seed
 
+    def agree(self) -> None:
+        """Agree on a seed with the other ranks, unless there is one."""
+        if self.seed is None:
+            self.seed = sync_random_seed()
+
     def next_generator(self,
                        device: Union[torch.device,
                                      str] = 'cpu') -> torch.Generator:
@@ -39,8 +44,7 @@ class SharedRandomness(nn.Module):
         Returns:
             torch.Generator: Freshly seeded; torch's own stays as it is.
         """
-        if self.seed is None:
-            self.seed = sync_random_seed()
+        self.agree()
         generator = torch.Generator(device)
         # Torch mixes nearby seeds well; the prime keeps runs whose seeds
         # differ by little from sharing draws at shifted steps.

@@ -168,6 +168,9 @@ def draw_cells(items: Sequence[LabelledCells],
 
     Returns:
         Tuple[Tensor, Tensor]: Features (N, C) and class numbers (N, ).
+
+    Raises:
+        ValueError: No cell has a class.
     """
     rng = np.random.default_rng(seed)
     drawn = [items[i] for i in rng.integers(len(items), size=len(items))]
@@ -177,6 +180,10 @@ def draw_cells(items: Sequence[LabelledCells],
         for item in drawn
     ])
     known = torch.nonzero(labels != IGNORED).flatten()
+    if not len(known):
+        raise ValueError('There is nothing to learn from: no cell of the '
+                         f'{len(drawn)} training pictures drawn has a class. '
+                         f'Expected masks that are not all {IGNORED}')
     kept = known[rng.permutation(len(known))[:most]]
     return cells[kept], labels[kept]
 
@@ -283,6 +290,9 @@ def mean_iou(scorer: Scorer, items: Sequence[LabelledCells],
 
     Returns:
         float: In percent, the mean over the classes that the masks show.
+
+    Raises:
+        ValueError: They show none.
     """
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
     for item in items:
@@ -294,6 +304,10 @@ def mean_iou(scorer: Scorer, items: Sequence[LabelledCells],
     both = confusion.diagonal().double()
     union = confusion.sum(0) + confusion.sum(1) - both
     shown = confusion.sum(1) > 0
+    if not shown.any():
+        raise ValueError('There is nothing to score: no pixel of the '
+                         f'{len(items)} validation masks has a class. '
+                         f'Expected masks that are not all {IGNORED}')
     return 100 * (both[shown] / union[shown]).mean().item()
 
 

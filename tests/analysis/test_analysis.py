@@ -198,6 +198,13 @@ class TestVerdict:
         hump = finding(run, 'queue-fill hump').text
         assert '5.00 at its highest, step 40' in hump and 'at step 40' in hump
 
+    def test_loss_below_zero(self, make_run):
+        rows = [row_of(s) for s in range(10, 201, 10)]
+        for row in rows:
+            row['loss'] -= 6
+        found = finding(read_run(make_run(rows)), 'loss')
+        assert not found.warning and 'fell since' in found.text
+
     def test_loss_that_does_not_fall(self, make_run):
         found = finding(self.judged(make_run, loss=2.), 'loss')
         assert found.warning and 'did not fall' in found.text

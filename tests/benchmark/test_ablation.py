@@ -124,6 +124,12 @@ class TestTable:
         assert cfg.model.correspondence == dict(
             type='mmdensecl.GeometricMatch')
 
+    def test_values_that_are_lists(self):
+        cfg = Config(dict(model=dict(type='Mine', strides=[1, 2])))
+        found = find_ablation(key='model.strides', values=['[1,2]', '[2,2]'])
+        set_value(cfg, found, found.values[1])
+        assert list(cfg.model.strides) == [2, 2]
+
     def test_own_settings(self):
         found = find_ablation(key='model.momentum', values=['1e-3', '0.01'])
         assert (found.values, found.axis) == ([0.001, 0.01], 'log')

@@ -74,7 +74,8 @@ def call(monkeypatch, capsys):
 def test_table_and_verdict(call, voc, checkpoint, tmp_path):
     printed = call(checkpoint, '--data-root', voc, '--unlabeled',
                    voc / 'JPEGImages', '--max-images=4', '--size=64',
-                   '--seeds=2', '--device=cpu', '--out', tmp_path / 'x.png')
+                   '--seeds=2', '--device=cpu', '--out',
+                   tmp_path / 'new/x.png')
     lines = printed.splitlines()
     for name in ('random weights', 'net'):
         row, = [x for x in lines if x.startswith(f'│ {name} ')]
@@ -84,7 +85,7 @@ def test_table_and_verdict(call, voc, checkpoint, tmp_path):
     for column in ('mIoU, linear', 'mIoU, kNN', 'matches right'):
         sentence, = [x for x in lines if x.startswith(f'net, {column}:')]
         assert 'random weights' in sentence and '±' in sentence
-    with Image.open(tmp_path / 'x.png') as picture:
+    with Image.open(tmp_path / 'new/x.png') as picture:
         assert picture.width > 400
 
 
@@ -100,6 +101,7 @@ def test_one_seed(call, voc, checkpoint):
     ([5., 6., 7.], [1., 2., 3.2], 'better than random weights by 3.9 ± 0.1'),
     ([1., 2., 3.2], [5., 6., 7.], 'worse than random weights by 3.9 ± 0.1'),
     ([1., 9.], [2., 3.], 'not told apart from random weights: better by'),
+    ([50.] * 3, [50.] * 3, 'not told apart from random weights: better by'),
 ])
 def test_verdicts(call, values, base, words):
     import dense_probe
@@ -111,6 +113,8 @@ def test_verdicts(call, values, base, words):
     (('--unlabeled', 'x', '--out', 'x.png'), '--out needs --data-root'),
     (('--unlabeled', 'x', '--seeds', '0'), 'must be at least 1'),
     (('--unlabeled', 'x', '--label', 'a', 'b'), '1 checkpoints need as many'),
+    (('--data-root', 'nowhere'), 'There is no list "nowhere'),
+    (('--unlabeled', '.', '--device', 'abacus'), 'dense_probe.py: error: '),
 ])
 def test_bad_flags(call, checkpoint, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:

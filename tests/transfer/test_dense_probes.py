@@ -66,6 +66,15 @@ class TestCells:
         # A cell keeps its own label.
         assert torch.equal(cells.argmax(1), labels)
 
+    def test_nothing_is_labelled(self):
+        items = make_items(3, 0, 1)
+        for item in items:
+            item.mask[:] = IGNORED
+        with pytest.raises(ValueError, match='nothing to learn from'):
+            draw_cells(items, CLASSES, 0)
+        with pytest.raises(ValueError, match='nothing to score'):
+            mean_iou(lambda x: x, items, CLASSES)
+
 
 class TestMeanIoU:
 

@@ -8,6 +8,7 @@ standard deviations over seeds.
 """
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -80,9 +81,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seeds', type=int, default=3, help='how many, 3 by default')
     parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
         '--out',
         type=Path,
@@ -123,25 +122,35 @@ def make_rows(args: argparse.Namespace) -> List[Row]:
         load_backbone(path, args.device, config=args.config)
         for path in args.checkpoints
     ]
-    networks: List[dict] = []
+    networks: List[FrozenBackbone] = []
     for backbone in trained:
-        if backbone.cfg not in networks:
-            networks.append(backbone.cfg)
+        if not any(alike(backbone, x) for x in networks):
+            networks.append(backbone)
     rows = []
     names = [RANDOM] if len(networks) == 1 else [
         f'{RANDOM} {i}' for i in range(1,
                                        len(networks) + 1)
     ]
-    for name, cfg in zip(names, networks):
+    for name, network in zip(names, networks):
         backbones = []
         for seed in range(args.seeds):
             set_random_seed(seed)
-            backbones.append(load_backbone(None, args.device, backbone=cfg))
+            backbones.append(network.untrained())
         rows.append(Row(name, backbones))
     return rows + [
-        Row(name, [backbone] * args.seeds, names[networks.index(backbone.cfg)])
+        Row(
+            name, [backbone] * args.seeds,
+            next(x for x, network in zip(names, networks)
+                 if alike(backbone, network)))
         for name, backbone in zip(args.names, trained)
     ]
+
+
+def alike(one: FrozenBackbone, other: FrozenBackbone) -> bool:
+    """Whether two are one network, and see pictures normalised alike."""
+    return (one.cfg == other.cfg and one.scope == other.scope
+            and torch.equal(one.mean, other.mean)
+            and torch.equal(one.std, other.std))
 
 
 Values = Dict[str, Dict[str, List[float]]]  # by column, row and seed
@@ -262,7 +271,7 @@ def verdict(values: Sequence[float], base: Sequence[float]) -> str:
     text = f'{word} than random weights by {amount}'
     if found.std is None:
         return f'{text} (one seed, so the spread is not known)'
-    if abs(found.mean) < 2 * found.std:
+    if abs(found.mean) <= 2 * found.std:
         return f'not told apart from random weights: {word} by {amount}'
     return text
 
@@ -332,6 +341,7 @@ def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
         loc='outside lower center',
         ncols=8,
         frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
     print(f'Wrote {path}')
@@ -339,6 +349,15 @@ def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
+    try:
+        run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'{Path(__file__).name}: error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Probe, print, draw."""
     logging.disable(logging.INFO)  # mmengine's list of initialised tensors
     parts: list = []
     if args.data_root is not None:

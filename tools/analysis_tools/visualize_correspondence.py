@@ -192,7 +192,7 @@ def draw_all_matches(sights: Sequence[Sight], pictures: Sequence[Tensor],
                      'right')
         if count:
             words += f', similarity {matches.similarity.mean():.2f}'
-        ax.set_title(words, fontsize=11)
+        ax.set_title(words, fontsize=11, parse_math=False)
     if by_similarity:
         similarity_bar(figure, scale, list(axes[0]))
     else:
@@ -219,7 +219,7 @@ def draw_all_maps(sights: Sequence[Sight], pictures: Sequence[Tensor],
         layout='constrained')
     parts = figure.subfigures(len(sights), 1, squeeze=False)[:, 0]
     for part, sight in zip(parts, sights):
-        part.suptitle(sight.name, fontsize=11, weight='bold')
+        part.suptitle(sight.name, fontsize=11, weight='bold', parse_math=False)
         maps = similarity_maps(sight.query, sight.key, cells)
         draw_similarity_maps(part, *pictures, cells, shape, maps, views)
     marks = 'circle: most similar cell'

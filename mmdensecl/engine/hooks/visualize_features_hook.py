@@ -18,11 +18,12 @@ SEED = 0  # of the views, the same ones each time
 
 
 @contextmanager
-def unchanged_random_numbers() -> Iterator[None]:
-    """Leave all generators as they were."""
+def unchanged_random_numbers(device: torch.device) -> Iterator[None]:
+    """Leave all generators as they were, also the device's."""
+    devices = [device] if device.type == 'cuda' else []
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(states[0])
@@ -92,7 +93,8 @@ class VisualizeFeaturesHook(Hook):
     @master_only
     def _draw(self, runner) -> None:
         try:
-            with unchanged_random_numbers(), torch.no_grad():
+            device = next(runner.model.parameters()).device
+            with unchanged_random_numbers(device), torch.no_grad():
                 self._draw_pictures(runner)
         except Exception as error:  # no picture is worth a run
             runner.logger.warning(

@@ -35,8 +35,8 @@ def _check_positive(**values: float) -> None:
 class CategoryHead(BaseModule):
     """What category heads share: the mini-batch of all ranks.
 
-    A head says in :meth:`contrast` what the loss of an anchor is. The category
-    of a point is the nearest of the centres that it returns.
+    A head says in :meth:`contrast` what the loss of an anchor is, and which
+    category a point has: the nearest of the centres.
     """
 
     def loss(
@@ -70,16 +70,15 @@ class CategoryHead(BaseModule):
             points = torch.cat(all_gather(key_points.contiguous()))
             start = get_rank() * len(key_points)
             own = slice(start, start + len(key_points))
-            losses, centers = self.contrast(query_points, points, own,
-                                            generator)
-            labels = nearest_center(points, centers)
+            losses, labels, centers = self.contrast(query_points, points, own,
+                                                    generator)
             found = nearest_center(query_points.detach(), centers)
             monitors = category_monitors(labels, labels[own], found,
                                          len(centers), valid)
             return mean_over_ranks(losses, valid), monitors
 
     def contrast(self, query: Tensor, points: Tensor, own: slice,
-                 generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+                 generator: torch.Generator) -> Tuple[Tensor, Tensor, Tensor]:
         """The loss of each anchor.
 
         Args:
@@ -89,8 +88,9 @@ class CategoryHead(BaseModule):
             generator (torch.Generator): In the same state on all ranks.
 
         Returns:
-            tuple[Tensor, Tensor]: Losses, (M, ), and the categories' centres,
-            normalised and without gradient, (K, D).
+            tuple[Tensor, Tensor, Tensor]: Losses, (M, ); the category of each
+            point, (G, ); and the categories' centres, normalised and without
+            gradient, (K, D).
         """
         raise NotImplementedError
 
@@ -134,7 +134,7 @@ class KMeansCategoryHead(CategoryHead):
         self.temperature = temperature
 
     def contrast(self, query: Tensor, points: Tensor, own: slice,
-                 generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+                 generator: torch.Generator) -> Tuple[Tensor, Tensor, Tensor]:
         """See :meth:`CategoryHead.contrast`."""
         if len(points) < self.num_clusters:
             raise ValueError(
@@ -146,7 +146,7 @@ class KMeansCategoryHead(CategoryHead):
                                    generator)
         labels = nearest_center(points, centers)
         losses = sup_con(query, points, labels[own], labels, self.temperature)
-        return losses, centers
+        return losses, labels, centers
 
 
 @MODELS.register_module()
@@ -197,7 +197,7 @@ class PrototypeCategoryHead(CategoryHead):
         self.prototypes = nn.Parameter(F.normalize(directions, dim=1))
 
     def contrast(self, query: Tensor, points: Tensor, own: slice,
-                 generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+                 generator: torch.Generator) -> Tuple[Tensor, Tensor, Tensor]:
         """See :meth:`CategoryHead.contrast`."""
         feat_dim = self.prototypes.size(1)
         if points.size(1) != feat_dim:
@@ -211,4 +211,4 @@ class PrototypeCategoryHead(CategoryHead):
             target = sinkhorn(scores, self.sinkhorn_iters)[own]
         logits = query @ prototypes.t() / self.temperature
         losses = F.cross_entropy(logits, target, reduction='none')
-        return losses, prototypes.detach()
+        return losses, scores.argmax(dim=1), prototypes.detach()
