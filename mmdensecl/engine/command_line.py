@@ -1,8 +1,11 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""What the command lines of tools/train.py and tools/test.py share."""
+"""What the command lines of the tools share."""
+import logging
 import os
 import os.path as osp
+import sys
 from argparse import ArgumentParser, Namespace
+from typing import Callable
 
 from mmengine.config import Config, DictAction
 
@@ -10,7 +13,7 @@ from .config import merge_options
 
 
 def make_parser(description: str) -> ArgumentParser:
-    """A parser with the flags of both.
+    """A parser with the flags of tools/train.py and tools/test.py.
 
     Args:
         description (str): Of the tool.
@@ -60,3 +63,21 @@ def read_config(args: Namespace) -> Config:
         cfg.work_dir = osp.join('work_dirs',
                                 osp.splitext(osp.basename(args.config))[0])
     return cfg
+
+
+def run_quietly(run: Callable[[Namespace], None], args: Namespace) -> None:
+    """Run a tool that looks at weights.
+
+    mmengine's list of initialised tensors is not shown. Bad input is one line
+    on stderr and exit status 2.
+
+    Args:
+        run (Callable): The tool.
+        args (Namespace): Its command line.
+    """
+    logging.disable(logging.INFO)
+    try:
+        run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
+        sys.exit(2)

@@ -28,6 +28,18 @@ def l2_normalize(x: Tensor) -> Tensor:
     return F.normalize(x.float() if x.itemsize < 4 else x, dim=1)
 
 
+def features_of(maps: Tensor) -> Features:
+    """The maps of a backbone alone, as matching takes them.
+
+    Args:
+        maps (Tensor): (N, C, H, W).
+    """
+    return Features(
+        vector=l2_normalize(maps.mean(dim=(2, 3))),
+        cells=l2_normalize(maps.flatten(start_dim=2)),
+        shape=tuple(maps.shape[2:]))
+
+
 def gather_cells(grid: Tensor, index: Tensor) -> Tensor:
     """Picked cells of each picture as rows.
 

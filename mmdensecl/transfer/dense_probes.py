@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdensecl.models.correspondence import BackboneSimilarity
-from mmdensecl.models.features import Features, l2_normalize
+from mmdensecl.models.features import features_of
 from mmdensecl.models.geometry import (CellPositions, locate_cells,
                                        within_one_cell)
 from .probes import nearest
@@ -355,13 +355,8 @@ def match_accuracy(encode: Callable[[Tensor], Tensor],
     """
     counts = torch.zeros(4, dtype=torch.double)
     for images, views in batches:
-        maps = [encode(x).float().cpu() for x in images]
-        shape = tuple(maps[0].shape[2:])
-        query, key = (
-            Features(
-                vector=x.mean((2, 3)),
-                cells=l2_normalize(x.flatten(2)),
-                shape=shape) for x in maps)
+        query, key = (features_of(encode(x).float().cpu()) for x in images)
+        shape = query.shape
         there = locate_cells(views[:, 0], views[:, 1], shape, shape)
         found = BackboneSimilarity()(query, key).index
         same = torch.arange(found.size(1)).expand_as(found)

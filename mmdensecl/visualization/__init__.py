@@ -1,8 +1,4 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from .matches import (StrongMatches, draw_matches, features_of, legend,
-                      strongest_matches)
+from .matches import StrongMatches, draw_matches, legend, strongest_matches
 
-__all__ = [
-    'StrongMatches', 'draw_matches', 'features_of', 'legend',
-    'strongest_matches'
-]
+__all__ = ['StrongMatches', 'draw_matches', 'legend', 'strongest_matches']

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from mmdensecl.models.correspondence import mutual_nearest_cells
-from mmdensecl.models.features import Features, l2_normalize
+from mmdensecl.models.features import Features
 from mmdensecl.models.geometry import locate_cells, within_one_cell
 
 RIGHT, WRONG, UNKNOWN = 'tab:green', 'tab:red', 'tab:blue'
@@ -32,18 +32,6 @@ class StrongMatches(NamedTuple):
     key: np.ndarray
     similarity: np.ndarray
     right: Optional[np.ndarray]
-
-
-def features_of(maps: Tensor) -> Features:
-    """The maps of a backbone alone, as the functions here take them.
-
-    Args:
-        maps (Tensor): (N, C, H, W).
-    """
-    return Features(
-        vector=l2_normalize(maps.mean(dim=(2, 3))),
-        cells=l2_normalize(maps.flatten(start_dim=2)),
-        shape=tuple(maps.shape[2:]))
 
 
 def inner_cells(shape: Tuple[int, int], margin: int) -> Tensor:

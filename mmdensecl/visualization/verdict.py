@@ -11,9 +11,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmdensecl.models.correspondence import mutual_nearest_cells
-from mmdensecl.models.features import Features
+from mmdensecl.models.features import Features, features_of
 from mmdensecl.models.geometry import locate_cells, within_one_cell
-from .matches import features_of, inner_cells
+from .matches import inner_cells
 from .views import Pairs
 
 Encode = Callable[[Tensor], Tensor]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The command, on small scenes whose classes are colours."""
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def call(monkeypatch, capsys):
         try:
             dense_probe.main()
         finally:
-            dense_probe.logging.disable(dense_probe.logging.NOTSET)
+            logging.disable(logging.NOTSET)
         return capsys.readouterr().out
 
     return run

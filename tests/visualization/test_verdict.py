@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from mmdensecl.visualization.matches import features_of, strongest_matches
+from mmdensecl.models.features import features_of
+from mmdensecl.visualization.matches import strongest_matches
 from mmdensecl.visualization.similarity_maps import (similarity_maps,
                                                      spread_cells)
 from mmdensecl.visualization.verdict import (Accuracy, judge, match_accuracy,

@@ -7,8 +7,6 @@ how often the features find the same spot in two views (--unlabeled). Means and
 standard deviations over seeds.
 """
 import argparse
-import logging
-import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -26,6 +24,7 @@ from rich.table import Table
 from mmdensecl.api import FrozenBackbone, as_rgb, load_backbone
 from mmdensecl.benchmark.report.tables import describe
 from mmdensecl.benchmark.report.text import clean
+from mmdensecl.engine.command_line import run_quietly
 from mmdensecl.models.geometry import stack_views
 from mmdensecl.registry import DATASETS
 from mmdensecl.transfer import dense_probes
@@ -348,17 +347,11 @@ def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    try:
-        run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'{Path(__file__).name}: error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_quietly(run, parse_args())
 
 
 def run(args: argparse.Namespace) -> None:
     """Probe, print, draw."""
-    logging.disable(logging.INFO)  # mmengine's list of initialised tensors
     parts: list = []
     if args.data_root is not None:
         parts.append(LabelledPart(args))

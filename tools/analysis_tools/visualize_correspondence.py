@@ -2,8 +2,6 @@
 """Draw which cells of two views a checkpoint takes for the same, and say
 whether its features match object parts."""
 import argparse
-import logging
-import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
@@ -16,9 +14,9 @@ from torch import Tensor
 from mmdensecl import FrozenBackbone, load_backbone
 from mmdensecl.api import as_rgb
 from mmdensecl.engine import merge_options
-from mmdensecl.models.features import Features
-from mmdensecl.visualization import (draw_matches, features_of, legend,
-                                     strongest_matches)
+from mmdensecl.engine.command_line import run_quietly
+from mmdensecl.models.features import Features, features_of
+from mmdensecl.visualization import draw_matches, legend, strongest_matches
 from mmdensecl.visualization.matches import similarity_bar, similarity_scale
 from mmdensecl.visualization.similarity_maps import (draw_similarity_maps,
                                                      similarity_maps,
@@ -296,13 +294,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    logging.disable(logging.INFO)  # mmengine's list of initialised tensors
-    try:
-        run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'{Path(__file__).name}: error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_quietly(run, parse_args())
 
 
 if __name__ == '__main__':

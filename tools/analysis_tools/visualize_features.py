@@ -2,9 +2,7 @@
 """Draw the dense features of pictures: as colours, as segments, and by their
 nearest patches, in PNGs and one HTML page that works offline."""
 import argparse
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -21,6 +19,7 @@ from mmdensecl.benchmark.report.text import clean
 from mmdensecl.datasets.listing import search_folder
 from mmdensecl.datasets.unlabeled import IMG_EXTENSIONS
 from mmdensecl.engine import merge_options
+from mmdensecl.engine.command_line import run_quietly
 from mmdensecl.engine.hooks.sample_predictions_hook import spread_evenly
 from mmdensecl.visualization.dense_maps import (Neighbours, Seen, draw_maps,
                                                 nearest_patches, pca_colors,
@@ -263,13 +262,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    logging.disable(logging.INFO)  # mmengine's list of initialised tensors
-    try:
-        run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'{Path(__file__).name}: error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_quietly(run, parse_args())
 
 
 if __name__ == '__main__':

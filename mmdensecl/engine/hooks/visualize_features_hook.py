@@ -107,12 +107,12 @@ class VisualizeFeaturesHook(Hook):
 
         from mmdensecl.api import FrozenBackbone, as_rgb
         from mmdensecl.datasets.transforms.loading import decode_rgb
+        from mmdensecl.models.features import features_of
         from mmdensecl.visualization import draw_matches, legend
         from mmdensecl.visualization.dense_maps import (draw_maps, pca_colors,
                                                         see)
         from mmdensecl.visualization.figures import to_array
-        from mmdensecl.visualization.matches import (features_of,
-                                                     strongest_matches)
+        from mmdensecl.visualization.matches import strongest_matches
         from mmdensecl.visualization.views import ViewDrawer
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
