@@ -3,7 +3,8 @@
 #
 # Test on several GPUs of this machine, or of several machines:
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [any flag of tools/test.py]
-# On several machines run it on each, with NNODES, NODE_RANK and MASTER_ADDR.
+# On several machines run it on each, with NNODES, NODE_RANK, MASTER_ADDR and
+# PORT.
 # Without GPUs it starts as many CPU processes, which talk over gloo.
 set -euo pipefail
 
