@@ -9,6 +9,10 @@ from mmengine.runner import Runner
 from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               make_parser, prepare_cpu_launch, read_config,
                               set_pretrained, use_mixed_precision)
+from mmdensecl.engine.command_line import one_line_errors
+from mmdensecl.engine.resume import ResumeError, resume_newest
+from mmdensecl.engine.safe_write import remove_unfinished
+from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         type=str,
         const='auto',
         help='resume from this checkpoint, or, without a value, from the '
-        'latest one in the work dir')
+        'newest one in the work dir that can be read whole')
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
@@ -69,7 +73,13 @@ def build_config(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     cfg = build_config(parse_args())
+    with one_line_errors(WorkDirError):
+        if lock_work_dir(cfg.work_dir, cfg.launcher):
+            remove_unfinished(cfg.work_dir)
     prepare_cpu_launch(cfg)
+    if cfg.get('resume') and not cfg.get('load_from'):
+        with one_line_errors(ResumeError):
+            resume_newest(cfg)
     Runner.from_cfg(cfg).train()
 
 

@@ -4,7 +4,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
+    # A killed run loses an epoch at most, and never a checkpoint.
+    checkpoint=dict(
+        type='mmdensecl.SafeCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 
 custom_hooks = [
@@ -14,6 +16,8 @@ custom_hooks = [
     dict(type='mmdensecl.QueueLengthHook'),
     # Warns of collapse and leaks, stops at a loss that is not finite.
     dict(type='mmdensecl.ContrastMonitorHook'),
+    # Saves and leaves at SIGTERM or SIGUSR1, to go on with --resume.
+    dict(type='mmdensecl.TerminationHook'),
 ]
 
 env_cfg = dict(

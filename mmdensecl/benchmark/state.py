@@ -5,13 +5,14 @@
 ``result.json`` after it; ``failed.json`` instead where it failed.
 """
 import json
-import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+from mmdensecl.engine.resume import (POINTER, ResumeError, find_resumable,
+                                     last_checkpoint)
+from mmdensecl.engine.safe_write import write_safely
 from .log import log_rows
 from .plan import Run
 from .suite import Suite
@@ -21,13 +22,8 @@ SCHEMA = 1
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f'.{path.name}.new')
-    with open(new, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    text = json.dumps(value, indent=1, sort_keys=True)
+    write_safely(path, text.encode())
 
 
 def read_json(path: Path) -> Optional[dict]:
@@ -253,9 +249,8 @@ def trained_checkpoint(run: Run) -> Optional[Path]:
         run (Run): The run.
     """
     path = run.last_checkpoint
-    pointer = run.folder / 'last_checkpoint'
-    # mmengine writes the pointer after the checkpoint.
-    if not pointer.is_file() or Path(pointer.read_text()).name != path.name:
+    # The note is written after the checkpoint.
+    if Path(last_checkpoint(run.folder) or '').name != path.name:
         return None
     return path if zipfile.is_zipfile(path) else None
 
@@ -263,9 +258,9 @@ def trained_checkpoint(run: Run) -> Optional[Path]:
 def mend_pointer(run: Run) -> Optional[str]:
     """Let a run resume from a checkpoint that is there.
 
-    mmengine removes the last checkpoint before it writes the next one. A run
-    that was killed in between points to a file that is gone or cut off, and
-    every ``--resume`` would fail on it.
+    A killed one may leave a pointer to a file that is gone or cut off, which
+    a run does not resume from. If it has no other, it is to start afresh;
+    what cannot be read is kept, under another name.
 
     Args:
         run (Run): The run.
@@ -273,22 +268,19 @@ def mend_pointer(run: Run) -> Optional[str]:
     Returns:
         str | None: What was done, for the user; None if nothing.
     """
-    pointer = run.folder / 'last_checkpoint'
-    if not pointer.is_file():
+    pointer = run.folder / POINTER
+    last = Path(last_checkpoint(run.folder) or POINTER)
+    wrong = ('not the newest'
+             if zipfile.is_zipfile(last) else 'gone or cut off')
+    try:
+        best = find_resumable(run.folder)
+    except ResumeError:
+        for kind in ('epoch', 'iter'):
+            for path in run.folder.glob(f'{kind}_*.pth'):
+                path.rename(path.with_suffix('.unreadable'))
+        pointer.unlink(missing_ok=True)
+        return f'{last.name} is {wrong}, starting afresh'
+    if best is None or Path(best).name == last.name:
         return None
-    last = Path(pointer.read_text().strip() or 'none')
-    # torch.save writes zip archives, whose directory comes last.
-    if zipfile.is_zipfile(last):
-        return None
-    whole = {
-        int(match[1]): path
-        for path in run.folder.glob('*.pth')
-        if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))
-        and zipfile.is_zipfile(path)
-    }
-    if not whole:
-        pointer.unlink()
-        return f'{last.name} is gone or cut off, starting afresh'
-    best = whole[max(whole)]
-    pointer.write_text(str(best))
-    return f'{last.name} is gone or cut off, going on from {best.name}'
+    write_safely(pointer, best.encode())
+    return f'{last.name} is {wrong}, going on from {Path(best).name}'

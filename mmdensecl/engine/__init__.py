@@ -4,18 +4,22 @@ from .command_line import make_parser, read_config
 from .config import (check_weight_sources, dicts, merge_options,
                      override_data_root, set_pretrained)
 from .hooks import (CheckpointKeysHook, ContrastMonitorHook, KNNHook,
-                    LambdaWarmupHook, QueueLengthHook, SamplePredictionsHook,
-                    UnlabeledDataHook, VisualizeFeaturesHook,
-                    add_checkpoint_check)
+                    LambdaWarmupHook, QueueLengthHook, SafeCheckpointHook,
+                    SamplePredictionsHook, TerminationHook, UnlabeledDataHook,
+                    VisualizeFeaturesHook, add_checkpoint_check)
 from .launch import prepare_cpu_launch
 from .probe_loop import KNNLoop, LowShotLoop, SVMLoop, is_probe
+from .resume import find_resumable
+from .train_loop import ExactEpochLoop
+from .work_dir_lock import lock_work_dir
 
 __all__ = [
-    'BFloat16OptimWrapper', 'has_bfloat16', 'use_mixed_precision',
-    'CheckpointKeysHook', 'ContrastMonitorHook', 'KNNHook', 'KNNLoop',
-    'LambdaWarmupHook', 'LowShotLoop', 'QueueLengthHook', 'SVMLoop',
-    'SamplePredictionsHook', 'UnlabeledDataHook', 'VisualizeFeaturesHook',
-    'add_checkpoint_check', 'check_weight_sources', 'dicts', 'is_probe',
+    'BFloat16OptimWrapper', 'CheckpointKeysHook', 'ContrastMonitorHook',
+    'ExactEpochLoop', 'KNNHook', 'KNNLoop', 'LambdaWarmupHook', 'LowShotLoop',
+    'QueueLengthHook', 'SVMLoop', 'SafeCheckpointHook',
+    'SamplePredictionsHook', 'TerminationHook', 'UnlabeledDataHook',
+    'VisualizeFeaturesHook', 'add_checkpoint_check', 'check_weight_sources',
+    'dicts', 'find_resumable', 'has_bfloat16', 'is_probe', 'lock_work_dir',
     'make_parser', 'merge_options', 'override_data_root', 'prepare_cpu_launch',
-    'read_config', 'set_pretrained'
+    'read_config', 'set_pretrained', 'use_mixed_precision'
 ]

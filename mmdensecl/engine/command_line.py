@@ -5,7 +5,8 @@ import os
 import os.path as osp
 import sys
 from argparse import ArgumentParser, Namespace
-from typing import Callable
+from contextlib import contextmanager
+from typing import Callable, Iterator, Type
 
 from mmengine.config import Config, DictAction
 
@@ -76,8 +77,19 @@ def run_quietly(run: Callable[[Namespace], None], args: Namespace) -> None:
         args (Namespace): Its command line.
     """
     logging.disable(logging.INFO)
-    try:
+    with one_line_errors(ValueError, OSError, RuntimeError):
         run(args)
-    except (ValueError, OSError, RuntimeError) as error:
+
+
+@contextmanager
+def one_line_errors(*kinds: Type[Exception]) -> Iterator[None]:
+    """End with a line on stderr and exit status 2, without a traceback.
+
+    Args:
+        *kinds (Type[Exception]): The errors that say all there is to say.
+    """
+    try:
+        yield
+    except kinds as error:
         print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
         sys.exit(2)

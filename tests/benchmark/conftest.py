@@ -41,10 +41,10 @@ tasks = [
 """
 # Behaves as mmengine does, as far as the benchmark looks. What it shall do
 # stands in the environment: FAIL, SLOW, KILL, NOTHING and NO_VAL hold words
-# that are searched for in the work_dir. Its checkpoints hold nothing, or are
-# copies of the file that WEIGHTS names.
+# that are searched for in the work_dir. Its checkpoints are copies of the file
+# that WEIGHTS names, by default of one of no weights.
 TRAIN = """
-import json, os, shutil, sys, time, zipfile
+import json, os, shutil, sys, time
 from pathlib import Path
 work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
 config = Path(sys.argv[1]).read_text()
@@ -71,11 +71,7 @@ with open(vis / 'scalars.json', 'a') as log:
               file=log, flush=True)
         if step % 5 == 0:
             path = work_dir / f'iter_{step}.pth'
-            if 'WEIGHTS' in os.environ:
-                shutil.copy(os.environ['WEIGHTS'], path)
-            else:
-                with zipfile.ZipFile(path, 'w') as file:
-                    file.writestr('data', 'weights')
+            shutil.copy(os.environ['WEIGHTS'], path)
             last.write_text(str(path))
         if step == 6 and asked('FAIL'):
             raise RuntimeError('this run was told to fail')
@@ -110,6 +106,28 @@ def weights(tmp_path_factory):
     return path
 
 
+def save_training(path, state_dict):
+    """Save a checkpoint such as mmengine saves, of nothing but weights."""
+    torch.save(
+        dict(
+            meta=dict(epoch=0, iter=0),
+            state_dict=state_dict,
+            message_hub={},
+            optimizer={}), path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def no_weights(tmp_path_factory):
+    return save_training(tmp_path_factory.mktemp('weights') / 'none.pth', {})
+
+
+@pytest.fixture(scope='session')
+def trained_weights(weights):
+    """As a training of ours would save the weights."""
+    return save_training(weights.with_name('trained.pth'), torch.load(weights))
+
+
 @pytest.fixture
 def tool(place, monkeypatch, capsys):
     """Function that calls the tool and returns its status and words."""
@@ -138,8 +156,9 @@ def probe(place):
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, no_weights, monkeypatch):
     """A folder with data, a suite file and pretending tools."""
+    monkeypatch.setenv('WEIGHTS', str(no_weights))
     data = tmp_path / 'data' / 'coco' / 'annotations'
     data.mkdir(parents=True)
     (data / 'instances_val2017.json').write_text(ANNOTATIONS)

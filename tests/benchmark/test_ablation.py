@@ -67,9 +67,9 @@ def plan(config, place):
 
 
 @pytest.fixture
-def sweep(tool, place, config, weights, monkeypatch):
+def sweep(tool, place, config, trained_weights, monkeypatch):
     """Function that calls the tool to sweep over two lambdas."""
-    monkeypatch.setenv('WEIGHTS', str(weights))
+    monkeypatch.setenv('WEIGHTS', str(trained_weights))
 
     def call(*args, what=('lambda', '--values', 0, 0.3)):
         return tool('sweep', *what, '--config', config, '--pretrain-data',

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,6 +320,20 @@ class TestBrokenCheckpoints:
         assert 'iter_8.pth is gone or cut off, going on from iter_5' in (
             self.finish(bench))
         assert self.steps(run) == [*range(1, 7), *range(6, 11)]
+
+    def test_a_newer_one_than_the_pointer_says(self, bench, run):
+        """Killed between the two."""
+        shutil.copy(run.folder / 'iter_5.pth', run.folder / 'iter_8.pth')
+        assert 'iter_5.pth is not the newest, going on from iter_8' in (
+            self.finish(bench))
+        assert self.steps(run) == [*range(1, 7), 9, 10]
+
+    def test_none_is_whole(self, bench, run):
+        """Started afresh, though --resume alone would refuse to."""
+        (run.folder / 'iter_5.pth').write_bytes(b'PK')
+        assert 'starting afresh' in self.finish(bench)
+        assert self.steps(run) == [*range(1, 7), *range(1, 11)]
+        assert (run.folder / 'iter_5.unreadable').read_bytes() == b'PK'
 
     def test_none_is_left(self, bench, run):
         (run.folder / 'iter_5.pth').unlink()

@@ -1,11 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-import os
-
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import find_latest_checkpoint
 
 from mmdensecl.registry import HOOKS
+from ..resume import last_good
 
 
 @HOOKS.register_module()
@@ -81,18 +79,14 @@ class ContrastMonitorHook(Hook):
             raise FloatingPointError(
                 f'{len(bad)} tensors of the model are not finite, "{bad[0]}" '
                 f'first, at iteration {runner.iter + 1}; nothing was saved. '
-                f'{self._last_checkpoint(runner)}')
+                f'{self._go_on(runner)}')
 
     @staticmethod
-    def _last_checkpoint(runner) -> str:
-        # Not the message hub's: that is set before a checkpoint is written.
-        last = find_latest_checkpoint(runner.work_dir)
-        last = last if last and os.path.exists(last) else None
-        advice = ('Lower optim_wrapper.optimizer.lr, or add '
-                  'optim_wrapper.clip_grad=dict(max_norm=10), and go on '
-                  'with --resume')
-        return (f'The last good checkpoint is {last}. {advice}.'
-                if last else f'There is no checkpoint yet. {advice}.')
+    def _go_on(runner) -> str:
+        return (f'{last_good(runner.work_dir)} Lower '
+                'optim_wrapper.optimizer.lr, or add '
+                'optim_wrapper.clip_grad=dict(max_norm=10), and go on with '
+                '--resume.')
 
     def _stop(self, runner, data_batch, outputs) -> None:
         values = ', '.join(f'{name}={float(x):g}'
@@ -104,7 +98,7 @@ class ContrastMonitorHook(Hook):
         raise FloatingPointError(
             f'The loss is not finite at epoch {runner.epoch + 1}, iteration '
             f'{runner.iter + 1} ({values}). The batch begins with: '
-            f'{names or "unknown"}. {self._last_checkpoint(runner)}')
+            f'{names or "unknown"}. {self._go_on(runner)}')
 
     def _judge(self, runner, window: int) -> None:
         # Every rank sees much the same; the logger of rank 0 speaks.

@@ -75,7 +75,8 @@ class UnlabeledDataHook(Hook):
 
     def _report(self, runner, names: list, total: int) -> None:
         path = Path(runner.work_dir, 'unreadable.txt')
-        shown = ', '.join(names[:self.max_names])
+        # A name may hold line breaks, or what cannot be printed.
+        shown = ', '.join(map(repr, names[:self.max_names]))
         more = len(names) - self.max_names
         runner.logger.warning(
             f'{len(names)} of {total} pictures could not be read and '
@@ -83,4 +84,8 @@ class UnlabeledDataHook(Hook):
             f'{f" and {more} more" if more > 0 else ""}. All are named in '
             f'{path}')
         if is_main_process():
-            path.write_text('\n'.join(names) + '\n', encoding='utf-8')
+            # A file's name may be no UTF-8.
+            path.write_text(
+                '\n'.join(names) + '\n',
+                encoding='utf-8',
+                errors='surrogateescape')

@@ -22,6 +22,10 @@ param_scheduler = [
 ]
 
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=15000, max_keep_ckpts=2))
+    checkpoint=dict(
+        type='mmdensecl.SafeCheckpointHook',
+        by_epoch=False,
+        interval=15000,
+        max_keep_ckpts=2))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

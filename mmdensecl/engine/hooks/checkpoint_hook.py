@@ -1,0 +1,213 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import errno
+import os
+import os.path as osp
+import re
+import shutil
+import string
+import zipfile
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+
+from mmdensecl.registry import HOOKS
+from ..resume import POINTER, last_good
+from ..safe_write import write_safely
+
+BACKEND = 'mmdensecl.local'
+
+
+@register_backend(BACKEND, force=True)
+class SafeLocalBackend(LocalBackend):
+    """mmengine's backend for local files, through which checkpoints are saved.
+
+    A file is there as a whole or not at all.
+    """
+
+    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+        """Write a file.
+
+        Args:
+            obj (bytes): What it shall hold.
+            filepath (str | Path): The file.
+
+        Raises:
+            OSError: With what the disk lacks, and what to go on from.
+        """
+        try:
+            write_safely(filepath, obj)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            folder = osp.dirname(filepath)
+            room = ''
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                free = shutil.disk_usage(folder).free
+                room = (f' It takes {_megabytes(len(obj))}, and '
+                        f'{_megabytes(free)} are free on its disk (a quota '
+                        'may leave less).')
+            raise OSError(
+                error.errno,
+                f'"{filepath}" could not be written: {reason}.{room} '
+                f'{last_good(folder)} Mend that, for a full disk by removing '
+                'something or a smaller max_keep_ckpts of the checkpoint '
+                'hook, and go on with --resume') from error
+
+    def put_text(self,
+                 obj: str,
+                 filepath: Union[str, Path],
+                 encoding: str = 'utf-8') -> None:
+        """Write a text file, as :meth:`put` does.
+
+        Args:
+            obj (str): What it shall hold.
+            filepath (str | Path): The file.
+            encoding (str): Of the file. Defaults to 'utf-8'.
+        """
+        self.put(obj.encode(encoding), filepath)
+
+
+def _megabytes(count: int) -> str:
+    return f'{count / 1e6:,.1f} MB'
+
+
+def _is_local(hook: CheckpointHook) -> bool:
+    """Whether its files would go through mmengine's backend for local ones."""
+    return (hook.file_client_args is None and (hook.backend_args or {}).get(
+        'backend', 'local') in ('local', BACKEND)
+            and '://' not in str(hook.out_dir or ''))
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, whose files outlive every accident.
+
+    A checkpoint is written beside its place and then renamed, and an old one
+    is removed only when the new one is there, so the disk needs room for
+    ``max_keep_ckpts + 1``. Files go elsewhere than to a local disk as with
+    mmengine's hook.
+
+    Args:
+        interval (int): Epochs, or iterations, from one to the next; -1 saves
+            none but the last. Defaults to -1.
+        max_keep_ckpts (int): Files that are kept, of the names
+            ``epoch_*.pth``, ``iter_*.pth`` and ``filename_tmpl``, also those
+            from before the run was resumed. Damaged ones do not count and
+            stay. -1 keeps all. Defaults to -1.
+        backend_args (dict, optional): Of mmengine's file backend. Defaults to
+            None, the disk.
+        **kwargs: The other arguments of mmengine's hook.
+    """
+
+    def __init__(self,
+                 interval: int = -1,
+                 *,
+                 max_keep_ckpts: int = -1,
+                 backend_args: Optional[dict] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(
+            interval,
+            max_keep_ckpts=max_keep_ckpts,
+            backend_args=backend_args,
+            **kwargs)
+        self.keep = -1
+        if _is_local(self):
+            self.backend_args = dict(backend=BACKEND)
+            # mmengine removes the oldest before it writes the newest.
+            self.keep, self.max_keep_ckpts = max_keep_ckpts, -1
+
+    def before_train(self, runner) -> None:
+        """Say what could not be resumed from."""
+        super().before_train(runner)
+        lacking = [
+            name for name in ('save_optimizer', 'save_param_scheduler')
+            if not getattr(self, name)
+        ]
+        if lacking:
+            runner.logger.warning(
+                f'The checkpoints of this run cannot be resumed from: '
+                f'{" and ".join(lacking)} of the checkpoint hook is False.')
+
+    def after_train_epoch(self, runner) -> None:
+        """Save, then remove what is too many."""
+        before = self.last_ckpt
+        super().after_train_epoch(runner)
+        if self.last_ckpt != before:
+            self.prune(runner, self.last_ckpt)
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx,
+                         data_batch=None,
+                         outputs=None) -> None:
+        """Save, then remove what is too many."""
+        before = self.last_ckpt
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self.last_ckpt != before:
+            self.prune(runner, self.last_ckpt)
+
+    def prune(self, runner, saved: str) -> None:
+        """Remove the oldest checkpoints, as ``max_keep_ckpts`` has it.
+
+        Args:
+            runner (Runner): The runner.
+            saved (str): The checkpoint just written, which always stays.
+        """
+        if self.keep <= 0 or not is_main_process():
+            return
+        own = ''.join(
+            re.escape(text) + (r'\d+' if field is not None else '') for text,
+            field, *_ in string.Formatter().parse(self.filename_tmpl))
+        # The end of a zip archive is its directory: a file cut off has none.
+        whole = [
+            path for path in Path(self.out_dir).iterdir()
+            if re.fullmatch(rf'(epoch|iter)_\d+\.pth|{own}', path.name)
+            and zipfile.is_zipfile(path)
+        ]
+        if Path(saved) not in whole:
+            return
+        whole.remove(Path(saved))
+        whole.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in whole[:max(0, len(whole) + 1 - self.keep)]:
+            try:
+                path.unlink()
+            except OSError as error:
+                runner.logger.warning(f'"{path}" is one too many and could '
+                                      f'not be removed: {error.strerror}')
+
+
+def save_now(runner) -> str:
+    """Save a checkpoint to resume from, from within ``after_train_iter``.
+
+    It goes where the run's checkpoint hook saves, as ``iter_<iterations done>
+    .pth``. To be called by all ranks, which return when it is written.
+
+    Args:
+        runner (Runner): The runner.
+
+    Returns:
+        str: The file.
+    """
+    hook = next((x for x in runner.hooks if isinstance(x, CheckpointHook)),
+                None)
+    name = f'iter_{runner.iter + 1}.pth'
+    folder = runner.work_dir if hook is None else hook.out_dir
+    if hook is None or _is_local(hook):
+        path = osp.join(folder, name)
+        where = dict(backend_args=dict(backend=BACKEND))
+    else:
+        path = hook.file_backend.join_path(folder, name)
+        where = dict(
+            backend_args=hook.backend_args,
+            file_client_args=hook.file_client_args)
+    # The iterations are not an epoch's end, whatever the hook counts.
+    runner.save_checkpoint(folder, name, by_epoch=False, **where)
+    if is_main_process():
+        write_safely(osp.join(runner.work_dir, POINTER), path.encode())
+        if isinstance(hook, SafeCheckpointHook):
+            hook.prune(runner, path)
+    # A rank that left earlier would have the launcher end the writer, too.
+    barrier()
+    return path

@@ -1,0 +1,386 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import os
+import random
+import signal
+import time
+from copy import deepcopy
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from mmdensecl.checkpoint import load_from_local
+from mmdensecl.engine import ExactEpochLoop, TerminationHook
+from mmdensecl.engine.train_loop import (find_place, seed_generators,
+                                         skip_batches)
+
+PICTURES = 22
+NAMES = count()
+
+
+def layout(**changes):
+    return {
+        **dict(
+            pictures=1000,
+            batches=62,
+            batch_size=4,
+            world_size=4,
+            sampler='DefaultSampler',
+            sampler_seed=0),
+        **changes
+    }
+
+
+class TestFindPlace:
+
+    @pytest.mark.parametrize('done, changes, place', [
+        (10, {}, 10),
+        (10, dict(world_size=2, batches=125), 20),
+        (10, dict(world_size=8, batches=31), 5),
+        (11, dict(world_size=8, batches=31), 5),
+        (10, dict(world_size=3, batches=83), 13),
+        (10, dict(batch_size=5, batches=50), 8),
+        (62, dict(world_size=2, batches=125), 125),
+        (62, dict(pictures=10, batches=1), 1),
+        (10, dict(pictures=1001), 0),
+        (10, dict(sampler='ShardSampler'), 0),
+        (10, dict(batch_size=None), 0),
+        (61, dict(world_size=2, batches=100), 100),
+    ])
+    def test_place(self, done, changes, place):
+        assert find_place(done, layout(), layout(**changes)) == place
+
+    def test_parts_of_ranks_do_not_map(self):
+        old = layout(sampler='ShardSampler')
+        fewer = layout(sampler='ShardSampler', world_size=2, batches=125)
+        assert find_place(10, old, fewer) == 0
+        assert find_place(62, old, fewer) == 125
+        smaller = layout(sampler='ShardSampler', batch_size=2, batches=125)
+        assert find_place(10, old, smaller) == 20
+
+
+def draw():
+    return (random.random(), np.random.rand(), torch.rand(
+        ()).item(), torch.randint(2**62, ()).item())
+
+
+class TestSeedGenerators:
+
+    def test_same_and_other_entropy(self):
+        draws = set()
+        for entropy in [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0),
+                        (2**31 - 1, 0, 0, 0)]:
+            seed_generators(*entropy)
+            first = draw()
+            seed_generators(*entropy)
+            assert draw() == first
+            draws.update(first)
+        assert len(draws) == 5 * 4
+
+    def test_takes_no_time(self):
+        """Well under 1 ms; the best of several, for a busy machine."""
+        times = []
+        for number in range(50):
+            start = time.perf_counter()
+            seed_generators(0, 0, 0, number)
+            times.append(time.perf_counter() - start)
+        assert min(times) < 5e-4
+
+
+class OwnBatches(BatchSampler):
+    """Batches of growing size, which no index can be reckoned from."""
+
+    def __iter__(self):
+        indices = list(self.sampler)
+        for size in range(2, 5):
+            yield [indices.pop(0) for _ in range(size)]
+
+    def __len__(self):
+        return 3
+
+
+class TestSkipBatches:
+
+    @pytest.mark.parametrize('drop_last', [False, True])
+    @pytest.mark.parametrize('workers', [
+        dict(),
+        dict(num_workers=2),
+        dict(num_workers=2, persistent_workers=True)
+    ])
+    def test_batches(self, drop_last, workers):
+        data = list(range(22))
+        loader = DataLoader(data, batch_size=4, drop_last=drop_last, **workers)
+        whole = [x.tolist() for x in loader]
+        assert len(whole) == len(loader)
+        for skip in (2, len(loader)):
+            with skip_batches(loader, skip) as to_drop:
+                assert to_drop == 0
+                assert [x.tolist() for x in loader] == whole[skip:]
+                assert len(loader) == len(whole)
+        assert [x.tolist() for x in loader] == whole
+
+    def test_unknown_batches_are_drawn(self):
+        sampler = OwnBatches(range(9), 1, False)
+        loader = DataLoader(list(range(9)), batch_sampler=sampler)
+        with skip_batches(loader, 2) as to_drop:
+            assert to_drop == 2
+
+
+class Numbers(Dataset):
+    """Items that draw from each global generator when they are read."""
+
+    metainfo = {}
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return PICTURES
+
+    def __getitem__(self, idx):
+        self.read.append(idx)
+        noise = torch.rand(3) + random.random() + np.random.rand()
+        return dict(inputs=noise.float() + idx)
+
+
+class Noisy(BaseModel):
+    """Its loss depends on all generators."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3),
+            nn.Linear(8, 1))
+
+    def forward(self, inputs, mode='loss'):
+        value = self.net(inputs).square().mean()
+        return dict(loss=value * (1 + random.random() + np.random.rand()))
+
+
+class Events(Hook):
+    """Notes the steps, and sends a signal after one of them."""
+
+    def __init__(self, at=None):
+        self.at = at
+        self.steps, self.losses, self.lrs = [], [], []
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx,
+                         data_batch=None,
+                         outputs=None):
+        self.steps.append((runner.epoch, runner.iter, batch_idx))
+        self.losses.append(outputs['loss'].item())
+        self.lrs.append(runner.optim_wrapper.get_lr()['lr'][0])
+        if runner.iter + 1 == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def after_train_epoch(self, runner):
+        self.steps.append(('end', runner.epoch))
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Function that trains, is stopped after ``at``, or goes on."""
+
+    def run(folder='run',
+            at=None,
+            resume=False,
+            epochs=3,
+            batch_size=4,
+            seed=7,
+            **kwargs):
+        events = Events(at)
+        torch.manual_seed(1 if resume else 0)  # weights are to be loaded
+        runner = Runner(
+            model=Noisy(),
+            work_dir=str(tmp_path / folder),
+            train_dataloader=dict(
+                dataset=Numbers(),
+                batch_size=batch_size,
+                sampler=dict(type=DefaultSampler, shuffle=True),
+                collate_fn=dict(type='default_collate'),
+                **kwargs.pop('loader', {})),
+            train_cfg=dict(type='mmdensecl.ExactEpochLoop', max_epochs=epochs),
+            optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+            param_scheduler=dict(type='MultiStepLR', milestones=[1, 2]),
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', interval=1)),
+            custom_hooks=[events, TerminationHook()],
+            randomness=dict(seed=seed),
+            resume=resume,
+            experiment_name=f'loop_{next(NAMES)}',
+            **kwargs)
+        if at is None:
+            runner.train()
+        else:
+            with pytest.raises(SystemExit) as stopped:
+                runner.train()
+            assert stopped.value.code == 128 + signal.SIGTERM
+        loader = runner.train_dataloader
+        events.read, events.sampler = loader.dataset.read, loader.sampler
+        return events
+
+    run.folder = tmp_path
+    return run
+
+
+def assert_same(a, b):
+    """Everything a run goes on from is equal, bit for bit."""
+    a, b = map(load_from_local, (a, b))
+    pairs = [(a[key], b[key])
+             for key in ('state_dict', 'optimizer', 'param_schedulers')]
+    while pairs:
+        x, y = pairs.pop()
+        if isinstance(x, dict):
+            assert x.keys() == y.keys()
+            pairs += [(x[key], y[key]) for key in x]
+        elif isinstance(x, (list, tuple)):
+            assert len(x) == len(y)
+            pairs += zip(x, y)
+        else:
+            assert torch.equal(*map(torch.as_tensor, (
+                x, y))) if not isinstance(x, (str, type(None))) else x == y
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    seen = []
+    original = MMLogger.callHandlers
+
+    def record(self, entry):
+        if entry.levelname == 'WARNING':
+            seen.append(entry.getMessage())
+        original(self, entry)
+
+    monkeypatch.setattr(MMLogger, 'callHandlers', record)
+    return seen
+
+
+class TestExactEpochLoop:
+
+    @pytest.mark.parametrize('at', [1, 8, 12, 18])
+    def test_stopped_and_resumed(self, train, at):
+        """In the middle and at the end of an epoch, and of the run."""
+        whole = train('whole')
+        first = train(at=at)
+        second = train(resume=True)
+        assert first.steps + second.steps == whole.steps
+        assert first.losses + second.losses == whole.losses
+        assert first.lrs + second.lrs == whole.lrs
+        # Each picture was read in one of the two, if not in advance.
+        assert first.read + second.read == whole.read
+        assert_same(train.folder / 'whole' / 'epoch_3.pth',
+                    train.folder / 'run' / 'epoch_3.pth')
+
+    def test_stopped_twice_in_an_epoch(self, train):
+        whole = train('whole')
+        parts = [train(at=8), train(resume=True, at=10), train(resume=True)]
+        assert sum((x.losses for x in parts), []) == whole.losses
+
+    def test_an_ended_run(self, train):
+        train()
+        assert train(resume=True).steps == []
+
+    def test_own_batches(self, train):
+        """What is drawn and thrown away draws the same numbers."""
+        loader = dict(batch_sampler=dict(type=OwnBatches, drop_last=False))
+        whole = train('whole', loader=loader)
+        train(at=5, loader=loader)
+        second = train(resume=True, loader=loader)
+        assert second.losses == whole.losses[5:]
+
+    def test_the_seed_of_a_run_without_one(self, train):
+        first = train(seed=None, at=8)
+        second = train(seed=None, resume=True)
+        assert second.sampler.seed == first.sampler.seed
+        assert sorted(first.read[PICTURES:] + second.read[:14]) == list(
+            range(PICTURES))
+
+    @pytest.mark.parametrize('at, batch_size, start, again', [
+        (8, 5, 5 + 1, 3),
+        (8, 8, 3 + 1, 0),
+        (12, 8, 3 + 3, 0),
+    ])
+    def test_another_batch(self, train, warnings, at, batch_size, start,
+                           again):
+        """No picture of the epoch is left out, and it is said."""
+        whole = train('whole')
+        train(at=at)
+        del warnings[:]
+        second = train(resume=True, batch_size=batch_size)
+        steps = [x for x in second.steps if x[0] != 'end']
+        assert steps[0][1] == start
+        epoch = whole.read[PICTURES:2 * PICTURES]
+        seen = (at - 6) * 4
+        rest = epoch[seen - again:]
+        assert second.read[:len(rest)] == rest
+        message, = [x for x in warnings if 'goes on' in x]
+        assert f'batch of each: {batch_size}, was 4' in message
+        assert f'Iterations done: {start}, was {at}' in message
+        assert '--auto-scale-lr would scale it' in message
+        if at < 12:
+            assert f'the last {again} of them come again' in message
+        # The same learning rates in each epoch.
+        assert second.lrs[0] == whole.lrs[at]
+        assert second.lrs[-1] == whole.lrs[-1]
+
+    def test_the_learning_rate_follows(self, train, warnings):
+        whole = train('whole')
+        train(at=8)
+        second = train(
+            resume=True,
+            batch_size=8,
+            auto_scale_lr=dict(enable=True, base_batch_size=4))
+        assert second.lrs[0] == pytest.approx(2 * whole.lrs[6])
+        assert second.lrs[-1] == pytest.approx(2 * whole.lrs[-1])
+        assert any('learning rate is 2 times' in x for x in warnings)
+
+    def test_the_same_layout_says_nothing(self, train, warnings):
+        train(at=8)
+        del warnings[:]
+        train(resume=True)
+        assert not [x for x in warnings if 'goes on' in x]
+
+    def test_a_checkpoint_without_a_layout(self, train, warnings):
+        """Of mmengine's own loop, which took up an epoch in its middle."""
+        train(at=8)
+        path = train.folder / 'run' / 'iter_8.pth'
+        checkpoint = load_from_local(path)
+        del checkpoint['message_hub']['runtime_info'][ExactEpochLoop.LAYOUT]
+        torch.save(checkpoint, path)
+        assert train(resume=True).steps[0] == (1, 8, 2)
+        checkpoint = deepcopy(checkpoint)
+        checkpoint['meta']['iter'] = 14
+        torch.save(checkpoint, path)
+        (train.folder / 'run' / 'last_checkpoint').write_text(str(path))
+        assert train(resume=True).steps[0] == (1, 6, 0)
+        assert any('the epoch starts again' in x for x in warnings)
+
+
+class TestTerminationHook:
+
+    def test_gives_the_signals_back(self, train):
+        before = [
+            signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1)
+        ]
+        train(epochs=1)
+        train('other', at=2)
+        assert before == [
+            signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1)
+        ]
+
+    def test_wrong_arguments(self):
+        with pytest.raises(ValueError, match="'SIGTREM'"):
+            TerminationHook(signals=['SIGTREM'])
+        with pytest.raises(ValueError, match='interval must be'):
+            TerminationHook(interval=0)
