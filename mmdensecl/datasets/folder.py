@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Sequence, Union
 
 from mmdensecl.registry import DATASETS
 from .listing import Pictures, remember, search_folder
-from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset
+from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, read_file
 
 
 @DATASETS.register_module()
@@ -34,7 +34,7 @@ class UnlabeledFolder(UnlabeledDataset):
             partial(search_folder, self.data_root, IMG_EXTENSIONS))
 
     def read(self, info: Dict[str, Any]) -> bytes:
-        return Path(self.data_root, info['img_path']).read_bytes()
+        return read_file(os.path.join(self.data_root, info['img_path']))
 
 
 @DATASETS.register_module()
@@ -67,4 +67,10 @@ class UnlabeledList(UnlabeledFolder):
             raise ValueError(f'The list file "{self.ann_file}" is not UTF-8 '
                              'text, one picture a line') from error
         lines = filter(None, map(str.strip, text.splitlines()))
-        return [re.sub(r'[ \t,]+-?\d+$', '', line) for line in lines]
+        return [self._without_label(line) for line in lines]
+
+    @staticmethod
+    def _without_label(line: str) -> str:
+        # One separator: of a long row of them each would be tried.
+        label = re.search(r'[ \t,]-?\d+$', line)
+        return line[:label.start()].rstrip(' \t,') if label else line

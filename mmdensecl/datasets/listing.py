@@ -236,7 +236,7 @@ def remember(root: str, options: Sequence[str],
 
 
 def _load(file: Optional[Path], key: list) -> Optional[Pictures]:
-    if not file or not file.exists():
+    if not file:
         return None
     try:
         with np.load(file, allow_pickle=False) as content:
@@ -248,7 +248,7 @@ def _load(file: Optional[Path], key: list) -> Optional[Pictures]:
             if list(stamp(path)) != before:
                 return None
         return Pictures.from_columns(columns)
-    except FileNotFoundError:  # one of those watched is gone
+    except FileNotFoundError:  # or one of those watched is gone
         return None
     except Exception as error:  # whatever is wrong with it, the run goes on
         print_log(

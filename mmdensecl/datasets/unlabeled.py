@@ -1,8 +1,11 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import errno
 import os
+import stat
+import time
 from abc import abstractmethod
-from typing import (Any, Callable, Dict, Generic, Optional, Sequence, TypeVar,
-                    Union)
+from typing import (Any, Callable, Dict, Generic, Iterator, Optional, Sequence,
+                    TypeVar, Union)
 
 import numpy as np
 import torch
@@ -13,11 +16,48 @@ from .listing import Pictures
 IMG_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm',
                   '.tif', '.tiff')
 
+# Of a picture's file: 179 million pixels, PIL's limit, of 4 x 16 bits are
+# 1.4 GB. All of a file is read into the memory.
+MAX_BYTES = 2**31
+# What says something of the file and not of the disk: asked again, it would
+# say the same. Errors without a number are a decoder's.
+LASTING = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+           errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+PAUSES = (1, 2, 4)  # seconds before a disk is asked again
+
 Handle = TypeVar('Handle')
 
 
 class UnreadableImageError(Exception):
     """A file that holds no whole picture."""
+
+
+def read_file(path: str) -> bytes:
+    """The content of a picture's file.
+
+    Args:
+        path (str): The file; links are followed.
+
+    Returns:
+        bytes: All of it.
+
+    Raises:
+        UnreadableImageError: It is none that could hold a picture. A pipe
+            would be waited for forever, and a device may have no end.
+        OSError: The system cannot read it.
+    """
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # as of a zero byte, from a list
+        raise UnreadableImageError(
+            f'no file can have that name ({error})') from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImageError('it is a folder, pipe, socket or device')
+    if status.st_size > MAX_BYTES:
+        raise UnreadableImageError(
+            f'{status.st_size:,} bytes are more than a picture can have')
+    with open(path, 'rb') as file:
+        return file.read()
 
 
 class PerProcess(Generic[Handle]):
@@ -56,8 +96,10 @@ class UnlabeledDataset(BaseDataset):
     from :class:`mmdensecl.engine.UnlabeledDataHook`; without that hook the
     seed comes from torch's global generator.
 
-    A picture that cannot be read is replaced by another one, remembered in
-    ``unreadable``, and reported by the same hook.
+    A picture that cannot be read is replaced by another one, which depends on
+    the same seed, remembered in ``unreadable``, and reported by the same
+    hook. Where the disk fails, such as a network's, it is asked again after
+    1, 2 and 4 seconds, so that a hiccup changes nothing in the run.
 
     Args:
         data_root (str): Where the pictures are.
@@ -179,14 +221,36 @@ class UnlabeledDataset(BaseDataset):
             self.full_init()
         seed = self.draw_seed(idx)
         substitutes = np.random.default_rng(seed)
+        # Once for all substitutes: of a dead disk none can be read.
+        pauses = iter(PAUSES)
         for _ in range(self.max_refetch + 1):
             try:
-                return self.prepare_data(idx, seed)
+                return self._prepare_patiently(idx, seed, pauses)
             except (UnreadableImageError, OSError) as error:
-                self._mark_unreadable(idx, error)
+                # A name may hold line breaks, or what cannot be printed.
+                name = self.get_data_info(idx)['img_path']
+                last = f'The last was {name!r}: {error}.'
+                if not self.unreadable[idx]:  # else it has been counted
+                    self.unreadable[idx] = True
+                    self.check_unreadable(f' {last}')
             idx = int(substitutes.integers(len(self)))
-        raise RuntimeError(f'{self.max_refetch + 1} pictures drawn in a row '
-                           f'from "{self.data_root}" cannot be read')
+        raise RuntimeError(
+            f'{self.max_refetch + 1} pictures drawn in a row from '
+            f'"{self.data_root}" cannot be read. {last} If its disk is gone, '
+            'bring it back and go on with --resume')
+
+    def _prepare_patiently(self, idx: int, seed: int,
+                           pauses: Iterator[int]) -> dict:
+        while True:
+            try:
+                return self.prepare_data(idx, seed)
+            except OSError as error:
+                if error.errno in LASTING or self.unreadable[idx]:
+                    raise
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                time.sleep(pause)
 
     def prepare_data(self, idx: int, seed: Optional[int] = None) -> dict:
         """Read picture ``idx`` and run the pipeline.
@@ -204,11 +268,6 @@ class UnlabeledDataset(BaseDataset):
         info['img_bytes'] = self.read(info)
         info['seed'] = self.draw_seed(idx) if seed is None else seed
         return self.pipeline(info)
-
-    def _mark_unreadable(self, idx: int, error: Exception) -> None:
-        self.unreadable[idx] = True
-        name = self.get_data_info(idx)['img_path']
-        self.check_unreadable(f' The last was "{name}": {error}.')
 
     def check_unreadable(self, detail: str = '') -> None:
         """Stop where too many pictures are known to be unreadable.

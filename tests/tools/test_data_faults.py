@@ -1,0 +1,168 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""tools/train.py while its data and the processes that load them fail."""
+import ctypes
+import multiprocessing
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import prepare, tool
+from torch.utils.data import DataLoader
+
+from mmdensecl.checkpoint import load_from_local
+from mmdensecl.testing import write_pictures
+
+# Faults are added to it; `broken_parts` is beside this file.
+CONFIG = """
+_base_ = './tiny.py'
+custom_imports = dict(imports=['broken_parts'])
+custom_hooks = _base_.custom_hooks + [{hooks}]
+train_dataloader = dict(num_workers=2, persistent_workers=True)
+train_dataloader['dataset'] = dict(pipeline=[
+    {transforms}
+    dict(type='mmdensecl.DecodeRGB'),
+    dict(type='mmdensecl.TwoViews', size=32),
+    dict(type='mmdensecl.PackViews')])
+"""
+STATE = 'work_dirs/faulty'
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    return prepare(tmp_path)
+
+
+def train(folder, *flags, hooks='', transforms='', options=()):
+    """A run with such faults: its exit status and what it said."""
+    (folder / 'faulty.py').write_text(
+        CONFIG.format(hooks=hooks, transforms=transforms))
+    done = tool(
+        'train.py',
+        'faulty.py',
+        *flags,
+        '--cfg-options',
+        'data_root=pictures',
+        *options,
+        cwd=folder,
+        check=False)
+    return done.returncode, done.stdout
+
+
+def assert_good(path):
+    for name, x in load_from_local(path)['state_dict'].items():
+        assert torch.isfinite(x).all(), name
+
+
+def test_broken_and_vanished_pictures(workplace):
+    """Listed once, and the run is as long as it should be."""
+    write_pictures(workplace / 'pictures', 40)
+    (workplace / 'pictures/0005.png').write_bytes(b'')
+    (workplace / 'pictures/a\nb.png').write_bytes(b'<html>404</html>')
+    status, log = train(
+        workplace,
+        hooks="dict(type='MoveFile', at=2, source='pictures/0020.png', "
+        "target='elsewhere')")
+    assert status == 0, log[-5000:]
+    assert '[2][10/10]' in log
+    # Met in the first epoch, or read ahead there and met in the second.
+    assert '3 of 41 pictures could not be read' in log
+    assert r"'a\nb.png'" in log
+    listed = (workplace / STATE / 'unreadable.txt').read_text()
+    assert listed.startswith('0005.png\n0020.png\n')
+    assert_good(workplace / STATE / 'epoch_2.pth')
+
+
+def test_a_folder_that_vanishes_and_comes_back(workplace):
+    status, log = train(
+        workplace,
+        hooks="dict(type='MoveFile', at=4, source='pictures', "
+        "target='unmounted')",
+        options=['train_cfg.max_epochs=30'])
+    assert status != 0
+    # Two of twelve are more than a tenth, and both workers meet some.
+    assert re.search('[2-9] of 12 pictures in "pictures" cannot be read', log)
+    assert 'No such file or directory' in log
+    state = workplace / STATE
+    assert_good((state / 'last_checkpoint').read_text())
+    (workplace / 'unmounted').rename(workplace / 'pictures')
+    status, log = train(
+        workplace, '--resume', options=['train_cfg.max_epochs=4'])
+    assert status == 0 and '[4][3/3]' in log, log[-5000:]
+
+
+def test_a_killed_worker(workplace):
+    """Of those that persist, in the second epoch: an error, and no hang."""
+    flag = workplace / 'flag'
+    flag.touch()
+    kill = f"dict(type='KillWorker', flag='{flag}', after=10),"
+    start = time.time()
+    status, log = train(workplace, transforms=kill)
+    last = max(path.stat().st_mtime for path in workplace.glob('flag.*'))
+    assert status == 1 and not flag.exists()
+    assert time.time() - last < 30 and last > start
+    assert 'DataLoader worker (pid' in log
+    assert 'is killed by signal: Killed' in log
+    assert sorted(
+        x.name for x in (workplace / STATE).glob('*.pth')) == ['epoch_1.pth']
+    # The other worker does not live on.
+    pids = [int(path.suffix[1:]) for path in workplace.glob('flag.*')]
+    assert len(pids) == 2
+    until = time.monotonic() + 20
+    while any(Path(f'/proc/{pid}').exists() for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    status, log = train(workplace, '--resume', transforms=kill)
+    assert status == 0 and '[2][3/3]' in log, log[-5000:]
+    assert '[1][1/3]' not in log
+
+
+def test_a_key_that_is_not_known(workplace):
+    status, log = train(
+        workplace, options=['train_dataloader.dataset.max_unreadble=0.5'])
+    assert status != 0
+    assert "argument 'max_unreadble'" in log.strip().splitlines()[-1]
+
+
+class Large:
+    """Pictures of a megabyte."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, idx):
+        return torch.ones(512, 512)
+
+
+def load_with_little_memory(connection):
+    """With 64 KiB of /dev/shm, in a mount namespace of this process's own."""
+    libc = ctypes.CDLL(None)
+    new_namespace, private = 0x20000, 0x4000 | 1 << 18
+    if (libc.unshare(new_namespace)
+            or libc.mount(b'none', b'/', None, private, None)
+            or libc.mount(b'none', b'/dev/shm', b'tmpfs', 0, b'size=64k')):
+        connection.send('not permitted')
+        return
+    try:
+        for _ in DataLoader(Large(), batch_size=4, num_workers=2):
+            pass
+        connection.send('no error')
+    except RuntimeError as error:
+        connection.send(str(error))
+
+
+@pytest.mark.skipif(not os.path.ismount('/dev/shm'), reason='has no /dev/shm')
+def test_too_little_shared_memory_is_said():
+    """What docs/robustness.md tells users to look for."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context('fork').Process(
+        target=load_with_little_memory, args=(theirs, ))
+    process.start()
+    assert ours.poll(60)
+    said = ours.recv()
+    process.join(60)
+    if said == 'not permitted':
+        pytest.skip('may not mount')
+    assert 'shared memory' in said
