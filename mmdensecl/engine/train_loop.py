@@ -2,7 +2,7 @@
 import logging
 import random
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, Dict, Iterator, Tuple, Union
 
 import numpy as np
@@ -101,6 +101,13 @@ def find_place(done: int, saved: Layout, now: Layout) -> int:
     (old_batch, old_ranks), (new_batch, new_ranks) = sizes
     place = done * old_batch * old_ranks // (new_batch * new_ranks)
     return min(place, now['batches'])
+
+
+def flat(parts: Union[list, Dict[str, list], None]) -> list:
+    """One list, where a run of several optimisers has a dict of lists."""
+    if isinstance(parts, dict):
+        return list(chain.from_iterable(parts.values()))
+    return parts or []
 
 
 class _Tail(Sampler):
@@ -249,12 +256,12 @@ class ExactEpochLoop(EpochBasedTrainLoop):
             news.append(
                 f'Of the epoch {done * seen} pictures were seen, the last '
                 f'{done * seen - self._skip * kept} of them come again.'
-                if self._skip else 'The epoch starts again, as its first half '
-                'has no counterpart in the new order.')
+                if self._skip else
+                'The epoch starts again, as no place of the new one matches.')
         news.append(self._scale_lr(kept / seen if seen and kept else 1.))
         schedules = [
             type(scheduler).__name__
-            for scheduler in runner.param_schedulers or ()
+            for scheduler in flat(runner.param_schedulers)
             if not scheduler.by_epoch
         ]
         if schedules and saved['batches'] != now['batches']:
@@ -278,10 +285,10 @@ class ExactEpochLoop(EpochBasedTrainLoop):
                     f'{factor:g} times as large; --auto-scale-lr would scale '
                     'it.')
         # Both have been loaded since mmengine scaled what the config says.
-        for group in runner.optim_wrapper.param_groups:
+        for group in flat(runner.optim_wrapper.param_groups):
             for key in {'lr', 'initial_lr'} & group.keys():
                 group[key] *= factor
-        for scheduler in runner.param_schedulers or ():
+        for scheduler in flat(runner.param_schedulers):
             if scheduler.param_name == 'lr':
                 scheduler.base_values = [
                     factor * value for value in scheduler.base_values

@@ -8,7 +8,7 @@ optim_wrapper = dict(
 param_scheduler = dict(
     type='CosineAnnealingLR', T_max=max_epochs, eta_min=0., by_epoch=True)
 
-# A resumed run repeats the uninterrupted one bit for bit.
+# Resumes exactly, also in the middle of an epoch.
 train_cfg = dict(type='mmdensecl.ExactEpochLoop', max_epochs=max_epochs)
 
 # The learning rate is meant for 8 x 32 pictures; --auto-scale-lr follows.
