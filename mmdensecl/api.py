@@ -300,6 +300,14 @@ def _told_by(path: Union[str, os.PathLike], prefix: Optional[str]) -> Run:
     version, depth = known[1], int(known[2])
     stages = sum(f'layer{i}.0.conv1.weight' in state for i in range(1, 5))
     width, per_group = state['layer1.0.conv2.weight'].shape[:2]
+    # Or a small file might ask for a network that fits no memory.
+    for i in range(stages):
+        name = f'layer{i + 1}.0.conv2.weight'
+        got, expected = (tuple(state[name].shape) if name in state else 'none',
+                         (width << i, per_group << i, 3, 3))
+        if got != expected:
+            raise ValueError(f'"{path}" holds no whole {found.arch}: {name} '
+                             f'is {got}, expected {expected}')
     cfg = dict(
         type=f'ResNet{version}',
         depth=depth,

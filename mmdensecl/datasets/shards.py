@@ -6,6 +6,7 @@ import tarfile
 from functools import partial
 from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
+import numpy as np
 import torch
 
 from mmdensecl.registry import DATASETS
@@ -18,8 +19,9 @@ def find_shards(pattern: str) -> List[str]:
     """Paths of shards.
 
     Args:
-        pattern (str): A folder of .tar files, or paths with ``*`` and braces
-            as webdataset takes them: ``train-{000000..000127}.tar``.
+        pattern (str): A folder of .tar files, one such file, or paths with
+            ``*``, ``?`` and braces as webdataset takes them:
+            ``train-{000000..000127}.tar``.
 
     Returns:
         List[str]: Absolute paths: a folder's and a glob's in the order of
@@ -32,13 +34,10 @@ def find_shards(pattern: str) -> List[str]:
         paths = sorted(glob.glob(os.path.join(glob.escape(pattern), '*.tar')))
     else:
         parts = [pattern]
-        if '{' in pattern:
+        if '{' in pattern and not os.path.isfile(pattern):
             import braceexpand  # comes with webdataset, which is optional
             parts = list(braceexpand.braceexpand(pattern))
-        paths = [
-            path for part in parts for path in (
-                sorted(glob.glob(part)) if glob.has_magic(part) else [part])
-        ]
+        paths = [path for part in parts for path in _matches(part)]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing or not paths:
         raise FileNotFoundError(
@@ -46,6 +45,12 @@ def find_shards(pattern: str) -> List[str]:
             f'No shards in "{pattern}". Expected a folder with .tar files, or '
             'a pattern such as train-{000000..000127}.tar')
     return [os.path.abspath(path) for path in paths]
+
+
+def _matches(pattern: str) -> List[str]:
+    if os.path.isfile(pattern) or not {'*', '?'} & set(pattern):
+        return [pattern]
+    return sorted(glob.glob(pattern.replace('[', '[[]')))
 
 
 def split_name(name: str) -> Tuple[str, str]:
@@ -102,10 +107,12 @@ def search_shard(path: str) -> Iterator[Tuple[str, int, int]]:
                 raise tarfile.ReadError(
                     f'there is neither a member nor an end mark at byte {end}')
     # The others are what numbers that make no sense lead to.
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError,
+            RecursionError) as error:
         raise ValueError(
             f'The shard "{path}" is not a whole, uncompressed tar file: '
-            f'{error}. Make or copy it again') from error
+            f'{error or type(error).__name__}. Make or copy it again'
+        ) from error
     for _, sample in itertools.groupby(found, lambda x: split_name(x[0])[0]):
         yield min(sample, key=lambda x: split_name(x[0])[1].count('.'))
 
@@ -121,11 +128,24 @@ def search_shards(paths: Sequence[str]) -> Found:
         ``size``.
     """
     watched = {path: stamp(path) for path in paths}
-    rows = [(*row, number) for number, path in enumerate(paths)
-            for row in search_shard(path)]
-    names, offsets, sizes, shards = zip(*rows) if rows else ((), ) * 4
-    return Found(
-        Pictures(names, shard=shards, offset=offsets, size=sizes), watched)
+    # Shard by shard: as Python's objects all of them would need six times the
+    # memory of the arrays.
+    parts = [_search_into_arrays(path, i) for i, path in enumerate(paths)]
+    columns = {
+        key: np.concatenate([part.columns[key].numpy() for part in parts])
+        for key in ('text', 'shard', 'offset', 'size')
+    }
+    lengths = np.concatenate(
+        [np.diff(part.columns['edges'].numpy()) for part in parts])
+    columns['edges'] = np.concatenate([[0], np.cumsum(lengths)])
+    return Found(Pictures.from_columns(columns), watched)
+
+
+def _search_into_arrays(path: str, number: int) -> Pictures:
+    rows = [*search_shard(path)]
+    names, offsets, sizes = zip(*rows) if rows else ((), ) * 3
+    return Pictures(
+        names, shard=[number] * len(rows), offset=offsets, size=sizes)
 
 
 class OpenFiles:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdensecl.checkpoint import check_file, download, load_from_local
+from mmdensecl.checkpoint_scan import MOST_DEPTH, check_contents
 
 # Parts of a name that say how a model was wrapped or packed, not what it is:
 # DDP and AveragedModel, torch.compile, FSDP, activation checkpointing, and
@@ -55,6 +56,8 @@ FIRST_BLOCK = 'layer1.0.conv1.weight'
 # The deep stem of V1c and V1d in mmdet and mmseg, and in mmpretrain.
 DEEP_STEMS = ('stem.0.weight', 'stem.0.conv.weight')
 STEMS = ('conv1.weight', *DEEP_STEMS)
+FIRST_CONVOLUTIONS = re.compile(r'layer1\.0\.conv[123]\.weight')
+BLOCK = re.compile(r'layer(\d+)\.(\d+)\.')
 RESNET = re.compile(r'(conv1|bn1|stem|layer\d+)\.')
 WEIGHT = re.compile(r'(^|\.)(weight|bias|running_mean|running_var)$')
 CONVOLUTION = re.compile(r'(^|\.)conv\d\.weight$')
@@ -123,7 +126,11 @@ def read_backbone(path: Union[str, os.PathLike],
     if not isinstance(tree, Mapping):
         raise ValueError(f'"{path}" is no checkpoint: it holds a '
                          f'{type(tree).__name__}, not a dictionary of tensors')
-    tensors = dict(_tensors(tree))
+    try:
+        tensors = dict(_tensors(tree))
+    except ValueError as error:
+        raise ValueError(
+            f'"{path}" is no checkpoint: it is {error}') from error
     if not tensors:
         raise NoBackboneError(f'"{path}" holds no tensors at all')
     if prefix is None:
@@ -164,10 +171,16 @@ def describe_architecture(state: Mapping[str, Tensor]) -> Optional[str]:
     if (not {FIRST_BLOCK, 'layer1.0.conv2.weight'} <= state.keys()
             or not any(x in state for x in STEMS)):
         return None
+    first = [x for k, x in state.items() if FIRST_CONVOLUTIONS.fullmatch(k)]
+    if any(x.dim() != 4 or not x.numel() for x in first):
+        return None
+    width = state['layer1.0.conv2.weight'].shape[:2]
+    blocks: Dict[str, set] = {}
+    for found in filter(None, map(BLOCK.match, state)):
+        blocks.setdefault(found[1], set()).add(found[2])
     counts: List[int] = []
     while f'layer{len(counts) + 1}.0.conv1.weight' in state:
-        blocks = re.compile(rf'layer{len(counts) + 1}\.(\d+)\.')
-        counts.append(len({m[1] for m in map(blocks.match, state) if m}))
+        counts.append(len(blocks[str(len(counts) + 1)]))
     bottleneck = 'layer1.0.conv3.weight' in state
     depth = next(
         (depth for (kind, whole), depth in DEPTHS.items()
@@ -183,7 +196,6 @@ def describe_architecture(state: Mapping[str, Tensor]) -> Optional[str]:
         is_conv = shortcut is not None and shortcut.dim() == 4
         version = 'V1d' if is_conv else 'V1c'
     words = f'ResNet{version}-{depth}'
-    width = state['layer1.0.conv2.weight'].shape[:2]
     if width != (64, 64):
         words += f' with {width[0]} channels in layer1'
         if width[0] != width[1]:
@@ -215,21 +227,37 @@ def _load(path: str) -> Tuple[Any, str]:
     if not path.endswith('.safetensors') and head[8:] != b'{':
         return load_from_local(path, 'cpu'), digest.hexdigest()
     try:
-        return load_file(path), digest.hexdigest()
-    except (SafetensorError, OSError) as error:
+        tensors = load_file(path)
+        check_contents(tensors, os.path.getsize(path))
+        return tensors, digest.hexdigest()
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f'"{path}" ({os.path.getsize(path)} bytes) is truncated or not a '
             f'safetensors file: {error}') from error
 
 
-def _tensors(tree: Mapping, path: str = '') -> Iterator[Tuple[str, Tensor]]:
-    """Every tensor of nested dictionaries, by its dotted name."""
-    for key, value in tree.items():
-        if isinstance(key, str):  # numbers are the optimiser's
+def _tensors(tree: Mapping) -> Iterator[Tuple[str, Tensor]]:
+    """Every tensor of nested dictionaries, by its dotted name.
+
+    What is in there twice, or inside itself, has the first of its names.
+    """
+    seen = {id(tree)}
+    todo = [('', iter(tree.items()))]
+    while todo:
+        path, items = todo[-1]
+        for key, value in items:
+            if not isinstance(key, str):  # numbers are the optimiser's
+                continue
             if isinstance(value, Tensor):
                 yield path + key, value
-            elif isinstance(value, Mapping):
-                yield from _tensors(value, f'{path}{key}.')
+            elif isinstance(value, Mapping) and id(value) not in seen:
+                seen.add(id(value))
+                todo.append((f'{path}{key}.', iter(value.items())))
+                break
+        else:
+            todo.pop()
+        if len(todo) > MOST_DEPTH:
+            raise ValueError(f'nested more than {MOST_DEPTH} deep')
 
 
 def _strip(name: str) -> str:
@@ -372,12 +400,14 @@ def _listed(tensors: Mapping[str, Tensor], most: int = 8) -> str:
 def _check_values(state: Mapping[str, Tensor], path: Any) -> None:
     """Refuse what no network of use consists of."""
     problems = (
-        ('hold NaN or infinity',
-         lambda name, x: x.is_floating_point() and not x.isfinite().all(),
+        ('hold NaN or infinity', lambda name, x: (x.is_floating_point(
+        ) and x.element_size() > 1 and not x.isfinite().all()),
          'The run that wrote it had diverged; take an earlier checkpoint.'),
-        # Other integers are indices and counters.
-        ('are no floating-point numbers',
-         lambda name, x: WEIGHT.search(name) and not x.is_floating_point(),
+        # Other integers are indices and counters. torch cannot compute with
+        # floating-point numbers of a byte.
+        ('are no floating-point numbers of 16 bits or more', lambda name, x:
+         (WEIGHT.search(name) and not x.is_floating_point() or x.
+          is_floating_point() and x.element_size() < 2),
          'Quantised weights cannot be trained; take those that they are of.'),
         ('hold only zeros',
          lambda name, x: CONVOLUTION.search(name) and not x.any(),

@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from mmdensecl.benchmark.report.text import clean
 from .dense_maps import Neighbours, segment_colors
 
 THUMBNAIL = 360  # of the longer side, in pixels
@@ -50,6 +51,7 @@ def features_page(pictures: Sequence[Image.Image],
     Returns:
         str: HTML.
     """
+    names = [clean(name) for name in names]  # such as no UTF-8
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -73,7 +75,7 @@ def features_page(pictures: Sequence[Image.Image],
                 shape=[int(x) for x in label.shape]))
     data = dict(
         shapes=[x['shape'] for x in entries],
-        names=list(names),
+        names=names,
         chosen=list(chosen),
         picture=[] if neighbours is None else neighbours.picture.tolist(),
         cell=[] if neighbours is None else neighbours.cell.tolist(),

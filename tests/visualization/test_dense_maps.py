@@ -114,6 +114,14 @@ def test_names_cannot_leave_their_place():
     assert html.count('&lt;/script&gt;') == 8  # two in each name and about
 
 
+def test_names_that_are_no_text():
+    """A file's name may be no UTF-8, or turn the line around."""
+    html = page(names=['\udce4\x1b[2J\u202egnp.exe', 'javascript:alert(1)'])
+    html.encode()
+    assert '\x1b' not in html and '\u202e' not in html
+    assert not re.search('(href|src)="javascript', html)
+
+
 def test_page_needs_nothing_else():
     html = page()
     text = re.sub(r'"data:image/[^"]*"', '', html)

@@ -2,6 +2,7 @@
 """What the folder_to_*.py scripts beside this file share."""
 import argparse
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Sequence, Tuple
@@ -31,12 +32,23 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """A path to write to, which is named ``out`` when all went well."""
+    """A folder to write to, which is named ``out`` when all went well.
+
+    It is removed otherwise. One that is there before is not touched: another
+    call may be writing to it.
+    """
     path = out.with_name(f'{out.name}.unfinished')
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    yield path
-    path.rename(out)
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        sys.exit(f'"{path}" exists already: another call is writing to it, or '
+                 'was cut off. If none is running, remove it')
+    try:
+        yield path
+        path.rename(out)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def read_all(dataset: UnlabeledFolder,

@@ -4,6 +4,7 @@
 The encoded files are copied as they are; use the result with
 ``dataset=dict(type='mmdensecl.UnlabeledLMDB', data_root='OUT')``.
 """
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import lmdb
 from copying import make_parser, parse, read_all, unfinished
 
 from mmdensecl.datasets import UnlabeledFolder
+
+MAX_KEY = 511  # bytes, of liblmdb as it is built everywhere
 
 
 def main() -> None:
@@ -21,6 +24,12 @@ def main() -> None:
 
     dataset = UnlabeledFolder(args.folder)
     count = len(dataset)
+    for info in dataset.data_list:
+        length = len(os.fsencode(info['img_path']))
+        if length > MAX_KEY:
+            parser.error(
+                f'the name "{info["img_path"]}" has {length} bytes, and an '
+                f'LMDB takes {MAX_KEY}. Use folder_to_shards.py')
     size = sum(
         Path(args.folder,
              dataset.get_data_info(i)['img_path']).stat().st_size
