@@ -234,10 +234,9 @@ def median_pair(accuracy: Accuracy) -> int:
 
 def report(verdict: Verdict) -> None:
     print(f'Matches within one cell of the true spot, mean of {verdict.pairs} '
-          'pairs of views:')
+          f'pairs of views ({RANDOM}: and of {DRAWS} draws):')
     print(f'  this checkpoint  {verdict.right:6.1%}')
-    for name, share, over in ((f'{RANDOM}, {DRAWS} draws', verdict.random,
-                               verdict.over_random),
+    for name, share, over in ((RANDOM, verdict.random, verdict.over_random),
                               ('the same place', verdict.same_place,
                                verdict.over_place), ('chance', verdict.chance,
                                                      verdict.over_chance)):
