@@ -18,9 +18,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as F
 
 from mmdensecl.checkpoint import download, load_from_local
@@ -34,6 +36,8 @@ from mmdensecl.transfer.read_backbone import DEEP_STEMS
 # Of ImageNet, RGB, 0 to 255: what the shipped configs train with.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+
+BATCH = 16  # pictures at a time
 
 PADDING_MODES = ('zeros', 'reflect', 'replicate', 'circular')  # of Conv2d
 
@@ -77,14 +81,42 @@ class FrozenBackbone(nn.Module):
         """Stay in eval mode, also as a part of a model that trains."""
         return self
 
-    def untrained(self) -> 'FrozenBackbone':
-        """The same network and normalisation with random weights."""
-        module = _build(self.cfg, self.scope)
-        module.init_weights()
-        return FrozenBackbone(module, self.cfg,
-                              self.mean.flatten().tolist(),
-                              self.std.flatten().tolist(),
-                              self.scope).to(self.mean.device)
+    def untrained(self, images: Tensor, seed: int = 0) -> 'FrozenBackbone':
+        """The same network with random weights: what to compare with.
+
+        Weights are drawn as for a training, from a generator of their own.
+        Batch norms take the statistics of the pictures, as training would
+        have given them; as they start out, with mean 0 and variance 1, they
+        do not normalise.
+
+        Args:
+            images (Tensor): RGB, 0 to 255, such as those that it will look
+                at, (N, 3, H, W).
+            seed (int): Of the weights. Defaults to 0.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            module = _build(self.cfg, self.scope)
+            module.init_weights()
+        # A synchronised norm cannot be trained on a CPU.
+        random = FrozenBackbone(
+            revert_sync_batchnorm(module), self.cfg,
+            self.mean.flatten().tolist(),
+            self.std.flatten().tolist(), self.scope).to(self.mean.device)
+        norms = {
+            part: part.momentum
+            for part in random.modules() if isinstance(part, _BatchNorm)
+        }
+        for norm in norms:
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        with torch.no_grad():
+            for batch in images.split(BATCH):
+                random(batch)
+        for norm, momentum in norms.items():
+            norm.momentum = momentum
+            norm.eval()
+        return random
 
     def forward(self, images: Tensor) -> Tensor:
         """The last map of a batch.
@@ -223,14 +255,11 @@ def load_backbone(path: Optional[Union[str, os.PathLike]],
     else:
         raise ValueError('Random weights need an architecture: give '
                          "backbone=dict(type='ResNet', depth=50), or config=")
-    cfg = {k: v for k, v in run.backbone.items() if k != 'init_cfg'}
+    cfg = _without_checkpoint(run.backbone)
+    module = _build(cfg, run.scope)
     if path is None:
-        module = _build(
-            dict(cfg, init_cfg=_random(run.backbone.get('init_cfg'))),
-            run.scope)
         module.init_weights()
     else:
-        module = _build(cfg, run.scope)
         PretrainedBackbone(path, prefix=prefix)(module)
     return FrozenBackbone(
         module, cfg, scope=run.scope, **run.normalisation).to(device)
@@ -241,10 +270,15 @@ def _build(cfg: dict, scope: str) -> nn.Module:
         return MODELS.build(cfg)
 
 
-def _random(init_cfg: Optional[Union[dict, list]]) -> Optional[List[dict]]:
-    """Initialisation without the weights that a run started from."""
-    parts = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-    return [x for x in parts if 'checkpoint' not in x] or None
+def _without_checkpoint(backbone: dict) -> dict:
+    """A config that does not ask for the weights that a run started from."""
+    given = backbone.get('init_cfg')
+    parts = [given] if isinstance(given, dict) else given or []
+    kept = [x for x in parts if 'checkpoint' not in x]
+    cfg = dict(backbone, init_cfg=kept)
+    if not kept:  # the backbone's own rule
+        del cfg['init_cfg']
+    return cfg
 
 
 class Run(NamedTuple):

@@ -174,16 +174,65 @@ class TestLoadBackbone:
         assert not torch.equal(random.backbone.conv1.weight,
                                trained.backbone.conv1.weight)
 
+    def test_random_weights_are_drawn_as_for_a_training(self):
+        """By the backbone's own rule, or that of its config."""
+        cfg = dict(type='ResNet', depth=18)
+        torch.manual_seed(3)
+        built = MODELS.build(dict(cfg, type='mmpretrain.ResNet'))
+        built.init_weights()
+        torch.manual_seed(3)
+        own = mmdensecl.load_backbone(None, backbone=cfg)
+        assert torch.equal(own.backbone.conv1.weight, built.conv1.weight)
+        ones = dict(type='Constant', layer='Conv2d', val=1.)
+        told = mmdensecl.load_backbone(None, backbone=dict(cfg, init_cfg=ones))
+        images = torch.rand(2, 3, 32, 32) * 255
+        for backbone in (told, told.untrained(images)):
+            assert (backbone.backbone.conv1.weight == 1).all()
+
     def test_untrained(self, state, tmp_path):
         path = save(tmp_path / 'run.pth', state,
                     dict(type='ResNet', depth=18, strides=STRIDES))
         trained = mmdensecl.load_backbone(path)
-        other = trained.untrained()
+        images = torch.rand(4, 3, 32, 32) * 255
+        before = torch.get_rng_state()
+        other, same, another = (
+            trained.untrained(images, seed) for seed in (0, 0, 1))
+        assert torch.equal(torch.get_rng_state(), before)
         assert other.cfg == trained.cfg
         assert torch.equal(other.mean, trained.mean)
         assert torch.equal(other.std, trained.std)
-        assert not torch.equal(other.backbone.conv1.weight,
-                               trained.backbone.conv1.weight)
+        for name, x in other.state_dict().items():
+            assert torch.equal(x, same.state_dict()[name]), name
+        weights = [x.backbone.conv1.weight for x in (trained, other, another)]
+        assert not torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[1], weights[2])
+
+    @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
+    def test_untrained_norms_have_statistics(self, norm):
+        """Of all batches of pictures, also where a norm is synchronised."""
+        cfg = dict(type='ResNet', depth=18, norm_cfg=dict(type=norm))
+        fresh = mmdensecl.load_backbone(None, backbone=cfg)
+        images = 50 + 100 * torch.rand(32, 3, 32, 32)
+        seen = []
+
+        def keep(module, args, output):
+            seen.append(output.clone())  # a ReLU will write over it
+
+        def look(backbone):
+            handle = backbone.backbone.bn1.register_forward_hook(keep)
+            with torch.no_grad():
+                backbone(images)
+            handle.remove()
+            return seen.pop().transpose(0, 1).flatten(1)
+
+        # As they start out they do not normalise.
+        assert (look(fresh).std(dim=1) - 1).abs().max() > 0.5
+        settled = fresh.untrained(images)
+        out = look(settled)
+        assert out.mean(dim=1).abs().max() < 0.01
+        assert (out.std(dim=1) - 1).abs().max() < 0.02
+        assert settled.backbone.bn1.momentum == 0.1
+        assert not any(x.training for x in settled.modules())
 
     def test_is_frozen(self, plain):
         backbone = mmdensecl.load_backbone(plain)

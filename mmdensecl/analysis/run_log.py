@@ -10,6 +10,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from mmdensecl.benchmark.log import log_files, rows_of
 
 Curve = Dict[int, float]  # by step
+RESUMED = re.compile(r' - INFO - resumed epoch: \d+, iter: (\d+)$')
+TRAINS = re.compile(r' - INFO - (Epoch|Iter)\(train\) ')
 NOT_CURVES = frozenset(('step', 'epoch', 'iter'))
 
 
@@ -103,9 +105,10 @@ class RunLog:
 def read_run(work_dir: Path, name: Optional[str] = None) -> RunLog:
     """Read the logs of a run.
 
-    Each start has a log of its own. What a start logged at or behind the
-    first step of a later one was thrown away when that resumed, and counts
-    for nothing.
+    Each start has a log of its own. What a start logged behind the checkpoint
+    that a later one resumed from was thrown away then, and counts for
+    nothing. mmengine's text log names the checkpoint's step; without it the
+    first row of the later start has to do.
 
     Args:
         work_dir (Path): The run's work_dir.
@@ -134,7 +137,9 @@ def read_run(work_dir: Path, name: Optional[str] = None) -> RunLog:
         if not new:
             continue
         starts += 1
-        begin = min(row['step'] for row in new)
+        begin = _first_step(path)
+        if begin is None:  # not earlier than this, by what it logged
+            begin = min(row['step'] for row in new)
         kept = [row for row in rows if row['step'] < begin]
         repeated += len(rows) - len(kept)
         rows = kept + new
@@ -207,6 +212,29 @@ def _is_step(row: dict) -> bool:
     step = row.get('step')
     return isinstance(step, int) and step >= 0 and not isinstance(
         step, bool) and ('loss' in row or 'knn_top1' in row)
+
+
+def _first_step(path: Path) -> Optional[int]:
+    """The first step that a start made, 0 where it did not resume.
+
+    Out of the text log that mmengine writes beside. None where that does not
+    tell, as it is missing or has no rows of a training.
+
+    Args:
+        path (Path): The start's scalars.json.
+    """
+    folder = path.parents[1]
+    text = folder / f'{folder.name}.log'
+    if not text.is_file():
+        return None
+    with text.open(encoding='utf-8', errors='replace') as lines:
+        for line in lines:
+            found = RESUMED.search(line)
+            if found:
+                return int(found[1]) + 1
+            if TRAINS.search(line):
+                return 0
+    return None
 
 
 def _planned(files: Sequence[Path]) -> Tuple[str, Optional[int]]:

@@ -22,7 +22,7 @@ class DSC(DenseCL):
     abstract alone was at hand, so none of its numbers is claimed. The loss is
     ``(1 - loss_lambda) * global + loss_lambda * neighbours + category_weight *
     category``. With one neighbour and ``category_weight=0`` this is DenseCL,
-    bit for bit, from the same weights.
+    bit for bit, also from the same seed.
 
     Args:
         category (dict): Config of a category head:

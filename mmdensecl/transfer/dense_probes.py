@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Probes of frozen dense features: kNN, linear, and matching without labels.
+"""Probes of frozen dense features: kNN and linear.
 
 The protocols are in docs/quality.md. Nothing here needs mmseg.
 """
@@ -13,10 +13,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmdensecl.models.correspondence import BackboneSimilarity
-from mmdensecl.models.features import features_of
-from mmdensecl.models.geometry import (CellPositions, locate_cells,
-                                       within_one_cell)
 from .probes import nearest
 
 IGNORED = 255  # of VOC's masks: borders and what is too hard to tell
@@ -326,59 +322,3 @@ def dense_probes(train: Sequence[LabelledCells], val: Sequence[LabelledCells],
         name: mean_iou(fit(cells, labels, num_classes), val, num_classes)
         for name, fit in PROBES.items()
     }
-
-
-class MatchAccuracy(NamedTuple):
-    """Matches within one cell of the true spot, in percent.
-
-    Attributes:
-        features (float): Nearest cells by the features.
-        same_place (float): Every cell with the one at its place in the other
-            view: what features reach that know only where they are.
-        chance (float): Random cells.
-    """
-    features: float
-    same_place: float
-    chance: float
-
-
-@torch.no_grad()
-def match_accuracy(encode: Callable[[Tensor], Tensor],
-                   batches: Sequence[Tuple[Tensor, Tensor]]) -> MatchAccuracy:
-    """How often features find the same spot in two views of a picture.
-
-    Args:
-        encode (Callable): Pictures (N, 3, H, W) to maps (N, C, h, w), such as
-            :class:`mmdensecl.FrozenBackbone`.
-        batches (Sequence[Tuple[Tensor, Tensor]]): Pictures of both views,
-            (2, N, 3, H, W), and crop coordinates, (N, 2, 5).
-    """
-    counts = torch.zeros(4, dtype=torch.double)
-    for images, views in batches:
-        query, key = (features_of(encode(x).float().cpu()) for x in images)
-        shape = query.shape
-        there = locate_cells(views[:, 0], views[:, 1], shape, shape)
-        found = BackboneSimilarity()(query, key).index
-        same = torch.arange(found.size(1)).expand_as(found)
-        right = [within_one_cell(x, there, shape) for x in (found, same)]
-        counts += torch.stack([
-            *(x.sum() for x in right),
-            chance_right(there, shape).sum(),
-            there.inside.sum()
-        ]).double()
-    *right, whole = counts.tolist()
-    return MatchAccuracy(*(100 * x / max(whole, 1) for x in right))
-
-
-def chance_right(there: CellPositions, shape: Tuple[int, int]) -> Tensor:
-    """Probability that a random cell is within one cell of the true spot.
-
-    Args:
-        there (CellPositions): Where the query cells truly lie.
-        shape (Tuple[int, int]): Height and width of the key's grid.
-
-    Returns:
-        Tensor: (N, P); 0 where the key does not show the spot.
-    """
-    key_cells = torch.arange(shape[0] * shape[1])[:, None, None]
-    return within_one_cell(key_cells, there, shape).float().mean(dim=0)

@@ -1,7 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Pairs of views as a config's pipeline draws them."""
 from copy import deepcopy
-from typing import List, NamedTuple, Optional
+from typing import List, Optional
 
 import torch
 from mmengine.config import Config
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdensecl.engine.config import dicts
 from mmdensecl.models.data_preprocessors import render_views
+from mmdensecl.transfer.matching import Pairs
 
 DRAWING = ('mmdensecl.TwoViews', 'mmdensecl.DrawViews')
 
@@ -29,19 +30,6 @@ def view_images(data: dict, size: int) -> List[Tensor]:
         return data['inputs']
     views = data['data_samples'].drawn_views
     return list(render_views([data['inputs']] * 2, views, size).byte())
-
-
-class Pairs(NamedTuple):
-    """Pairs of views.
-
-    Attributes:
-        query (Tensor): uint8, (N, 3, S, S).
-        key (Tensor): uint8, (N, 3, S, S).
-        views (Tensor): Crop coordinates, (N, 2, 5).
-    """
-    query: Tensor
-    key: Tensor
-    views: Tensor
 
 
 class ViewDrawer:

@@ -93,6 +93,39 @@ class TestRead:
         assert (run.starts, run.repeated) == (2, 4)
         assert run.finished is False and run.last_step == 150
 
+    def test_a_resumed_run_with_a_text_log(self, make_run):
+        """It tells where a start began, where rows leave that open."""
+        first, second = steps(10, 100), steps(90, 150)
+        work_dir = make_run(first, second, saved=7)
+        assert read_run(work_dir).steps == list(range(10, 151, 10))
+        head = '2026/01/01 00:00:00 - mmengine - INFO - '
+        for name, lines in (('20260100_000000',
+                             ['Epoch(train)   [1][10/20]  loss: 3.0']),
+                            ('20260101_000000', [
+                                'Load checkpoint from epoch_3.pth',
+                                'resumed epoch: 3, iter: 60',
+                                'Epoch(train)   [5][10/20]  loss: 3.0',
+                                'resumed epoch: 1, '
+                                'iter: 0'
+                            ])):
+            (work_dir / name / f'{name}.log').write_text(''.join(
+                f'{head}{line}\n' for line in lines))
+        run = read_run(work_dir)
+        # 70 and 80 were thrown away, and not logged again.
+        assert run.steps == [*range(10, 61, 10), *range(90, 151, 10)]
+        assert run.repeated == 4
+
+    def test_a_run_that_was_started_anew(self, make_run):
+        work_dir = make_run(steps(10, 100), steps(30, 60))
+        name = '20260101_000000'
+        (work_dir / name / f'{name}.log').write_text(
+            'x - mmengine - INFO - Epoch(train)   [1][30/200]  loss: 3.0\n')
+        run = read_run(work_dir)
+        assert run.steps == [30, 40, 50, 60] and run.repeated == 10
+        # Without rows of a training it does not tell.
+        (work_dir / name / f'{name}.log').write_text('Environment: ...\n')
+        assert read_run(work_dir).steps == [10, 20, 30, 40, 50, 60]
+
     def test_what_a_resumed_run_has_not_reached_again_is_gone(self, make_run):
         run = read_run(make_run(steps(10, 190), steps(70, 90), saved=4))
         assert run.last_step == 90 and run.repeated == 13

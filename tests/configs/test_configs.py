@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmdensecl.models import DSC, DenseCL
+from mmdensecl.models import DSC, DenseCL, NearestNeighbors
+from mmdensecl.registry import TASK_UTILS
 from mmdensecl.testing import shrink, write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -218,7 +220,14 @@ def test_dsc_is_densecl_with_neighbours_and_categories(twin, variant, head):
     cfg = load(twin.replace('densecl', f'dsc_{variant}'))
     assert cfg.model.type == 'mmdensecl.DSC'
     assert cfg.model.category.type == f'mmdensecl.{head}'
-    assert cfg.model.correspondence.type == 'mmdensecl.NearestNeighbors'
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        rule = TASK_UTILS.build(cfg.model.correspondence)
+    assert type(rule) is NearestNeighbors and rule.k == 4
+    # Another rule needs no _delete_, and `--key model.correspondence.type`
+    # of a sweep no other setting.
+    cfg.merge_from_dict(
+        {'model.correspondence.type': 'mmdensecl.GeometricMatch'})
+    assert cfg.model.correspondence == dict(type='mmdensecl.GeometricMatch')
     cfg.model.type = base.model.type
     cfg.model.correspondence = base.model.correspondence
     for key in ('category', 'category_weight', 'num_samples'):

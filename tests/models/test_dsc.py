@@ -120,14 +120,21 @@ class TestStep:
     @BOTH
     def test_one_neighbour_without_categories_is_densecl(
             self, build_dsc, build_tiny, head):
-        """Losses, gradients and weights of three steps, to the last bit."""
+        """Losses, gradients and weights of three steps, to the last bit.
+
+        From the same seed.
+        """
         model = build_dsc(
             head,
             category_weight=0.,
             correspondence=dict(type='mmdensecl.NearestNeighbors', k=1))
+        after = torch.rand(1)
+        torch.manual_seed(0)
         dense = build_tiny()
-        dense.load_state_dict(model.state_dict(), strict=False)
         assert type(dense) is DenseCL
+        assert torch.rand(1) == after
+        for name, x in dense.state_dict().items():
+            assert torch.equal(model.state_dict()[name], x), name
         np.random.seed(0)  # what a shared seed is drawn from
         own, own_state = take_steps(model, range(3))
         np.random.seed(0)
@@ -416,6 +423,16 @@ class TestPrototypeHead:
             expected -= sum(q[i][j] * math.log(e[j] / sum(e))
                             for j in range(3))
         assert loss.item() == pytest.approx(expected / 5)
+
+    def test_prototypes_differ_by_seed_and_leave_the_generator_alone(self):
+        drawn = []
+        for seed in (3, 3, 4):
+            torch.manual_seed(seed)
+            expected = torch.get_rng_state()
+            drawn.append(PrototypeCategoryHead(5, 4).prototypes)
+            assert torch.equal(torch.get_rng_state(), expected)
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[0], drawn[2])
 
     def test_prototypes_learn(self):
         """They find directions that they did not start with."""

@@ -9,7 +9,9 @@ import torch
 from mmengine.registry import init_default_scope
 from PIL import Image
 
+from mmdensecl import load_backbone
 from mmdensecl.registry import MODELS
+from mmdensecl.transfer.matching import judge, mean_accuracy, measure
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
@@ -83,9 +85,11 @@ def test_table_and_verdict(call, voc, checkpoint, tmp_path):
         assert row.count('±') == 3
     for name in ('the same place in both views', 'chance'):
         assert any(name in x and x.count('±') == 1 for x in lines)
-    for column in ('mIoU, linear', 'mIoU, kNN', 'matches right'):
+    for column in ('mIoU, linear', 'mIoU, kNN'):
         sentence, = [x for x in lines if x.startswith(f'net, {column}:')]
         assert 'random weights' in sentence and '±' in sentence
+    sentence, = [x for x in lines if x.startswith('net, matches right:')]
+    assert 'only 4 pairs' in sentence
     with Image.open(tmp_path / 'new/x.png') as picture:
         assert picture.width > 400
 
@@ -94,8 +98,37 @@ def test_one_seed(call, voc, checkpoint):
     printed = call(checkpoint, '--unlabeled', voc / 'JPEGImages', '--size=64',
                    '--max-images=4', '--seeds=1', '--label', '[x]')
     assert '[x], matches right: ' in printed
-    assert 'one seed, so the spread is not known' in printed
     assert 'mIoU' not in printed
+    printed = call(checkpoint, '--data-root', voc, '--size=64',
+                   '--max-images=4', '--seeds=1')
+    assert 'one seed, so the spread is not known' in printed
+
+
+def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
+    """What visualize_correspondence.py says of the same pairs and seeds."""
+    import dense_probe
+    seen = []
+
+    def keep(*args):
+        seen.append(judge(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(dense_probe, 'judge', keep)
+    args = (checkpoint, '--unlabeled', voc / 'JPEGImages', '--size=64',
+            '--max-images=9', '--seeds=2')
+    sentence = call(*args).splitlines()[-1]
+    assert seen[0].sentence() in sentence
+    monkeypatch.setattr('sys.argv', ['dense_probe.py', *map(str, args)])
+    part = dense_probe.UnlabeledPart(dense_probe.parse_args())
+    trained = load_backbone(checkpoint)
+    found = [], []
+    for seed in range(2):
+        pairs = part.pairs(seed)
+        for kept, backbone in zip(
+                found, (trained, trained.untrained(pairs.query, seed))):
+            kept.append(measure(backbone, pairs))
+    assert judge(*map(mean_accuracy, found)) == seen[0]
+    assert seen[0].pairs == 9
 
 
 @pytest.mark.parametrize('values, base, words', [

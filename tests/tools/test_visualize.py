@@ -101,6 +101,14 @@ class TestCorrespondence:
         ]
         assert words[0] == words[1] != words[2]
 
+    def test_the_margin_is_of_the_lines_alone(self, workplace, run):
+        """The verdict is of all cells, as everywhere."""
+        words = [
+            run(self.TOOL, 'tiny.py', 'tiny.pth', 'pictures/0000.png',
+                '--cells', 0, '--margin', margin)[1] for margin in (0, 3)
+        ]
+        assert words[0] == words[1]
+
     @pytest.mark.parametrize('arguments, words', [
         (('tiny.py', 'tiny.pth', 'gone.png'), 'gone.png'),
         (('tiny.py', 'gone.pth', 'pictures/0000.png'), 'gone.pth'),
@@ -123,9 +131,10 @@ class TestFeatures:
 
     TOOL = 'visualize_features'
 
-    def test_folder(self, workplace, run):
+    @pytest.mark.parametrize('checkpoint', ['tiny.pth', 'none'])
+    def test_folder(self, workplace, run, checkpoint):
         (workplace / 'pictures/broken.png').write_text('no picture')
-        code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth', 'pictures',
+        code, out, err = run(self.TOOL, 'tiny.py', checkpoint, 'pictures',
                              '--size', 64, '--margin', 1, '--patch', 40, 30,
                              '--first', '0001.png')
         assert code == 0, err

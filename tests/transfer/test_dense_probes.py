@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mmdensecl.models.geometry import CellPositions
 from mmdensecl.transfer.dense_probes import (IGNORED, PROBES, LabelledCells,
-                                             chance_right, count_classes,
-                                             dense_probes, draw_cells, fit_knn,
-                                             fit_linear, label_cells,
-                                             list_pairs, match_accuracy,
-                                             mean_iou, read_mask)
+                                             count_classes, dense_probes,
+                                             draw_cells, fit_knn, fit_linear,
+                                             label_cells, list_pairs, mean_iou,
+                                             read_mask)
 
 CLASSES = 3
 
@@ -199,61 +197,3 @@ class TestFiles:
     def test_a_mask_of_colours(self, root):
         with pytest.raises(ValueError, match='mode RGB'):
             read_mask(root / 'JPEGImages/0.jpg')
-
-
-class TestMatching:
-
-    WIDTH = 8
-
-    def batches(self):
-        """Crops of 8 x 8 of a 12 x 12 picture that numbers its pixels."""
-        row, column = torch.meshgrid(
-            torch.arange(12.), torch.arange(12.), indexing='ij')
-        picture = torch.stack([row, column, torch.ones(12, 12)])
-        generator = torch.Generator().manual_seed(0)
-        images, views = [[], []], []
-        for _ in range(6):
-            views.append([])
-            for kept in images:
-                left, top = torch.randint(5, (2, ), generator=generator)
-                kept.append(picture[:, top:top + 8, left:left + 8])
-                views[-1].append([left, top, 8, 8, 0])
-        return [(torch.stack([torch.stack(x)
-                              for x in images]), torch.tensor(views).float())]
-
-    def test_features_that_know_the_spot(self):
-
-        def spots(x):
-            """A direction for each place of the picture."""
-            return F.one_hot((12 * x[:, 0] + x[:, 1]).long(),
-                             144).permute(0, 3, 1, 2).float()
-
-        found = match_accuracy(spots, self.batches())
-        assert found.features == 100.
-        assert found.chance < found.same_place < 100
-
-    def test_features_that_know_the_place_in_the_view(self):
-
-        def places(x):
-            own = torch.eye(64).view(1, 64, 8, 8)
-            return own.expand(len(x), -1, -1, -1)
-
-        found = match_accuracy(places, self.batches())
-        assert found.features == found.same_place
-
-    def test_random_features_are_at_chance(self):
-
-        def noise(x):
-            return torch.randn(len(x), 16, 8, 8)
-
-        batches = self.batches() * 20
-        found = match_accuracy(noise, batches)
-        assert found.features == pytest.approx(found.chance, abs=1.)
-
-    def test_chance_by_counting(self):
-        there = CellPositions(
-            torch.tensor([[0.2, 3., 1.5]]), torch.tensor([[0., 1.5, 2.]]),
-            torch.tensor([[True, True, False]]))
-        # Rows 0, 1 and columns 0, 1; rows 1, 2 and columns 2, 3.
-        expected = torch.tensor([[4 / 12, 4 / 12, 0.]])
-        torch.testing.assert_close(chance_right(there, (3, 4)), expected)

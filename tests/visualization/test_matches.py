@@ -3,8 +3,10 @@ import matplotlib
 import numpy as np
 import torch
 
-from mmdensecl.models.features import Features
+from mmdensecl.models.features import Features, features_of
 from mmdensecl.visualization import draw_matches, legend, strongest_matches
+from mmdensecl.visualization.similarity_maps import (similarity_maps,
+                                                     spread_cells)
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -83,3 +85,18 @@ def test_margin_leaves_the_outer_cells_out():
     assert len(inner.query) == 4 and inner.right.all()
     assert set(inner.query.flatten()) == {0.375, 0.625}
     np.testing.assert_allclose(inner.query, inner.key)
+
+
+def test_similarity_maps_peak_where_the_cell_went():
+    """A grid of 4 x 4 orthogonal cells, the key's one column further."""
+    cells = torch.eye(16).view(1, 16, 4, 4)
+    query, key = features_of(cells), features_of(cells.roll(-1, dims=3))
+    maps = similarity_maps(query, key, [(3, 2), (0, 1)])
+    assert maps.shape == (2, 4, 4)
+    assert [divmod(int(x.argmax()), 4) for x in maps] == [(3, 1), (0, 0)]
+
+
+def test_spread_cells():
+    assert spread_cells((6, 4), 2) == [(1, 1), (1, 3), (4, 1), (4, 3)]
+    assert len(spread_cells((3, 2), 9)) == 6
+    assert spread_cells((6, 4), 0) == []

@@ -8,18 +8,18 @@ standard deviations over seeds.
 """
 import argparse
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import numpy as np
 import torch
 from mmengine.dataset import default_collate
 from mmengine.registry import init_default_scope
-from mmengine.runner import set_random_seed
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from torchvision.transforms.v2 import functional as F
 
 from mmdensecl.api import FrozenBackbone, as_rgb, load_backbone
 from mmdensecl.benchmark.report.tables import describe
@@ -28,15 +28,17 @@ from mmdensecl.engine.command_line import run_quietly
 from mmdensecl.models.geometry import stack_views
 from mmdensecl.registry import DATASETS
 from mmdensecl.transfer import dense_probes
+from mmdensecl.transfer.matching import (Accuracy, Pairs, judge, mean_accuracy,
+                                         measure)
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 
 RANDOM = 'random weights'
-BATCH = 32
 MIOU = {'linear': 'mIoU, linear', 'kNN': 'mIoU, kNN'}
 MATCHES = 'matches right'
+SAME_PLACE, CHANCE = 'the same place in both views', 'chance'
 SHOWN = 3  # pictures in --out
 
 
@@ -106,13 +108,19 @@ class Row(NamedTuple):
 
     Attributes:
         name (str): Of the weights.
-        backbones (list[FrozenBackbone]): One for each seed.
+        network (FrozenBackbone): A trained backbone.
         baseline (str, optional): Row of random weights of the same network;
             None if it is one.
     """
     name: str
-    backbones: List[FrozenBackbone]
+    network: FrozenBackbone
     baseline: Optional[str] = None
+
+    def backbone(self, images: torch.Tensor, seed: int) -> FrozenBackbone:
+        """The network itself, or random weights for such pictures."""
+        if self.baseline is not None:
+            return self.network
+        return self.network.untrained(images, seed)
 
 
 def make_rows(args: argparse.Namespace) -> List[Row]:
@@ -125,23 +133,17 @@ def make_rows(args: argparse.Namespace) -> List[Row]:
     for backbone in trained:
         if not any(alike(backbone, x) for x in networks):
             networks.append(backbone)
-    rows = []
     names = [RANDOM] if len(networks) == 1 else [
         f'{RANDOM} {i}' for i in range(1,
                                        len(networks) + 1)
     ]
-    for name, network in zip(names, networks):
-        backbones = []
-        for seed in range(args.seeds):
-            set_random_seed(seed)
-            backbones.append(network.untrained())
-        rows.append(Row(name, backbones))
-    return rows + [
-        Row(
-            name, [backbone] * args.seeds,
+    return [
+        *(Row(name, network) for name, network in zip(names, networks)),
+        *(Row(
+            name, backbone,
             next(x for x, network in zip(names, networks)
                  if alike(backbone, network)))
-        for name, backbone in zip(args.names, trained)
+          for name, backbone in zip(args.names, trained))
     ]
 
 
@@ -169,10 +171,15 @@ class LabelledPart:
                                            args.max_images)
             for split in ('train', 'val')
         }
+        self.squares = torch.stack([
+            F.center_crop(as_rgb(x.image, self.size), [self.size, self.size])
+            for x in self.pairs['train']
+        ])
         self.features: Dict[FrozenBackbone, tuple] = {}
 
-    def extract(self, backbone: FrozenBackbone) -> tuple:
+    def extract(self, row: Row, seed: int) -> tuple:
         """Cells of both splits; those of a checkpoint serve all seeds."""
+        backbone = row.backbone(self.squares, seed)
         if backbone not in self.features:
             self.features = {
                 backbone:
@@ -182,12 +189,18 @@ class LabelledPart:
             }
         return self.features[backbone]
 
-    def measure(self, backbone: FrozenBackbone, seed: int) -> Dict[str, float]:
+    def measure(self, row: Row, seed: int) -> Dict[str, float]:
         """One number for each column."""
-        train, val = self.extract(backbone)
+        train, val = self.extract(row, seed)
         classes = dense_probes.count_classes(train, val)
         values = dense_probes.dense_probes(train, val, classes, seed)
         return {MIOU[name]: value for name, value in values.items()}
+
+    def sentences(self, row: Row, values: Values) -> Iterator[Tuple[str, str]]:
+        """What is said of a checkpoint, column by column."""
+        for column in MIOU.values():
+            found = values[column]
+            yield column, verdict(found[row.name], found[row.baseline])
 
 
 class UnlabeledPart:
@@ -211,38 +224,54 @@ class UnlabeledPart:
         count = min(len(self.dataset), args.max_images)
         self.chosen = np.random.default_rng(0).permutation(len(
             self.dataset))[:count].tolist()
-        self.drawn: Dict[int, list] = {}
-        self.same_place: List[float] = []
-        self.chance: List[float] = []
+        self.drawn: Dict[int, Pairs] = {}
+        self.found: Dict[str, List[Accuracy]] = {}  # by row, for each seed
 
-    def views(self, seed: int) -> List[Tuple[torch.Tensor, torch.Tensor]]:
-        """Pictures of both views and where they lie, the same for all rows."""
+    def pairs(self, seed: int) -> Pairs:
+        """Two views of each picture, the same for all rows."""
         if seed not in self.drawn:
             self.dataset.set_epoch(0, seed)
-            self.drawn[seed] = []
-            for start in range(0, len(self.chosen), BATCH):
-                batch = default_collate([
-                    self.dataset[i] for i in self.chosen[start:start + BATCH]
-                ])
-                views = stack_views(batch['data_samples'], torch.device('cpu'))
-                self.drawn[seed].append((torch.stack(batch['inputs']), views))
+            batch = default_collate([self.dataset[i] for i in self.chosen])
+            self.drawn[seed] = Pairs(
+                *batch['inputs'],
+                stack_views(batch['data_samples'], torch.device('cpu')))
         return self.drawn[seed]
 
-    def measure(self, backbone: FrozenBackbone, seed: int) -> Dict[str, float]:
+    def measure(self, row: Row, seed: int) -> Dict[str, float]:
         """One number for each column."""
-        found = dense_probes.match_accuracy(backbone, self.views(seed))
-        self.same_place.append(found.same_place)
-        self.chance.append(found.chance)
-        return {MATCHES: found.features}
+        pairs = self.pairs(seed)
+        found = measure(row.backbone(pairs.query, seed), pairs)
+        self.found.setdefault(row.name, []).append(found)
+        return {MATCHES: percent(found.right)}
+
+    def sentences(self, row: Row, values: Values) -> Iterator[Tuple[str, str]]:
+        """What is said of a checkpoint, picture by picture."""
+        found = judge(*(mean_accuracy(self.found[name])
+                        for name in (row.name, row.baseline)))
+        yield MATCHES, (
+            f'{found.sentence()} (Standard errors above random weights: '
+            f'{found.over_random:+.1f}, the same place: '
+            f'{found.over_place:+.1f}, chance: {found.over_chance:+.1f})')
+
+    def rulers(self) -> Iterator[Tuple[str, List[float]]]:
+        """Rows that need no features, with a number for each seed."""
+        accuracies = next(iter(self.found.values()))
+        yield SAME_PLACE, [percent(x.same_place) for x in accuracies]
+        yield CHANCE, [percent(x.chance) for x in accuracies]
 
 
-def measure(rows: Sequence[Row], parts: Sequence, seeds: int) -> Values:
+def percent(shares: torch.Tensor) -> float:
+    """The mean of those that are known."""
+    return 100 * shares.nanmean().item()
+
+
+def probe(rows: Sequence[Row], parts: Sequence, seeds: int) -> Values:
     """Every part of every row and seed."""
     values: Values = {}
     todo = [(row, seed) for row in rows for seed in range(seeds)]
     for row, seed in track(todo, 'probing', transient=True):
         for part in parts:
-            for column, x in part.measure(row.backbones[seed], seed).items():
+            for column, x in part.measure(row, seed).items():
                 values.setdefault(column, {}).setdefault(row.name,
                                                          []).append(x)
     return values
@@ -289,14 +318,14 @@ def show(rows: Sequence[Row], values: Values, parts: Sequence) -> None:
     for part in parts:
         if isinstance(part, UnlabeledPart):
             blank = [''] * (len(values) - 1)
-            table.add_row('the same place in both views', *blank,
-                          spread(part.same_place))
-            table.add_row('chance', *blank, spread(part.chance))
+            for name, found in part.rulers():
+                table.add_row(name, *blank, spread(found))
     console.print(table)
     for row in rows:
-        for column, found in values.items():
-            if row.baseline is not None:
-                sentence = verdict(found[row.name], found[row.baseline])
+        if row.baseline is None:
+            continue
+        for part in parts:
+            for column, sentence in part.sentences(row, values):
                 console.print(
                     f'{clean(row.name)}, {column}: {sentence}',
                     markup=False,
@@ -322,7 +351,7 @@ def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
         ax.imshow(as_rgb(pair.image).permute(1, 2, 0).numpy())
     colours = plt.get_cmap('tab20')
     for column, row in enumerate(rows, 2):
-        train, val = part.extract(row.backbones[0])
+        train, val = part.extract(row, 0)
         classes = dense_probes.count_classes(train, val)
         scorer = dense_probes.fit_linear(
             *dense_probes.draw_cells(train, classes, 0), classes)
@@ -358,7 +387,7 @@ def run(args: argparse.Namespace) -> None:
     if args.unlabeled is not None:
         parts.append(UnlabeledPart(args))
     rows = make_rows(args)
-    values = measure(rows, parts, args.seeds)
+    values = probe(rows, parts, args.seeds)
     show(rows, values, parts)
     if args.out is not None:
         draw(rows, parts[0], args.out)

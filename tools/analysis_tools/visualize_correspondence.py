@@ -16,21 +16,23 @@ from mmdensecl.api import as_rgb
 from mmdensecl.engine import merge_options
 from mmdensecl.engine.command_line import run_quietly
 from mmdensecl.models.features import Features, features_of
+from mmdensecl.transfer.matching import (STANDARD_ERRORS, Accuracy, Pairs,
+                                         Verdict, judge, mean_accuracy,
+                                         measure)
 from mmdensecl.visualization import draw_matches, legend, strongest_matches
 from mmdensecl.visualization.matches import similarity_bar, similarity_scale
 from mmdensecl.visualization.similarity_maps import (draw_similarity_maps,
                                                      similarity_maps,
                                                      spread_cells)
-from mmdensecl.visualization.verdict import (STANDARD_ERRORS, Accuracy,
-                                             Verdict, judge, measure,
-                                             settle_statistics)
-from mmdensecl.visualization.views import Pairs, ViewDrawer
+from mmdensecl.visualization.views import ViewDrawer
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 MOST_CELLS = 100  # maps on one sheet that can still be told apart
 NONE = 'none'
+RANDOM = 'random weights'
+DRAWS = 3  # of random weights, which differ
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,8 +72,8 @@ def parse_args() -> argparse.Namespace:
         '--margin',
         type=int,
         default=2,
-        help='rings of outer cells to leave out: zero padding makes them '
-        'alike whatever they show')
+        help='rings of outer cells without lines: zero padding makes them '
+        'alike whatever they show. The verdict is of all cells')
     parser.add_argument(
         '--color',
         choices=['right', 'similarity'],
@@ -118,11 +120,6 @@ class Sight(NamedTuple):
     name: str
     query: Features
     key: Features
-
-
-def load(cfg: Config, checkpoint: str, device: str) -> FrozenBackbone:
-    path = None if checkpoint == NONE else checkpoint
-    return load_backbone(path, device=device, config=cfg)
 
 
 def look(name: str, backbone: FrozenBackbone,
@@ -236,15 +233,16 @@ def median_pair(accuracy: Accuracy) -> int:
 
 
 def report(verdict: Verdict) -> None:
-    print(f'Mutual matches within one cell of the true spot, mean of '
-          f'{verdict.pairs} pairs of views:')
+    print(f'Matches within one cell of the true spot, mean of {verdict.pairs} '
+          f'pairs of views ({RANDOM}: and of {DRAWS} draws):')
     print(f'  this checkpoint  {verdict.right:6.1%}')
-    print(f'  random weights   {verdict.random:6.1%}  '
-          f'({verdict.over_random:+.1f} standard errors)')
-    print(f'  chance           {verdict.chance:6.1%}  '
-          f'({verdict.over_chance:+.1f} standard errors)')
+    for name, share, over in ((RANDOM, verdict.random, verdict.over_random),
+                              ('the same place', verdict.same_place,
+                               verdict.over_place), ('chance', verdict.chance,
+                                                     verdict.over_chance)):
+        print(f'  {name:15}  {share:6.1%}  ({over:+.1f} standard errors)')
     print(f'{verdict.sentence()} (Rule: more than {STANDARD_ERRORS} standard '
-          'errors above both.)')
+          'errors above all three.)')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -261,18 +259,19 @@ def run(args: argparse.Namespace) -> None:
     }
     pairs = Pairs(*map(torch.cat, zip(*drawn.values())))
 
-    torch.manual_seed(args.seed)
-    random = load(cfg, NONE, args.device)
-    settle_statistics(random, pairs.query)
-    trained = load(cfg, args.checkpoint, args.device)
-    backbones = {'random weights': random} if args.before == NONE else {}
+    trained = load_backbone(args.checkpoint, device=args.device, config=cfg)
+    random = [
+        trained.untrained(pairs.query, args.seed + i) for i in range(DRAWS)
+    ]
+    backbones = {RANDOM: random[0]} if args.before == NONE else {}
     if args.before not in (None, NONE):
-        backbones[f'before ({Path(args.before).stem})'] = load(
-            cfg, args.before, args.device)
+        backbones[f'before ({Path(args.before).stem})'] = load_backbone(
+            args.before, device=args.device, config=cfg)
     backbones[f'trained ({Path(args.checkpoint).stem})'] = trained
 
-    accuracy = measure(trained, pairs, args.margin)
-    verdict = judge(accuracy, measure(random, pairs, args.margin))
+    accuracy = measure(trained, pairs)
+    verdict = judge(accuracy,
+                    mean_accuracy([measure(x, pairs) for x in random]))
 
     views, pictures = None, whole
     if args.image2 is None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.config import Config, DictAction
 from mmengine.utils import track_iter_progress
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from mmdensecl import load_backbone
 from mmdensecl.api import as_rgb
@@ -152,6 +154,18 @@ def look(backbone, path: Path, args: argparse.Namespace) -> Entry:
     return Entry(shown_name(path), seen, seen.box * ([width, height] * 2))
 
 
+def squares(files: List[Path], size: int) -> torch.Tensor:
+    """The middles of those pictures that can be read, as one batch."""
+    found = []
+    for file in files:
+        try:
+            found.append(F.center_crop(as_rgb(file, size), [size, size]))
+        except (ValueError, OSError):  # of which look() will speak
+            if file == files[0]:
+                raise
+    return torch.stack(found)
+
+
 def cell_of(entry: Entry, patch: Optional[List[int]]) -> Tuple[int, int]:
     """Row and column of the cell that holds a pixel of the file's picture.
 
@@ -216,6 +230,8 @@ def run(args: argparse.Namespace) -> None:
                          'give a folder with at least two')
     path = None if args.checkpoint == 'none' else args.checkpoint
     backbone = load_backbone(path, device=args.device, config=cfg)
+    if path is None:
+        backbone = backbone.untrained(squares(files, args.size), args.seed)
     entries, broken = [], []
     for file in track_iter_progress(files):
         try:

@@ -2,7 +2,8 @@
 # Beside a DenseCL config: model = {{_base_.dsc_km}}
 dsc_km = dict(
     type='mmdensecl.DSC',
-    correspondence=dict(type='mmdensecl.NearestNeighbors', k=4),
+    # k is the class's, so that another rule needs no _delete_.
+    correspondence=dict(type='mmdensecl.NearestNeighbors'),
     category=dict(
         type='mmdensecl.KMeansCategoryHead',
         num_clusters=64,

@@ -2,7 +2,8 @@
 # Beside a DenseCL config: model = {{_base_.dsc_pm}}
 dsc_pm = dict(
     type='mmdensecl.DSC',
-    correspondence=dict(type='mmdensecl.NearestNeighbors', k=4),
+    # k is the class's, so that another rule needs no _delete_.
+    correspondence=dict(type='mmdensecl.NearestNeighbors'),
     category=dict(
         type='mmdensecl.PrototypeCategoryHead',
         num_prototypes=64,

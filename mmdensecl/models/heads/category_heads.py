@@ -193,7 +193,10 @@ class PrototypeCategoryHead(CategoryHead):
         self.epsilon = epsilon
         self.sinkhorn_iters = sinkhorn_iters
         self.temperature = temperature
-        directions = torch.randn(num_prototypes, feat_dim)
+        # Not from the generator that the encoders are drawn from: the same
+        # seed gives the weights of a DenseCL.
+        own = torch.Generator().manual_seed(torch.initial_seed())
+        directions = torch.randn(num_prototypes, feat_dim, generator=own)
         self.prototypes = nn.Parameter(F.normalize(directions, dim=1))
 
     def contrast(self, query: Tensor, points: Tensor, own: slice,
