@@ -1,7 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import inspect
+from difflib import get_close_matches
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
 
 def override_data_root(cfg: Config, data_root: str) -> None:
@@ -49,11 +52,35 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
         options (Mapping[str, Any]): Dotted names and values. ``data_root``
             goes through :func:`override_data_root`, the others through
             :meth:`mmengine.config.Config.merge_from_dict`.
+
+    Raises:
+        KeyError: Nothing would read what is set.
     """
     options = dict(options)
     if 'data_root' in options:
         override_data_root(cfg, options.pop('data_root'))
+    for name in options:
+        _check_is_read(cfg, name)
     cfg.merge_from_dict(options)
+
+
+def _check_is_read(cfg: Config, name: str) -> None:
+    """See that an option is part of something that a run reads."""
+    first = name.partition('.')[0]
+    # Of no part of the Runner, but read from its config.
+    read = {*inspect.signature(Runner).parameters, 'find_unused_parameters'}
+    if first in read:
+        return
+    if first in cfg:
+        raise KeyError(
+            f'--cfg-options {name}: "{first}" is a variable of {cfg.filename},'
+            ' which was put in its places as the file was read. Set these '
+            'places; tools/analysis_tools/print_config.py shows them')
+    near = get_close_matches(first, read, n=1)
+    hint = f'Is "{near[0]}" meant?' if near else (
+        'Its first part has to be one of mmengine\'s Runner, such as model, '
+        'train_dataloader, optim_wrapper or default_hooks')
+    raise KeyError(f'--cfg-options {name}: nothing reads "{first}". {hint}')
 
 
 def set_pretrained(cfg: Config,

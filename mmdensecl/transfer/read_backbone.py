@@ -397,17 +397,21 @@ def _listed(tensors: Mapping[str, Tensor], most: int = 8) -> str:
     return ', '.join(groups[:most]) + more
 
 
+def _is_float(x: Tensor) -> bool:
+    """Whether torch computes with it; not with numbers of a byte."""
+    return x.is_floating_point() and x.element_size() > 1
+
+
 def _check_values(state: Mapping[str, Tensor], path: Any) -> None:
     """Refuse what no network of use consists of."""
     problems = (
-        ('hold NaN or infinity', lambda name, x: (x.is_floating_point(
-        ) and x.element_size() > 1 and not x.isfinite().all()),
+        ('hold NaN or infinity',
+         lambda name, x: _is_float(x) and not x.isfinite().all(),
          'The run that wrote it had diverged; take an earlier checkpoint.'),
-        # Other integers are indices and counters. torch cannot compute with
-        # floating-point numbers of a byte.
-        ('are no floating-point numbers of 16 bits or more', lambda name, x:
-         (WEIGHT.search(name) and not x.is_floating_point() or x.
-          is_floating_point() and x.element_size() < 2),
+        # Other integers are indices and counters.
+        ('are no floating-point numbers of 16 bits or more',
+         lambda name, x: not _is_float(x) and
+         (x.is_floating_point() or WEIGHT.search(name)),
          'Quantised weights cannot be trained; take those that they are of.'),
         ('hold only zeros',
          lambda name, x: CONVOLUTION.search(name) and not x.any(),

@@ -8,8 +8,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmdensecl.engine import (check_weight_sources, override_data_root,
-                              set_pretrained)
+from mmdensecl.engine import (check_weight_sources, merge_options,
+                              override_data_root, set_pretrained)
 
 TRAIN = Path(__file__).parents[2] / 'tools/train.py'
 
@@ -182,3 +182,34 @@ class TestTrain:
         assert "load_from='y.pth' of the config is not used" in line
         read('--resume', load_from=None)
         assert log == [line]
+
+
+class TestOptions:
+    """What --cfg-options sets has to be read by something."""
+
+    @staticmethod
+    def merge(**options):
+        cfg = Config(dict(max_epochs=20, train_cfg=dict(max_epochs=20)))
+        merge_options(cfg, {
+            name.replace('__', '.'): value
+            for name, value in options.items()
+        })
+        return cfg
+
+    def test_parts_of_the_runner(self):
+        cfg = self.merge(
+            train_cfg__max_epochs=3,
+            auto_scale_lr__enable=True,
+            find_unused_parameters=True)
+        assert cfg.train_cfg.max_epochs == 3
+        assert cfg.auto_scale_lr.enable and cfg.find_unused_parameters
+
+    def test_variable_of_the_file(self):
+        with pytest.raises(KeyError, match='"max_epochs" is a variable of'):
+            self.merge(max_epochs=3)
+
+    def test_misspelt(self):
+        with pytest.raises(KeyError, match='Is "optim_wrapper" meant'):
+            self.merge(optim_wraper__optimizer__lr=1)
+        with pytest.raises(KeyError, match='such as model, train_dataloader'):
+            self.merge(xyz=1)
