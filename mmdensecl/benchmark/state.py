@@ -255,7 +255,9 @@ def trained_checkpoint(run: Run) -> Optional[Path]:
     path = run.last_checkpoint
     pointer = run.folder / 'last_checkpoint'
     # mmengine writes the pointer after the checkpoint.
-    if not pointer.is_file() or Path(pointer.read_text()).name != path.name:
+    if not pointer.is_file():
+        return None
+    if Path(pointer.read_text(encoding='utf-8')).name != path.name:
         return None
     return path if zipfile.is_zipfile(path) else None
 
@@ -276,7 +278,7 @@ def mend_pointer(run: Run) -> Optional[str]:
     pointer = run.folder / 'last_checkpoint'
     if not pointer.is_file():
         return None
-    last = Path(pointer.read_text().strip() or 'none')
+    last = Path(pointer.read_text(encoding='utf-8').strip() or 'none')
     # torch.save writes zip archives, whose directory comes last.
     if zipfile.is_zipfile(last):
         return None
@@ -290,5 +292,5 @@ def mend_pointer(run: Run) -> Optional[str]:
         pointer.unlink()
         return f'{last.name} is gone or cut off, starting afresh'
     best = whole[max(whole)]
-    pointer.write_text(str(best))
+    pointer.write_text(str(best), encoding='utf-8')
     return f'{last.name} is gone or cut off, going on from {best.name}'
