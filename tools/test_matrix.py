@@ -303,19 +303,26 @@ def test(python: Path, folder: Path, result: Result, minutes: float) -> None:
         folder (Path): Of the row.
         result (Result): Is filled in.
         minutes (float): After which they are killed.
+
+    Raises:
+        SetupError: The packages do not import, or something took too long.
     """
     env = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    look = subprocess.run([str(python), '-W', 'ignore', '-c', LOOK, *MODULES],
-                          capture_output=True,
-                          encoding='utf-8',
-                          env={
-                              **os.environ,
-                              **env
-                          },
-                          timeout=600)
+    try:
+        look = subprocess.run(
+            [str(python), '-W', 'ignore', '-c', LOOK, *MODULES],
+            capture_output=True,
+            encoding='utf-8',
+            env={
+                **os.environ,
+                **env
+            },
+            timeout=minutes * 60)
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            f'the imports took more than {minutes:g} minutes') from None
     if look.returncode:
-        result.problem = look.stderr.strip().splitlines()[-1]
-        return
+        raise SetupError(look.stderr.strip().splitlines()[-1])
     # Some packages print while they are imported.
     result.versions = json.loads(look.stdout.strip().splitlines()[-1])
     junit, log = folder / 'junit.xml', folder / 'test.log'

@@ -307,3 +307,11 @@ class TestRuns:
         code, out = run_main(tiny, monkeypatch, capsys, *ROWS, *PYTEST)
         assert code == 1
         assert 'ZeroDivisionError' in out
+
+    def test_imports_that_take_too_long(self, tiny, monkeypatch, capsys):
+        (tiny / 'no_such_module.py').write_text('import time; time.sleep(60)')
+        code, out = run_main(tiny, monkeypatch, capsys, '--row',
+                             'py3.10-onedl-locked', '--minutes', '0.05',
+                             *PYTEST)
+        assert code == 1
+        assert 'the imports took more than 0.05 minutes' in out
