@@ -22,15 +22,6 @@ MIM_DATA = ('configs', 'tools', 'model-index.yml')
 # would make pip install upstream over what is there. The hosts are extras.
 HOSTS = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmsegmentation')
 
-# The maintained fork of the hosts; never beside upstream in an environment.
-ONEDL = [
-    'onedl-mmengine>=0.10.9,<1.0',
-    'onedl-mmcv>=2.3.2,<3.0',
-    'onedl-mmpretrain>=1.3.2,<2.0',
-    'onedl-mmdetection>=3.5.0,<4.0',
-    'onedl-mmsegmentation>=1.4.0,<2.0',
-]
-
 
 def read_version() -> str:
     """Read the version without importing the package (which needs torch)."""
@@ -96,6 +87,7 @@ class BuildPyWithMim(build_py):
 RUNTIME = read_requirements('requirements.txt')
 OPTIONAL = read_requirements('requirements/optional.txt')
 TESTS = read_requirements('requirements/tests.txt')
+ONEDL = read_requirements('requirements/onedl.txt')
 HOST = {project_name(r): r for r in RUNTIME if project_name(r) in HOSTS}
 
 # Pre-training. mmcv or mmcv-lite is left to the user: one of them, never

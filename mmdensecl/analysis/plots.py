@@ -141,7 +141,8 @@ PANELS = (
 @lru_cache(maxsize=None)
 def palette() -> Dict[str, str]:
     """The light colours of the reports' pages, by CSS variable."""
-    found = re.findall(r'(--[\w-]+): (#[0-9a-f]+);', STYLE.read_text())
+    found = re.findall(r'(--[\w-]+): (#[0-9a-f]+);',
+                       STYLE.read_text(encoding='utf-8'))
     # The dark ones come later in the file.
     return dict(reversed(found))
 

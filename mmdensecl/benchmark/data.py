@@ -47,13 +47,15 @@ def read_classes(root: Union[str, Path], layout: str) -> Optional[List[str]]:
         path = root / 'annotations' / 'instances_val2017.json'
         if not path.is_file():
             raise FileNotFoundError(f'"{path}" does not exist. {ADVICE}')
-        names = [x['name'] for x in json.loads(path.read_text())['categories']]
+        content = json.loads(path.read_text(encoding='utf-8'))
+        names = [x['name'] for x in content['categories']]
     else:
         folder = root / 'VOC2012' if layout == 'voc' else root
         path = folder / CLASS_NAMES
         if not path.is_file():
             return None
-        names = [line.strip() for line in path.read_text().splitlines()]
+        lines = path.read_text(encoding='utf-8').splitlines()
+        names = [line.strip() for line in lines]
         names = [name for name in names if name]
         if layout == 'voc_seg':
             names = ['background', *names]

@@ -1,6 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Start the runs of a benchmark, watch them, keep their results."""
-import fcntl
 import os
 import re
 import signal
@@ -23,10 +22,19 @@ from rich.progress import (BarColumn, Progress, TaskID, TaskProgressColumn,
 from . import state
 from .plan import Run
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 POLL = 0.5  # seconds between two looks at the runs
 PATIENCE = 60  # seconds for a run to end after SIGTERM
 TAIL = 4000  # characters of the log that failed.json keeps
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+SIGNALS = [
+    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
+    if hasattr(signal, name)
+]
 
 
 def free_port() -> int:
@@ -34,6 +42,13 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return free.getsockname()[1]
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ class Launcher:
         if self.slurm:
             env['GPUS'] = str(max(1, self.gpus))
         elif self.jobs > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+            threads = max(1, count_cores() // self.jobs)
             env['OMP_NUM_THREADS'] = str(threads)
         return env
 
@@ -112,10 +127,15 @@ def only_one(folder: Path) -> Iterator[int]:
         lock too, even where this one is killed.
 
     Raises:
-        RuntimeError: There is one already.
+        RuntimeError: There is one already, or this is Windows.
     """
+    if fcntl is None:
+        raise RuntimeError(
+            'Benchmarks need the file locks and process groups of Linux or '
+            'macOS, which Windows lacks. Run them in WSL; single runs by '
+            'tools/train.py and tools/test.py need neither')
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as lock:
+    with open(folder / '.lock', 'w', encoding='utf-8') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

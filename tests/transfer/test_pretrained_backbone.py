@@ -265,6 +265,7 @@ class TestErrors:
             PretrainedBackbone('a.pth', sha256=sha256)
 
     def test_another_file(self, file18):
+        pytest.importorskip('mmdet')
         module = MODELS.build(dict(type='mmdet.ResNet', depth=18))
         sha256 = hashlib.sha256(Path(file18).read_bytes()).hexdigest()
         with pytest.raises(
@@ -278,6 +279,7 @@ class TestErrors:
         assert 'stem.0.weight' in text and "use type='ResNet'" in text
 
     def test_file_is_v1c(self, tmp_path):
+        pytest.importorskip('mmseg')
         source = MODELS.build(
             dict(type='mmseg.ResNetV1c', depth=18, base_channels=8))
         torch.save(source.state_dict(), tmp_path / 'v1c.pth')
@@ -295,6 +297,7 @@ class TestErrors:
 
     def test_deeper_file(self, tmp_path):
         """Each tensor of the module is there, and yet it is wrong."""
+        pytest.importorskip('mmdet')
         kwargs = dict(stem_channels=8, base_channels=8)
         source = MODELS.build(dict(type='mmdet.ResNet', depth=101, **kwargs))
         torch.save(source.state_dict(), tmp_path / 'r101.pth')
@@ -323,6 +326,7 @@ class TestErrors:
             build('mmpretrain', config)
 
     def test_nothing_is_loaded_before_it_raises(self, file18):
+        pytest.importorskip('mmdet')
         module = MODELS.build(
             dict(type='mmdet.ResNet', depth=18, in_channels=4))
         before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -377,6 +381,7 @@ def test_log_and_init_info(file18, log):
 
 def test_without_custom_imports(file18, tmp_path):
     """In a fresh interpreter, where nothing has imported mmdensecl yet."""
+    pytest.importorskip('mmseg')
     code = f"""
 import sys, torch
 from mmengine.registry import MODELS, init_default_scope

@@ -51,7 +51,8 @@ RIVALS = {
 
 def private_bytes() -> int:
     """Memory that this process shares with no other; on Linux."""
-    lines = Path('/proc/self/smaps_rollup').read_text().splitlines()
+    text = Path('/proc/self/smaps_rollup').read_text(encoding='utf-8')
+    lines = text.splitlines()
     return 1024 * sum(
         int(line.split()[1]) for line in lines if line.startswith('Private'))
 

@@ -102,12 +102,13 @@ def train(run: Run, args: argparse.Namespace) -> np.ndarray:
         *run.options
     ]
     print(f'{run.name}: {folder}', flush=True)
-    with open(args.work_dir / f'{folder.name}.log', 'w') as log:
+    path = args.work_dir / f'{folder.name}.log'
+    with path.open('w', encoding='utf-8') as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         raise RuntimeError(f'{run.name} failed, see {log.name}')
     newest = max(folder.glob('*/vis_data/scalars.json'))
-    rows = map(json.loads, newest.read_text().splitlines())
+    rows = map(json.loads, newest.read_text(encoding='utf-8').splitlines())
     return np.array([row['loss'] for row in rows if 'loss' in row])
 
 

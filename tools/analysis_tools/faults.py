@@ -10,7 +10,6 @@ those of iterations that were repeated.
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -126,6 +125,7 @@ class Site:
             filter(None, [str(ROOT), env.get('PYTHONPATH')]))
 
         def limit() -> None:
+            import resource  # not on Windows
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file, max_file))
 
@@ -299,6 +299,6 @@ def descendants(pid: int) -> List[int]:
     """Processes that a process has started, and those that these have."""
     found = []
     for path in Path(f'/proc/{pid}/task').glob('*/children'):
-        for child in map(int, path.read_text().split()):
+        for child in map(int, path.read_text(encoding='utf-8').split()):
             found += [child, *descendants(child)]
     return found

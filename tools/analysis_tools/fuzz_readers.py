@@ -13,7 +13,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import sys
 import tarfile
 import tempfile
@@ -226,6 +225,7 @@ TARGETS = dict(
 
 def finding(target: Target, path: Path) -> str:
     """Read a file; says what is wrong with that, or ''."""
+    import resource  # not on Windows
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     try:
@@ -267,13 +267,14 @@ def try_some(name: str, number: int, end: float, folder: Path) -> None:
         # Is there afterwards if this process dies.
         path = folder / f'{name}.input'
         path.write_bytes(data)
-        (folder / 'count').write_text(str(count))
+        (folder / 'count').write_text(str(count), encoding='utf-8')
         wrong = finding(target, path)
         if wrong and wrong not in found:
             found[wrong] = data.hex()
 
     try_one()
-    (folder / 'round.json').write_text(json.dumps(dict(found=found)))
+    (folder / 'round.json').write_text(
+        json.dumps(dict(found=found)), encoding='utf-8')
 
 
 def fuzz(name: str, minutes: float, first_seed: int, out: Path) -> dict:
@@ -305,10 +306,11 @@ def fuzz(name: str, minutes: float, first_seed: int, out: Path) -> dict:
                 process.join()
             counter = Path(folder, 'count')
             if counter.exists():
-                examples += int(counter.read_text())
+                examples += int(counter.read_text(encoding='utf-8'))
             result = Path(folder, 'round.json')
             if result.exists():
-                found = json.loads(result.read_text())['found']
+                text = result.read_text(encoding='utf-8')
+                found = json.loads(text)['found']
             elif not hangs and process.exitcode < 0 and TARGETS[name].may_die:
                 died, found = died + 1, {}
             else:

@@ -161,7 +161,7 @@ def _reset_peak(device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     try:
-        Path('/proc/self/clear_refs').write_text('5')
+        Path('/proc/self/clear_refs').write_bytes(b'5')
     except OSError:  # not Linux: a peak of the making hides one of the run
         pass
     return _peak(device)
@@ -173,7 +173,8 @@ def _peak(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     status = Path('/proc/self/status')
     if status.exists():
-        kib, = re.findall(r'VmHWM:\s+(\d+) kB', status.read_text())
+        kib, = re.findall(r'VmHWM:\s+(\d+) kB',
+                          status.read_text(encoding='utf-8'))
         return int(kib) * 1024
     import resource  # not on Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -54,7 +54,7 @@ def main() -> None:
     if out.exists():
         parser.error(f'"{out}" exists already; remove it first')
 
-    content = json.loads(source.read_text())
+    content = json.loads(source.read_text(encoding='utf-8'))
     if not {'images', 'annotations', 'categories'} <= set(content):
         parser.error(f'"{source}" has no images, annotations and categories, '
                      'as a COCO file of instances does')
@@ -67,7 +67,7 @@ def main() -> None:
     ]
     # Under another name until it is whole.
     unfinished = out.with_name(f'{out.name}.unfinished')
-    unfinished.write_text(json.dumps(content))
+    unfinished.write_text(json.dumps(content), encoding='utf-8')
     unfinished.replace(out)
     digest = hashlib.sha256(json.dumps(sorted(chosen)).encode()).hexdigest()
     print(f'{out}: {len(chosen)} of {total} pictures, '

@@ -129,7 +129,7 @@ def fill(out_dir: Path, stamp: str, write: Write) -> bool:
     out_dir = out_dir.resolve()
     kind = stamp.split()[0]
     done = out_dir / STAMP
-    found = done.read_text() if done.is_file() else ''
+    found = done.read_text(encoding='utf-8') if done.is_file() else ''
     if found.startswith(f'{stamp}\n'):
         return False
     taken = out_dir.exists() and (not out_dir.is_dir()
@@ -142,7 +142,8 @@ def fill(out_dir: Path, stamp: str, write: Write) -> bool:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     lines = write(part)
-    (part / STAMP).write_text('\n'.join([stamp, *lines]) + '\n')
+    (part / STAMP).write_text(
+        '\n'.join([stamp, *lines]) + '\n', encoding='utf-8')
     shutil.rmtree(out_dir, ignore_errors=True)
     part.rename(out_dir)
     return True

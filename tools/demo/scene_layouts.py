@@ -105,7 +105,8 @@ def write_coco(root: Path, splits: Splits, classes: Sequence[str]) -> None:
                 dict(
                     images=images,
                     annotations=annotations,
-                    categories=categories)))
+                    categories=categories)),
+            encoding='utf-8')
 
 
 def _voc_annotation(scene: Scene, classes: Sequence[str]) -> str:
@@ -143,7 +144,7 @@ def write_voc(root: Path, splits: Splits, classes: Sequence[str]) -> None:
     for scene in (scene for scenes in splits.values() for scene in scenes):
         (root / f'JPEGImages/{scene.name}.jpg').write_bytes(scene.jpeg())
         (root / f'Annotations/{scene.name}.xml').write_text(
-            _voc_annotation(scene, classes))
+            _voc_annotation(scene, classes), encoding='utf-8')
         semantic = Image.fromarray(scene.semantic())
         semantic.putpalette(palette)
         semantic.save(root / f'SegmentationClass/{scene.name}.png')
@@ -156,8 +157,10 @@ def write_voc(root: Path, splits: Splits, classes: Sequence[str]) -> None:
         folder = root / 'ImageSets' / task
         folder.mkdir(parents=True)
         for key, value in names.items():
-            (folder / f'{key}.txt').write_text('\n'.join(value) + '\n')
-    (root / 'class_names.txt').write_text('\n'.join(classes) + '\n')
+            (folder / f'{key}.txt').write_text(
+                '\n'.join(value) + '\n', encoding='utf-8')
+    (root / 'class_names.txt').write_text(
+        '\n'.join(classes) + '\n', encoding='utf-8')
 
 
 def write_cityscapes(root: Path, splits: Splits,
@@ -174,7 +177,8 @@ def write_cityscapes(root: Path, splits: Splits,
                 pictures / f'{scene.name}_leftImg8bit.png')
             Image.fromarray(scene.semantic()).save(
                 maps / f'{scene.name}_gtFine_labelTrainIds.png')
-    (root / 'class_names.txt').write_text('\n'.join([GROUND, *classes]) + '\n')
+    (root / 'class_names.txt').write_text(
+        '\n'.join([GROUND, *classes]) + '\n', encoding='utf-8')
 
 
 def _draw_labels(scene: Scene, classes: Sequence[str],

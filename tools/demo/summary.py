@@ -163,7 +163,8 @@ def main() -> None:
         raise FileNotFoundError(
             f'"{args.work_dir}" holds no checkpoint yet; the demo saves one '
             'an epoch. Run it again to go on.')
-    checkpoint = args.work_dir / Path(pointer.read_text().strip()).name
+    checkpoint = args.work_dir / Path(
+        pointer.read_text(encoding='utf-8').strip()).name
     models = build_models(cfg, checkpoint)
 
     batches = unseen_batches(cfg, 6)
