@@ -7,9 +7,11 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
+from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               is_probe, make_parser, prepare_cpu_launch,
                               read_config, set_pretrained)
+from mmdensecl.engine.command_line import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,7 +62,8 @@ def main() -> None:
     args = parse_args()
     cfg = build_config(args)
     prepare_cpu_launch(cfg)
-    metrics = Runner.from_cfg(cfg).test()
+    with one_line_errors(UnsafeCheckpointError):
+        metrics = Runner.from_cfg(cfg).test()
     if args.out and is_main_process():
         dump(metrics, args.out)
 

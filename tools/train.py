@@ -6,11 +6,12 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               make_parser, prepare_cpu_launch, read_config,
                               set_pretrained, use_mixed_precision)
 from mmdensecl.engine.command_line import one_line_errors
-from mmdensecl.engine.resume import ResumeError, resume_newest
+from mmdensecl.engine.resume import ResumeError, prepare_resume
 from mmdensecl.engine.safe_write import remove_unfinished
 from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
 
@@ -77,10 +78,10 @@ def main() -> None:
         if lock_work_dir(cfg.work_dir, cfg.launcher):
             remove_unfinished(cfg.work_dir)
     prepare_cpu_launch(cfg)
-    if cfg.get('resume') and not cfg.get('load_from'):
-        with one_line_errors(ResumeError):
-            resume_newest(cfg)
-    Runner.from_cfg(cfg).train()
+    with one_line_errors(ResumeError, UnsafeCheckpointError):
+        if cfg.get('resume'):
+            prepare_resume(cfg)
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

@@ -162,11 +162,16 @@ class OpenFiles:
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``."""
         file = self.files.pop(path, None) or open(path, 'rb')
+        try:
+            file.seek(offset)
+            data = file.read(size)
+        except OSError:  # a file server may want it opened anew (ESTALE)
+            file.close()
+            raise
         self.files[path] = file  # a dict keeps order: the newest comes last
         if len(self.files) > self.limit:
             self.files.pop(next(iter(self.files))).close()
-        file.seek(offset)
-        return file.read(size)
+        return data
 
 
 @DATASETS.register_module()

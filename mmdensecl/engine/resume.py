@@ -141,19 +141,42 @@ def last_good(work_dir: Union[str, os.PathLike]) -> str:
             if found else 'There is no checkpoint yet.')
 
 
-def resume_newest(cfg: Config) -> None:
-    """Let a run go on from what :func:`find_resumable` finds.
+def check_resumable(path: Union[str, os.PathLike]) -> str:
+    """Read all of a checkpoint that a user names.
 
-    Rank 0 chooses for all: on a disk that machines share, they may not see
+    Args:
+        path (str | os.PathLike): A local file, or an address, of which only
+            mmengine's backends know what it holds.
+
+    Returns:
+        str: The same.
+
+    Raises:
+        ResumeError: A run cannot go on from it.
+    """
+    if '://' not in str(path):
+        try:
+            _read(Path(path))
+            _check_whole(Path(path))
+        except ValueError as error:
+            raise ResumeError(str(error)) from error
+    return str(path)
+
+
+def prepare_resume(cfg: Config) -> None:
+    """Let a run go on from the checkpoint it names, or from its newest.
+
+    Rank 0 looks for all: on a disk that machines share, they may not see
     the same files for some time after one was written.
 
     Args:
-        cfg (Config): With ``launcher`` and ``work_dir``. Its ``load_from``
-            and ``resume`` are set.
+        cfg (Config): With ``launcher``, ``work_dir`` and maybe ``load_from``,
+            a checkpoint; without it, :func:`find_resumable` chooses. Its
+            ``load_from`` and ``resume`` are set.
 
     Raises:
-        ResumeError: There are checkpoints, and none can be resumed from. On
-            other ranks than 0 it is SystemExit.
+        ResumeError: It cannot be resumed from. On other ranks than 0 it is
+            SystemExit.
     """
     if cfg.get('launcher', 'none') != 'none' and not is_distributed():
         # As the Runner does later on, if nobody has.
@@ -163,7 +186,10 @@ def resume_newest(cfg: Config) -> None:
     choice, error = [None, False], None
     if is_main_process():
         try:
-            choice[0] = find_resumable(cfg.work_dir)
+            named = cfg.get('load_from')
+            choice[0] = (
+                check_resumable(named)
+                if named else find_resumable(cfg.work_dir))
         except ResumeError as caught:
             error, choice[1] = caught, True
     broadcast_object_list(choice)

@@ -1,4 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import errno
 import io
 import os
 import pickle
@@ -6,6 +7,7 @@ import runpy
 import sys
 import tarfile
 from pathlib import Path
+from unittest import mock
 from urllib.parse import unquote
 
 import pytest
@@ -287,6 +289,19 @@ class TestReading:
             assert files.read(str(paths[i]), 3, 2) == 2 * str(i).encode()
             assert len(files.files) <= 2
         assert [*files.files] == [str(paths[3]), str(paths[0])]
+
+    def test_a_handle_that_fails_is_opened_anew(self, tmp_path):
+        path = str(tmp_path / 'a')
+        Path(path).write_bytes(b'abcdef')
+        files = OpenFiles(limit=2)
+        files.read(path, 0, 1)
+        stale = mock.Mock(wraps=files.files[path])
+        stale.read.side_effect = OSError(errno.ESTALE, 'Stale file handle')
+        files.files[path] = stale
+        with pytest.raises(OSError, match='Stale'):
+            files.read(path, 2, 3)
+        stale.close.assert_called_once()
+        assert files.read(path, 2, 3) == b'cde'
 
     def test_subset(self, dataset):
         subset = dataset.get_subset([9, 8, 1, 23])

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from ranks import run_ranks
 
 from mmdensecl.engine.hooks.checkpoint_hook import save_now
-from mmdensecl.engine.resume import ResumeError, resume_newest
+from mmdensecl.engine.resume import ResumeError, prepare_resume
 
 
 def choose(rank, world_size, work_dir):
@@ -21,7 +21,7 @@ def choose(rank, world_size, work_dir):
             resume=True,
             work_dir=str(work_dir if rank == 0 else work_dir / 'stale')))
     try:
-        resume_newest(cfg)
+        prepare_resume(cfg)
     except ResumeError:
         return 'says why'
     except SystemExit as error:

@@ -248,6 +248,26 @@ class TestUnlabeledData:
                 ToyContrast(), [UnlabeledDataHook()],
                 pipeline=[broken_first]).train()
 
+    @pytest.mark.parametrize('done, kept', [(13, True), (0, False)])
+    def test_going_on_in_an_epoch_keeps_the_list(self, make_runner, tmp_path,
+                                                 done, kept):
+        """Of the pictures before, only the list of the killed run knows."""
+
+        def broken_third(results):
+            if results['img_path'] == '0002.png':
+                raise OSError('gone')
+            return pack(results)
+
+        runner = make_runner(
+            ToyContrast(), [UnlabeledDataHook()],
+            pipeline=[broken_third],
+            epochs=1)
+        path = Path(runner.work_dir, 'unreadable.txt')
+        path.write_bytes(b'a\xff.png\n')
+        runner.train_loop._iter = done
+        runner.train()
+        assert path.read_bytes() == b'a\xff.png\n' * kept + b'0002.png\n'
+
     def test_unreadable_pictures_are_reported_once(self, make_runner, messages,
                                                    tmp_path):
 

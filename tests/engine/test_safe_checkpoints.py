@@ -27,7 +27,7 @@ from mmdensecl.engine import work_dir_lock
 from mmdensecl.engine.hooks import checkpoint_hook
 from mmdensecl.engine.hooks.checkpoint_hook import SafeCheckpointHook, save_now
 from mmdensecl.engine.resume import (ResumeError, find_resumable, last_good,
-                                     resume_newest)
+                                     prepare_resume)
 from mmdensecl.engine.safe_write import remove_unfinished, write_safely
 from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
 
@@ -530,11 +530,37 @@ class TestFind:
     def test_config(self, work):
         from mmengine.config import Config
         cfg = Config(dict(work_dir=str(work), launcher='none', resume=True))
-        resume_newest(cfg)
+        prepare_resume(cfg)
         assert (cfg.resume, cfg.load_from) == (True, str(work / 'epoch_3.pth'))
-        cfg.work_dir = str(work / 'new')
-        resume_newest(cfg)
+        cfg = Config(dict(work_dir=str(work / 'new'), resume=True))
+        prepare_resume(cfg)
         assert (cfg.resume, cfg.load_from) == (False, None)
+
+    def test_a_file_that_the_user_names(self, work):
+        from mmengine.config import Config
+        path = work / 'epoch_2.pth'
+        cfg = Config(
+            dict(work_dir='elsewhere', resume=True, load_from=str(path)))
+        prepare_resume(cfg)
+        assert (cfg.resume, cfg.load_from) == (True, str(path))
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1  # in a tensor, where only a checksum tells
+        path.write_bytes(data)
+        with pytest.raises(ResumeError, match='checksum'):
+            prepare_resume(cfg)
+        torch.save(dict(state_dict={}, meta={}), path)
+        with pytest.raises(ResumeError, match='lacks message_hub, optimizer'):
+            prepare_resume(cfg)
+        path.unlink()
+        with pytest.raises(ResumeError, match='epoch_2.pth'):
+            prepare_resume(cfg)
+
+    def test_an_address_is_left_to_mmengine(self):
+        from mmengine.config import Config
+        cfg = Config(
+            dict(resume=True, work_dir='x', load_from='s3://bucket/a.pth'))
+        prepare_resume(cfg)
+        assert cfg.resume and cfg.load_from == 's3://bucket/a.pth'
 
 
 def hold(folder, ready, worker=False):

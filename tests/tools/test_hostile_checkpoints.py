@@ -87,3 +87,4 @@ def test_tool(workplace, command):
     assert not (workplace / 'canary').exists()
     assert done.returncode != 0
     assert 'could run code' in done.stdout
+    assert 'Traceback' not in done.stdout

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from mmdensecl.benchmark.log import log_rows
 from mmdensecl.checkpoint import load_from_local
+from mmdensecl.engine import find_resumable
 from mmdensecl.models.correspondence import BackboneSimilarity
 from mmdensecl.models.features import Features
 from mmdensecl.models.geometry import locate_cells, stack_views
@@ -158,13 +159,11 @@ def main() -> None:
     logging.disable(logging.INFO)  # mmengine's list of initialised tensors
     cfg = latest_config(args.work_dir)
     init_default_scope(cfg.default_scope)
-    pointer = args.work_dir / 'last_checkpoint'
-    if not pointer.is_file():
+    checkpoint = find_resumable(args.work_dir)
+    if checkpoint is None:
         raise FileNotFoundError(
             f'"{args.work_dir}" holds no checkpoint yet; the demo saves one '
             'an epoch. Run it again to go on.')
-    checkpoint = args.work_dir / Path(
-        pointer.read_text(encoding='utf-8').strip()).name
     models = build_models(cfg, checkpoint)
 
     batches = unseen_batches(cfg, 6)

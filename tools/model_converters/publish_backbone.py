@@ -2,11 +2,11 @@
 """Write the backbone of a checkpoint as a file for others."""
 import argparse
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 from mmdensecl.checkpoint import UnsafeCheckpointError
+from mmdensecl.engine.safe_write import write_safely
 from mmdensecl.transfer import read_backbone
 from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
 
@@ -40,13 +40,7 @@ def write(data: bytes, out: Path, suffix: str) -> Path:
                 f'"{path}" exists and holds something else; move it away or '
                 'choose another name')
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_safely(path, data)
     return path
 
 

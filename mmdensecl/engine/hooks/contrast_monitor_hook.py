@@ -89,7 +89,7 @@ class ContrastMonitorHook(Hook):
                 '--resume.')
 
     def _stop(self, runner, data_batch, outputs) -> None:
-        values = ', '.join(f'{name}={float(x):g}'
+        values = ', '.join(f'{name}={torch.as_tensor(x).item():g}'
                            for name, x in outputs.items() if 'loss' in name)
         samples = (data_batch or {}).get('data_samples', ())
         names = ', '.join(

@@ -1,6 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, List
 
 import torch
 from mmengine.dist import all_reduce, get_world_size, is_main_process
@@ -26,7 +26,9 @@ class UnlabeledDataHook(Hook):
     """Tell the data set the epoch, and the user of unreadable pictures.
 
     At the end of an epoch in which new ones were met, it logs how many there
-    are and writes their names to ``unreadable.txt`` in the work_dir.
+    are and writes their names to ``unreadable.txt`` in the work_dir. A run
+    that goes on in the middle of an epoch keeps those that are named there,
+    of which it may meet none in what is left of this epoch.
 
     Args:
         max_names (int): Names in the log line. Defaults to 5.
@@ -38,6 +40,7 @@ class UnlabeledDataHook(Hook):
     def __init__(self, max_names: int = 5) -> None:
         self.max_names = max_names
         self.reported = 0
+        self.earlier: List[str] = []
 
     def before_train(self, runner) -> None:
         """Refuse a sampler under which the ranks' exchanges cannot meet."""
@@ -46,6 +49,11 @@ class UnlabeledDataHook(Hook):
             raise ValueError(
                 'The ranks swap pictures, so their batches must be of one '
                 'size: set train_dataloader.sampler.round_up=True')
+        path = self._list_of(runner)
+        in_epoch = runner.iter % len(runner.train_dataloader)
+        if in_epoch and path.is_file():
+            text = path.read_text(encoding='utf-8', errors='surrogateescape')
+            self.earlier = text.split('\n')[:-1]
 
     def before_train_epoch(self, runner) -> None:
         """Pass on epoch and seed."""
@@ -59,7 +67,7 @@ class UnlabeledDataHook(Hook):
         """Report what could not be read, on any rank."""
         names, total = [], 0
         for part in unlabeled_parts(runner.train_dataloader.dataset):
-            broken = part.unreadable.int()
+            broken = part.unreadable.byte()
             all_reduce(broken, op='max')
             part.unreadable |= broken.bool()
             total += len(part)
@@ -67,14 +75,20 @@ class UnlabeledDataHook(Hook):
                 part.get_data_info(i)['img_path']
                 for i in torch.nonzero(broken).flatten().tolist()
             ]
+        names = [*dict.fromkeys([*self.earlier, *names])]
+        self.earlier = []
         if len(names) > self.reported:
             self.reported = len(names)
             self._report(runner, names, total)
         for part in unlabeled_parts(runner.train_dataloader.dataset):
             part.check_unreadable()
 
-    def _report(self, runner, names: list, total: int) -> None:
-        path = Path(runner.work_dir, 'unreadable.txt')
+    @staticmethod
+    def _list_of(runner) -> Path:
+        return Path(runner.work_dir, 'unreadable.txt')
+
+    def _report(self, runner, names: List[str], total: int) -> None:
+        path = self._list_of(runner)
         # A name may hold line breaks, or what cannot be printed.
         shown = ', '.join(map(repr, names[:self.max_names]))
         more = len(names) - self.max_names
