@@ -4,12 +4,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 from forks import run_script
-from runs import TOOLS, assert_same_weights, prepare, train
+from runs import TOOLS, assert_same_weights, prepare, run, train
+
+sys.path.append(str(TOOLS / 'analysis_tools'))
+from faults import IN_OWN_MOUNTS, READ_ONLY  # noqa: E402
 
 # A full disk of its own; the logs are small.
 LIMITED = """
@@ -141,3 +146,28 @@ def test_work_dir_that_cannot_be_written(workplace, work_dir):
     line = refused(workplace, '--work-dir', work_dir)
     assert line.startswith('train.py: error: Cannot write into the work_dir')
     assert work_dir in line and line.endswith('--work-dir')
+
+
+def test_read_only_work_dir(workplace):
+    """Mounted so, as modes do not keep root out."""
+    (workplace / 'work').mkdir()
+    mounted = [*IN_OWN_MOUNTS, READ_ONLY, workplace / 'work']
+    try:
+        if subprocess.run([*mounted, 'true']).returncode:
+            pytest.skip('no mounts of our own here')
+    except FileNotFoundError:
+        pytest.skip('needs unshare')
+    done = run(
+        *mounted,
+        sys.executable,
+        TOOLS / 'train.py',
+        'tiny.py',
+        '--work-dir',
+        'work',
+        cwd=workplace,
+        check=False)
+    assert done.returncode == 2
+    line = done.stdout.strip().splitlines()[-1]
+    assert line.startswith('train.py: error: Cannot write into the work_dir')
+    assert '"work": Read-only file system' in line
+    assert not [*(workplace / 'work').iterdir()]

@@ -6,7 +6,8 @@
 Each row of the table is a fault: how often it was injected, after how many of
 these all was as it has to be, and how many lost something. Where a run is
 interrupted, nothing is lost if it goes on by ``--resume`` to the very bits of
-a run that was left in peace (see faults.py). Needs Linux, and no GPU.
+a run that was left in peace (see faults.py). Needs Linux with user
+namespaces (``unshare``), and no GPU.
 """
 import argparse
 import os
@@ -113,6 +114,17 @@ def fill_disk(site: Site, count: int) -> Iterator[bool]:
         after = {*(site.folder / name).glob('*iter_*')}
         yield (status != 0 and before == after
                and site.said(name, 'could not be written', '--resume')
+               and site.finish(name) and site.same(name))
+
+
+def lock_folder(site: Site, count: int) -> Iterator[bool]:
+    """A work_dir that is read-only"""
+    for i in range(count):
+        name = f'read-only-{i}'
+        site.kill_after_save(name)
+        status = wait(site.start(name, read_only=True))
+        yield (status == 2 and site.said(
+            name, 'Cannot write into the work_dir', 'Read-only')
                and site.finish(name) and site.same(name))
 
 
@@ -243,6 +255,7 @@ FAULTS: Dict[Fault, int] = {
     terminate: 5,
     terminate_two_ranks: 3,
     fill_disk: 3,
+    lock_folder: 2,
     truncate: 6,
     kill_rank: 2,
     kill_worker: 3,

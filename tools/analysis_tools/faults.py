@@ -26,6 +26,17 @@ ROOT = Path(__file__).parents[2]
 PICTURES, BATCH, EPOCHS = 48, 4, 20
 PATIENCE = 300  # seconds
 
+# A shell script to be run where mounts concern nobody else, and one that
+# starts what comes after a folder; file modes do not keep out root.
+IN_OWN_MOUNTS = [
+    'unshare', '--user', '--map-root-user', '--mount', 'bash', '-ec'
+]
+READ_ONLY = """
+mount --bind "$0" "$0"
+mount -o remount,bind,ro "$0"
+exec "$@"
+"""
+
 CONFIG = """
 _base_ = '{root}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
 model = dict(
@@ -94,7 +105,8 @@ class Site:
               name: str,
               *options: str,
               ranks: int = 1,
-              max_file: Optional[int] = None) -> subprocess.Popen:
+              max_file: Optional[int] = None,
+              read_only: bool = False) -> subprocess.Popen:
         """Start a run, or go on with it.
 
         Args:
@@ -103,6 +115,8 @@ class Site:
             ranks (int): Processes. Defaults to 1.
             max_file (int, optional): Bytes that a file may have, as on a
                 full disk. Defaults to None.
+            read_only (bool): Whether its work_dir, which must be there, is
+                mounted so for it. Defaults to False.
 
         Returns:
             subprocess.Popen: A leader of a process group.
@@ -119,6 +133,11 @@ class Site:
                 'bash',
                 str(ROOT / 'tools/dist_train.sh'), flags[0],
                 str(ranks), *flags[1:]
+            ]
+        if read_only:
+            command = [
+                *IN_OWN_MOUNTS, READ_ONLY,
+                str(self.folder / name), *command
             ]
         env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
         env['PYTHONPATH'] = os.pathsep.join(
