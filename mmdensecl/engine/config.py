@@ -19,7 +19,8 @@ def override_data_root(cfg: Config, data_root: str) -> None:
         data_root (str): The new folder.
 
     Raises:
-        KeyError: The config has no ``data_root`` to replace.
+        KeyError: The config has no ``data_root`` to replace, or no path
+            below it, so that nothing would change.
     """
     old = cfg.get('data_root')
     if not old:
@@ -27,10 +28,13 @@ def override_data_root(cfg: Config, data_root: str) -> None:
             f'data_root={data_root} was asked for, but {cfg.filename} defines '
             'no data_root. Set the paths of its dataloaders one by one.')
     old, new = old.rstrip('/'), str(data_root).rstrip('/') or '/'
+    changed = 0
 
     def moved(value: Any) -> Any:
+        nonlocal changed
         if isinstance(value, str):
             is_below = value == old or value.startswith(f'{old}/')
+            changed += is_below
             return new + value[len(old):] if is_below else value
         if isinstance(value, (ConfigDict, dict)):
             for key in value:
@@ -42,6 +46,11 @@ def override_data_root(cfg: Config, data_root: str) -> None:
 
     for key in list(cfg.keys()):
         cfg[key] = moved(cfg[key])
+    if changed < 2:  # data_root itself is one
+        raise KeyError(
+            f'data_root={data_root} was asked for, but nothing in '
+            f'{cfg.filename} lies below its data_root, "{old}". Set the paths '
+            'of its dataloaders, such as train_dataloader.dataset.data_root.')
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:

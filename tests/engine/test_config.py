@@ -34,6 +34,12 @@ def test_moves_every_path_below_the_root():
 def test_nothing_to_move():
     with pytest.raises(KeyError, match='defines no data_root'):
         override_data_root(Config(dict(model=dict())), '/mnt/x')
+    cfg = Config(
+        dict(
+            data_root='data/coco',
+            train_dataloader=dict(dataset=dict(data_root='elsewhere'))))
+    with pytest.raises(KeyError, match='nothing .* below .* "data/coco"'):
+        override_data_root(cfg, '/mnt/x')
 
 
 def pretrained(**kwargs):

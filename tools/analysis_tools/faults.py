@@ -39,13 +39,14 @@ exec "$@"
 
 CONFIG = """
 _base_ = '{root}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
+data_root = {pictures!r}
 model = dict(
     queue_len=4096, neck=dict(in_channels=32, hid_channels=32),
     backbone=dict(
         num_stages=2, strides=(2, 2), dilations=(1, 1), out_indices=(1, ),
         stem_channels=16, base_channels=16))
 train_dataloader = dict(
-    batch_size={batch}, num_workers=2, dataset=dict(data_root={pictures!r}))
+    batch_size={batch}, num_workers=2, dataset=dict(data_root=data_root))
 train_dataloader['dataset']['pipeline'] = [
     dict(type='mmdensecl.DecodeRGB'),
     dict(type='mmdensecl.TwoViews', size=32),
