@@ -23,9 +23,6 @@ SOURCES = sorted([
     ROOT / 'setup.py', *(ROOT / 'mmdensecl').rglob('*.py'),
     *(ROOT / 'tools').rglob('*.py'), *(ROOT / 'configs').rglob('*.py')
 ])
-CONFIGS = sorted(
-    str(path) for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts)
 
 # Imports all that it is told as Windows would, as far as our own modules see.
 CHILD = '''
@@ -113,30 +110,26 @@ for script in sorted((ROOT / 'tools').rglob('*.py')):
             del sys.modules[name]
     sys.path.pop(0)
     count += 1
-from mmengine.config import Config
-for path in sys.argv[2:]:
-    Config.fromfile(path)
-    count += 1
 print('fine', count)
 '''
 
 
 @pytest.mark.slow
-def test_imports_and_configs_without_posix(tmp_path):
+def test_imports_without_posix(tmp_path):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg'}
     process = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', CHILD,
-         str(ROOT), *CONFIGS],
+         str(ROOT)],
         cwd=tmp_path,
         env=env,
         capture_output=True,
         encoding='utf-8',
         timeout=600)
     assert process.returncode == 0, process.stderr[-3000:]
-    modules = sum('mmdensecl' in x.parts for x in SOURCES)
+    ours = [x for x in SOURCES if 'configs' not in x.parts]
     count = int(process.stdout.split()[-1])
     # Modules that need a host that is not here are left out.
-    assert count > 0.9 * modules + len(CONFIGS)
+    assert count > 0.9 * len(ours)
 
 
 def text_calls(path):

@@ -12,9 +12,10 @@ versions:
 
 The last two have mmcv without its compiled ops, whose build takes long, and no
 mmdet and mmseg, which need them: tests of these skip. In the folder each row
-has its environment, which the next call uses again, setup.log, test.log,
-junit.xml and result.json. Arguments after -- go to pytest. The exit status is
-1 unless all chosen rows passed. A row needs 6 to 8 GiB of disk.
+has its environment, which the next call uses again, that of ``newest`` on the
+same day only, setup.log, test.log, junit.xml and result.json. Arguments after
+-- go to pytest. The exit status is 1 unless all chosen rows passed; a row
+without a result has not. A row needs 6 to 8 GiB of disk.
 """
 import argparse
 import json
@@ -84,7 +85,7 @@ class Result:
 
     Args:
         row (str): Its name.
-        commit (str): What was tested.
+        commit (str): What was tested; '' if nothing was.
         arguments (List[str]): Of pytest.
         versions (Dict[str, str]): Of the modules that were imported.
         counts (Dict[str, int]): Tests ``passed``, ``failed``, ``skipped``.
@@ -248,7 +249,9 @@ def set_up(row: Row, folder: Path, pythons: List[str]) -> Path:
     log = folder / 'setup.log'
     python = venv / 'bin' / 'python'
     wanted = [] if row.versions == 'locked' else requirements(row)
-    text = '\n'.join([row.name, *wanted, ''])
+    # The package index goes on: what was newest once is not for long.
+    day = time.strftime(' %Y-%m-%d') if row.versions == 'newest' else ''
+    text = '\n'.join([row.name + day, *wanted, ''])
     if (wanted and python.exists() and done.is_file()
             and done.read_text(encoding='utf-8') == text):
         return python
@@ -359,6 +362,15 @@ def try_row(row: Row, folder: Path, args: argparse.Namespace) -> Result:
     return result
 
 
+def read_result(row: Row, folder: Path) -> Result:
+    """What became of a row when it was last tried."""
+    path = folder / 'result.json'
+    if not path.is_file():
+        return Result(
+            row.name, '', [], problem=f'not run yet, there is no {path}')
+    return Result(**json.loads(path.read_text(encoding='utf-8')))
+
+
 def commit() -> str:
     """The checkout's commit, with a + where files differ from it."""
     found = subprocess.run(['git', 'describe', '--always', '--dirty=+'],
@@ -384,7 +396,8 @@ def table(results: List[Result]) -> str:
     for x in results:
         if x.problem:
             text += f'\n\n{x.row}: {x.problem}'
-    for sha, line in sorted({(x.commit, x.command) for x in results}):
+    runs = {(x.commit, x.command) for x in results if x.commit}
+    for sha, line in sorted(runs):
         text += f'\n\nCommit {sha}, `{line}`.'
     return text
 
@@ -445,16 +458,14 @@ def main() -> None:
     for row in args.rows:
         folder = args.folder / row.name
         if args.report:
-            if (folder / 'result.json').is_file():
-                text = (folder / 'result.json').read_text(encoding='utf-8')
-                results.append(Result(**json.loads(text)))
+            results.append(read_result(row, folder))
             continue
         print(f'{time.strftime("%H:%M:%S")} {row.name}', file=sys.stderr)
         results.append(try_row(row, folder, args))
         if results[-1].problem:
             print(f'  {results[-1].problem}', file=sys.stderr)
     print(table(results))
-    sys.exit(not (results and all(x.good for x in results)))
+    sys.exit(not all(x.good for x in results))
 
 
 if __name__ == '__main__':

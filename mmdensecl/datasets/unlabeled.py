@@ -1,11 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import errno
+import hashlib
 import os
 import stat
 import time
 from abc import abstractmethod
-from typing import (Any, Callable, Dict, Generic, Iterator, Optional, Sequence,
-                    TypeVar, Union)
+from contextlib import suppress
+from typing import (Any, Callable, Collection, Dict, Generic, Iterator,
+                    Optional, Sequence, TypeVar, Union)
 
 import numpy as np
 import torch
@@ -134,6 +136,9 @@ class UnlabeledDataset(BaseDataset):
         # Both are in shared memory: workers read the one and write the other.
         self._clock = torch.tensor([0, -1]).share_memory_()  # seed, epoch
         self.unreadable = torch.zeros(0, dtype=torch.bool)
+        # Gets the name of each when it is met. Whatever ends the run, be it
+        # an error in a worker, what the ranks know by then is there.
+        self.unreadable_file: Optional[str] = None
         # BaseDataset would pickle each data info; Pictures needs no help.
         kwargs['serialize_data'] = False
         super().__init__(
@@ -232,12 +237,62 @@ class UnlabeledDataset(BaseDataset):
                 last = f'The last was {name!r}: {error}.'
                 if not self.unreadable[idx]:  # else it has been counted
                     self.unreadable[idx] = True
+                    self._note(name)
                     self.check_unreadable(f' {last}')
             idx = int(substitutes.integers(len(self)))
         raise RuntimeError(
             f'{self.max_refetch + 1} pictures drawn in a row from '
             f'"{self.data_root}" cannot be read. {last} If its disk is gone, '
             'bring it back and go on with --resume')
+
+    def _note(self, name: str) -> None:
+        if self.unreadable_file is None:
+            return
+        line = f'{name}\n'.encode('utf-8', 'surrogateescape')
+        # Where there is no room for it, the list at the epoch's end says so.
+        # All ranks' workers append: by one call, which does not mix lines.
+        with suppress(OSError), open(
+                self.unreadable_file, 'ab', buffering=0) as file:
+            file.write(line)
+
+    def try_again(self,
+                  names: Collection[bytes],
+                  share: int = 0,
+                  shares: int = 1) -> None:
+        """Find out which of some pictures still cannot be read.
+
+        Args:
+            names (Collection[bytes]): The lines of ``unreadable_file``.
+            share (int): Which part of the data set is looked through.
+                Defaults to 0.
+            shares (int): Number of such parts. Defaults to 1.
+        """
+        columns = self.data_list.columns
+        text, edges = columns['text'].numpy(), columns['edges'].numpy()
+        start, end = (len(self) * x // shares for x in (share, share + 1))
+        pauses = iter(PAUSES)
+        for idx in range(start, end):
+            name = text[edges[idx]:edges[idx + 1]].tobytes()
+            # A line break in a name makes two lines.
+            if name.rpartition(b'\n')[2] not in names:
+                continue
+            try:
+                self._prepare_patiently(idx, 0, pauses)
+            except (UnreadableImageError, OSError):
+                self.unreadable[idx] = True
+
+    def digest(self) -> str:
+        """The same for data sets of the same pictures in the same order.
+
+        Returns:
+            str: Of the names below ``data_root``, which itself may differ.
+        """
+        self.full_init()
+        digest = hashlib.sha256()
+        for key, column in sorted(self.data_list.columns.items()):
+            digest.update(key.encode())
+            digest.update(column.numpy())  # not a copy of it
+        return digest.hexdigest()
 
     def _prepare_patiently(self, idx: int, seed: int,
                            pauses: Iterator[int]) -> dict:
@@ -280,9 +335,11 @@ class UnlabeledDataset(BaseDataset):
         """
         count = int(self.unreadable.sum())
         if count > self.max_unreadable * len(self):
+            named = (f', as named in "{self.unreadable_file}",'
+                     if self.unreadable_file else ',')
             raise RuntimeError(
                 f'{count} of {len(self)} pictures in "{self.data_root}" '
                 'cannot be read, more than max_unreadable='
                 f'{self.max_unreadable:g} allows.{detail} Mend or remove '
-                'them, or raise the limit with --cfg-options '
+                f'them{named} or raise the limit with --cfg-options '
                 'train_dataloader.dataset.max_unreadable=...')

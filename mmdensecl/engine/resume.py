@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
@@ -37,17 +38,22 @@ class _Found:
     time: str  # when it was saved, as mmengine writes it
 
 
-def find_resumable(work_dir: Union[str, os.PathLike]) -> Optional[str]:
+def find_resumable(work_dir: Union[str, os.PathLike],
+                   parts: Sequence[str] = PARTS) -> Optional[str]:
     """Find the checkpoint of a work_dir from which a run goes on.
 
     Of ``epoch_*.pth`` and ``iter_*.pth``, and of files named as that in
     mmengine's ``last_checkpoint``, it is the most advanced one that can be
     read whole. Each one passed over is named in a warning; nothing is
-    changed. What was saved before that in ``last_checkpoint`` belongs to a
-    run that somebody gave up, by resuming from a file before it.
+    changed. What is further on than that in ``last_checkpoint`` but was
+    saved before it belongs to a run that somebody gave up, by resuming from
+    an earlier file. Where ``last_checkpoint`` names nothing whole, the file
+    saved last takes its place in that.
 
     Args:
         work_dir (str | os.PathLike): Of the run.
+        parts (Sequence[str]): What a checkpoint has to hold. Defaults to
+            PARTS.
 
     Returns:
         str | None: The file; None if nothing was saved yet.
@@ -63,40 +69,49 @@ def find_resumable(work_dir: Union[str, os.PathLike]) -> Optional[str]:
     # A work_dir may have been moved, or copied.
     if pointed and osp.isfile(work_dir / pointed.name):
         pointed = work_dir / pointed.name
-    since = None
-    if pointed:
-        try:
-            since = _read(pointed)
-        except ValueError:
-            pass  # said below, where it is there
+    passed: Dict[Path, str] = {}
 
+    def look(path: Path, since: Optional[_Found]) -> Optional[_Found]:
+        try:
+            found = _read(path, parts)
+            if (since and found.time < since.time
+                    and found.progress > since.progress):
+                raise ValueError(
+                    f'"{path}" is further on, but older than "{since.path}", '
+                    'with which a later run went on')
+            _check_whole(path)
+            return found
+        except ValueError as error:
+            passed[path] = str(error)
+            return None
+
+    candidates = _candidates(work_dir, pointed)
+    noted = None
+    if pointed and osp.isfile(pointed):
+        noted = look(pointed, None)
+    since = noted or _saved_last(candidates)
     heads: List[_Found] = []
-    passed: List[str] = []
-    for files in _candidates(work_dir, pointed).values():
+    for files in candidates.values():
         for path in files:
-            try:
-                found = _read(path)
-                if (since and found.time < since.time
-                        and found.progress > since.progress):
-                    raise ValueError(
-                        f'"{path}" is further on, but older than "{pointed}", '
-                        f'with which a later run went on ({POINTER} says so)')
-                _check_whole(path)
-            except ValueError as error:
-                passed.append(str(error))
-            else:
+            if path in passed:
+                continue
+            found = noted  # need not be read again
+            if found is None or found.path != path:
+                found = look(path, since)
+            if found:
                 heads.append(found)
                 break
     if heads:
         best = str(max(heads, key=lambda found: found.progress).path)
-        for reason in passed:
+        for reason in passed.values():
             _warn(f'{reason}. It is passed over for "{best}".')
         return best
     if passed:
         raise ResumeError(
             f'"{work_dir}" has no checkpoint to resume from:\n  ' +
-            '\n  '.join(passed) + '\nGive another file, --resume FILE, or '
-            'start anew in another --work-dir')
+            '\n  '.join(passed.values()) +
+            '\nGive another file, --resume FILE, or start anew in another '
+            '--work-dir')
     if named is not None:
         raise ResumeError(
             f'"{work_dir}" has no checkpoint to resume from, but its '
@@ -141,12 +156,14 @@ def last_good(work_dir: Union[str, os.PathLike]) -> str:
             if found else 'There is no checkpoint yet.')
 
 
-def check_resumable(path: Union[str, os.PathLike]) -> str:
+def check_resumable(path: Union[str, os.PathLike],
+                    parts: Sequence[str] = PARTS) -> str:
     """Read all of a checkpoint that a user names.
 
     Args:
         path (str | os.PathLike): A local file, or an address, of which only
             mmengine's backends know what it holds.
+        parts (Sequence[str]): What it has to hold. Defaults to PARTS.
 
     Returns:
         str: The same.
@@ -156,7 +173,7 @@ def check_resumable(path: Union[str, os.PathLike]) -> str:
     """
     if '://' not in str(path):
         try:
-            _read(Path(path))
+            _read(Path(path), parts)
             _check_whole(Path(path))
         except ValueError as error:
             raise ResumeError(str(error)) from error
@@ -171,12 +188,13 @@ def prepare_resume(cfg: Config) -> None:
 
     Args:
         cfg (Config): With ``launcher``, ``work_dir`` and maybe ``load_from``,
-            a checkpoint; without it, :func:`find_resumable` chooses. Its
+            a checkpoint; without it, :func:`find_resumable` chooses. With a
+            ``param_scheduler``, a checkpoint has to hold its state, too. Its
             ``load_from`` and ``resume`` are set.
 
     Raises:
-        ResumeError: It cannot be resumed from. On other ranks than 0 it is
-            SystemExit.
+        ResumeError: It cannot be resumed from. On other ranks than 0 this,
+            and every other error of rank 0, is SystemExit.
     """
     if cfg.get('launcher', 'none') != 'none' and not is_distributed():
         # As the Runner does later on, if nobody has.
@@ -185,12 +203,17 @@ def prepare_resume(cfg: Config) -> None:
         init_dist(cfg.launcher, **env.get('dist_cfg', {}))
     choice, error = [None, False], None
     if is_main_process():
+        parts = list(PARTS)
+        if cfg.get('param_scheduler'):
+            # Without it the learning rate would begin anew.
+            parts.append('param_schedulers')
         try:
             named = cfg.get('load_from')
-            choice[0] = (
-                check_resumable(named)
-                if named else find_resumable(cfg.work_dir))
-        except ResumeError as caught:
+            if named:
+                choice[0] = check_resumable(named, parts)
+            else:
+                choice[0] = find_resumable(cfg.work_dir, parts)
+        except Exception as caught:  # the others wait to hear of any
             error, choice[1] = caught, True
     broadcast_object_list(choice)
     if error:
@@ -239,7 +262,18 @@ def _numbers(name: str) -> Sequence[int]:
     return [*map(int, re.findall(r'\d+', name))]
 
 
-def _read(path: Path) -> _Found:
+def _saved_last(candidates: Dict[str, List[Path]]) -> Optional[_Found]:
+    """The one saved last, be it one to resume from or not."""
+    saved = []
+    for path in chain(*candidates.values()):
+        try:
+            saved.append(_read(path, ['meta']))
+        except ValueError:
+            pass  # said where it is looked at
+    return max(saved, key=lambda x: (x.time, x.progress), default=None)
+
+
+def _read(path: Path, parts: Sequence[str]) -> _Found:
     """Read what a checkpoint says of itself, not its tensors.
 
     Raises:
@@ -249,18 +283,18 @@ def _read(path: Path) -> _Found:
         checkpoint = load_from_local(path, map_location='cpu', mmap=True)
     except (OSError, UnsafeCheckpointError) as error:
         raise ValueError(str(error)) from error
-    parts = checkpoint if isinstance(checkpoint, dict) else {}
-    lacking = [part for part in PARTS if part not in parts]
+    held = checkpoint if isinstance(checkpoint, dict) else {}
+    lacking = [part for part in parts if part not in held]
     if lacking:
         raise ValueError(
             f'"{path}" cannot be resumed from, as it lacks '
-            f'{", ".join(lacking)} (save_optimizer of the checkpoint hook '
-            'has to be True)')
-    meta = parts['meta']
+            f'{", ".join(lacking)} (save_optimizer and save_param_scheduler '
+            'of the checkpoint hook have to be True)')
+    meta = held['meta']
     try:
         progress = int(meta['epoch']), int(meta['iter'])
         return _Found(path, progress, str(meta.get('time', '')))
-    except (AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # a stranger's file can lead to any
         raise ValueError(f'"{path}" cannot be resumed from, as its meta does '
                          'not say which epoch and iter it is of') from error
 

@@ -1,14 +1,16 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import logging
+import math
 import random
 from contextlib import contextmanager
 from itertools import chain, count, islice
-from typing import Any, Dict, Iterator, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
@@ -16,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from mmdensecl.registry import LOOPS
 from .rank_order import fix_order_of_sums
 
-Layout = Dict[str, Union[int, str, None]]
+Layout = Dict[str, Union[int, str, List[float], None]]
 
 LAYOUT_NAMES = dict(
     world_size='Processes',
@@ -110,6 +112,38 @@ def flat(parts: Union[list, Dict[str, list], None]) -> list:
     return parts or []
 
 
+def find_factor(saved: List[float], now: List[float]) -> float:
+    """By what the learning rates of a run are to be multiplied.
+
+    Args:
+        saved (List[float]): Those that its config asked for, of each group of
+            parameters.
+        now (List[float]): Those that it asks for now.
+
+    Returns:
+        float: 1 where it is not the same for all groups.
+    """
+    if len(saved) != len(now) or not all(saved):
+        return 1.
+    factors = [new / old for old, new in zip(saved, now)]
+    same = all(math.isclose(x, factors[0]) for x in factors)
+    return factors[0] if factors and same else 1.
+
+
+class _AskedRates(Hook):
+    """Notes the learning rates of a config, before a checkpoint's come."""
+
+    def __init__(self) -> None:
+        self.rates: List[float] = []
+
+    def before_run(self, runner) -> None:
+        # A warmup has begun already; the schedulers note from where.
+        self.rates = [
+            float(group.get('initial_lr', group['lr']))
+            for group in flat(runner.optim_wrapper.param_groups)
+        ]
+
+
 class _Tail(Sampler):
     """A sampler without its first indices; as long as the whole of it."""
 
@@ -166,8 +200,9 @@ class ExactEpochLoop(EpochBasedTrainLoop):
     behind the last batch, without reading those before. On another number of
     processes, or with another batch size, it goes on behind the last picture,
     or, where the sampler does not allow that, at the epoch's start, and says
-    what changes. With ``auto_scale_lr`` enabled the learning rate then follows
-    the batch.
+    what changes. The learning rate follows the config: where that asks for
+    another one than the run began with, itself or by ``auto_scale_lr`` for
+    another batch, the rest of the schedule is multiplied by the quotient.
 
     Args:
         runner (Runner): The runner.
@@ -184,13 +219,16 @@ class ExactEpochLoop(EpochBasedTrainLoop):
                  **kwargs) -> None:
         super().__init__(runner, dataloader, **kwargs)
         self._skip = 0
+        self._asked = _AskedRates()
+        runner.register_hook(self._asked)
 
     def run(self) -> torch.nn.Module:
         """Train to the end, from where the runner has resumed."""
         hub = self.runner.message_hub
-        now = describe_loader(self.dataloader)
+        now = dict(
+            describe_loader(self.dataloader), learning_rates=self._asked.rates)
         if self._iter:
-            self._go_on(hub.runtime_info.get(self.LAYOUT, now), now)
+            self._go_on({**now, **hub.runtime_info.get(self.LAYOUT, {})}, now)
         hub.update_info(self.LAYOUT, now)
         if self.runner.deterministic:
             fix_order_of_sums(self.runner.model)
@@ -258,7 +296,8 @@ class ExactEpochLoop(EpochBasedTrainLoop):
                 f'{done * seen - self._skip * kept} of them come again.'
                 if self._skip else
                 'The epoch starts again, as no place of the new one matches.')
-        news.append(self._scale_lr(kept / seen if seen and kept else 1.))
+        news.append(
+            self._follow_lr(saved, now, kept / seen if seen and kept else 1.))
         schedules = [
             type(scheduler).__name__
             for scheduler in flat(runner.param_schedulers)
@@ -267,24 +306,30 @@ class ExactEpochLoop(EpochBasedTrainLoop):
         if schedules and saved['batches'] != now['batches']:
             news.append(f'{" and ".join(schedules)} counts iterations and '
                         'keeps the old number of them.')
-        news.append('Weights, queues and optimiser go on as they were saved; '
-                    'random numbers of the ranks differ.')
+        news.append('Weights, queues and optimiser go on as they were saved.')
+        if (seen, saved['world_size']) != (kept, now['world_size']):
+            news.append('Random numbers of the ranks differ.')
         print_log(
             'The run goes on, but not as it would have without the break. ' +
             ' '.join(news),
             logger='current',
             level=logging.WARNING)
 
-    def _scale_lr(self, factor: float) -> str:
-        """Let the learning rate follow the batch, where that is asked for."""
-        if factor == 1:
-            return 'The learning rate stays, as the global batch does.'
+    def _follow_lr(self, saved: Layout, now: Layout, batch: float) -> str:
+        """Let the learning rate follow the config; ``batch``: times as large.
+
+        The optimiser and the schedulers have been loaded since mmengine set
+        and scaled what the config says.
+        """
         runner = self.runner
-        if not (runner.auto_scale_lr or {}).get('enable'):
+        scales = (runner.auto_scale_lr or {}).get('enable')
+        factor = find_factor(saved['learning_rates'], now['learning_rates'])
+        if factor == 1:
+            if batch == 1:
+                return 'The learning rate stays, as the global batch does.'
+            hint = '' if scales else '; --auto-scale-lr would scale it'
             return ('The learning rate stays although the global batch is '
-                    f'{factor:g} times as large; --auto-scale-lr would scale '
-                    'it.')
-        # Both have been loaded since mmengine scaled what the config says.
+                    f'{batch:g} times as large{hint}.')
         for group in flat(runner.optim_wrapper.param_groups):
             for key in {'lr', 'initial_lr'} & group.keys():
                 group[key] *= factor
@@ -293,7 +338,8 @@ class ExactEpochLoop(EpochBasedTrainLoop):
                 scheduler.base_values = [
                     factor * value for value in scheduler.base_values
                 ]
-        return f'The learning rate is {factor:g} times the old one.'
+        return (f'The learning rate is {factor:g} times the old one, as the '
+                'config asks.')
 
     def _seed(self, purpose: int, number: int) -> None:
         seed_generators(self.runner.seed, get_rank(), purpose, number)

@@ -21,6 +21,7 @@ def measure(rank, world_size, cfg, folder):
         model=MMDistributedDataParallel(model),
         iter=0,
         epoch=0,
+        train_dataloader=SimpleNamespace(worker_init_fn=None),
         logger=logging.getLogger('knn'),
         visualizer=SimpleNamespace(
             add_scalars=lambda values, step: seen.append(values['knn_top1'])))

@@ -13,17 +13,16 @@ from mmdensecl.engine.hooks.checkpoint_hook import save_now
 from mmdensecl.engine.resume import ResumeError, prepare_resume
 
 
-def choose(rank, world_size, work_dir):
-    # The other rank's machine does not see the file yet.
-    cfg = Config(
-        dict(
-            launcher='pytorch',
-            resume=True,
-            work_dir=str(work_dir if rank == 0 else work_dir / 'stale')))
+def choose(rank, world_size, work_dir, keys, relative):
+    # The other rank's machine does not see the files yet.
+    folder = work_dir if rank == 0 else work_dir / 'stale'
+    cfg = Config(dict(launcher='pytorch', work_dir=str(folder), **keys))
+    for key, value in relative.items():
+        cfg[key] = str(folder / value)
     try:
         prepare_resume(cfg)
-    except ResumeError:
-        return 'says why'
+    except ValueError as error:
+        return isinstance(error, ResumeError), str(error)
     except SystemExit as error:
         return error.code
     return [cfg.resume, cfg.load_from]
@@ -37,7 +36,14 @@ def work_dir(tmp_path):
     return folder
 
 
-def test_rank_0_chooses_for_all(work_dir):
+def choose_all(work_dir, keys=(), /, **relative):
+    """What comes of it, on each of two ranks."""
+    return run_ranks(choose, 2, work_dir.parent / 'ranks', work_dir,
+                     dict(keys), relative)
+
+
+@pytest.fixture
+def path(work_dir):
     path = work_dir / 'epoch_3.pth'
     torch.save(
         dict(
@@ -45,14 +51,39 @@ def test_rank_0_chooses_for_all(work_dir):
             state_dict={},
             message_hub={},
             optimizer={}), path)
-    results = run_ranks(choose, 2, work_dir.parent / 'ranks', work_dir)
+    return path
+
+
+def test_rank_0_chooses_for_all(work_dir, path):
+    assert choose_all(work_dir) == [[True, str(path)]] * 2
+
+
+def test_rank_0_reads_a_named_file_for_all(work_dir, path):
+    results = choose_all(work_dir, load_from=path.name)
     assert results == [[True, str(path)]] * 2
 
 
 def test_nothing_to_resume_from_ends_all(work_dir):
     (work_dir / 'epoch_3.pth').write_bytes(b'')
-    results = run_ranks(choose, 2, work_dir.parent / 'ranks', work_dir)
-    assert results == ['says why', 2]
+    (refused, why), other = choose_all(work_dir)
+    assert refused and 'epoch_3.pth" is empty' in why
+    assert other == 2
+
+
+def test_a_named_file_without_the_schedule_ends_all(work_dir, path):
+    (refused, why), other = choose_all(
+        work_dir,
+        dict(param_scheduler=dict(type='CosineAnnealingLR')),
+        load_from=path.name)
+    assert refused and 'lacks param_schedulers' in why
+    assert other == 2
+
+
+def test_any_other_error_of_rank_0_ends_all(work_dir):
+    """Nobody waits for a choice that does not come."""
+    (refused, why), other = choose_all(work_dir, work_dir='no\0path')
+    assert not refused and 'null byte' in why
+    assert other == 2
 
 
 def save(rank, world_size, work_dir):

@@ -213,17 +213,22 @@ def test_one_is_lost_and_comes_back(one_machine, workplace):
     def start(node):
         with open(workplace / f'node{len(nodes)}.log', 'w') as log:
             nodes.append(
-                subprocess.Popen([
-                    'bash', TOOLS / 'dist_train.sh', 'cut.py', '1', '--resume'
-                ],
-                                 cwd=workplace,
-                                 env=environment(
-                                     NNODES='2',
-                                     NODE_RANK=str(node),
-                                     RDZV_ENDPOINT=endpoint,
-                                     MAX_RESTARTS='2'),
-                                 stdout=log,
-                                 stderr=subprocess.STDOUT))
+                subprocess.Popen(
+                    [
+                        'bash', TOOLS / 'dist_train.sh', 'cut.py', '1',
+                        '--resume'
+                    ],
+                    cwd=workplace,
+                    env=environment(
+                        NNODES='2',
+                        NODE_RANK=str(node),
+                        RDZV_ENDPOINT=endpoint,
+                        # Seconds; a machine is given up after
+                        # three of them instead of 15.
+                        PET_RDZV_CONF='keep_alive_interval=1',
+                        MAX_RESTARTS='2'),
+                    stdout=log,
+                    stderr=subprocess.STDOUT))
         return nodes[-1]
 
     def log(number):

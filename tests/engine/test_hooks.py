@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,25 +249,114 @@ class TestUnlabeledData:
                 ToyContrast(), [UnlabeledDataHook()],
                 pipeline=[broken_first]).train()
 
-    @pytest.mark.parametrize('done, kept', [(13, True), (0, False)])
-    def test_going_on_in_an_epoch_keeps_the_list(self, make_runner, tmp_path,
-                                                 done, kept):
-        """Of the pictures before, only the list of the killed run knows."""
+    @pytest.fixture
+    def go_on(self, make_runner, tmp_path):
+        """Function that runs the last two of an epoch's 21 iterations."""
+        (tmp_path / 'pictures').mkdir()
+        for name in ('0000\nb.png', '0000\udcff.png'):
+            (tmp_path / 'pictures' / name).touch()  # pack looks at names only
 
-        def broken_third(results):
-            if results['img_path'] == '0002.png':
+        def run(noted, broken, done=19, epoch=0):
+
+            def break_some(results):
+                if results['img_path'] in broken:
+                    raise OSError('gone')
+                return pack(results)
+
+            runner = make_runner(
+                ToyContrast(), [UnlabeledDataHook()],
+                count=40,
+                pipeline=[break_some],
+                train_cfg=dict(type='mmdensecl.ExactEpochLoop', max_epochs=1))
+            path = Path(runner.work_dir, 'unreadable.txt')
+            path.write_bytes(noted)
+            runner._train_loop = runner.build_train_loop(runner._train_loop)
+            runner.train_loop._iter = done
+            runner.train_loop._epoch = epoch
+            try:
+                runner.train()
+            finally:
+                self.listed = path.read_bytes() if path.exists() else None
+
+        return run
+
+    def test_going_on_in_an_epoch(self, go_on, messages):
+        """Met before the stop, and still broken: counted and listed."""
+        noted = b'0000\nb.png\n0000\xff.png\n0001.png\nno_more.png\n'
+        go_on(noted, ['0000\nb.png', '0000\udcff.png', '0038.png'])
+        assert self.listed == b'0000\nb.png\n0000\xff.png\n0038.png\n'
+        reports = [
+            t[:7] for t in warnings_of(messages) if 'could not be read' in t
+        ]
+        assert reports == ['2 of 42', '3 of 42']
+
+    def test_going_on_behind_the_last_iteration(self, go_on):
+        go_on(b'0005.png\n0006.png\n', ['0006.png', '0007.png'], done=21)
+        assert self.listed == b'0006.png\n'
+
+    def test_the_limit_minds_those_before(self, go_on):
+        names = [f'{i:04d}.png' for i in (3, 4, 5, 6, 39)]
+        with pytest.raises(RuntimeError, match='5 of 42 .*unreadable.txt"'):
+            go_on('\n'.join(names[:4] + ['']).encode(), names)
+        assert self.listed.decode().split() == names
+
+    def test_mended_before_going_on(self, go_on):
+        """What stopped the run does not stop it again; the list is gone."""
+        go_on(b''.join(b'%04d.png\n' % i for i in range(9)), [])
+        assert self.listed is None
+
+    def test_an_epoch_from_its_start_has_a_new_list(self, go_on):
+        go_on(b'0005.png\n', ['0001.png'], done=0)
+        assert self.listed == b'0001.png\n'
+
+    def test_a_finished_run_keeps_its_list(self, go_on):
+        go_on(b'0005.png\n', [], done=21, epoch=1)
+        assert self.listed == b'0005.png\n'
+
+    def test_listed_when_they_are_met(self, make_runner, tmp_path):
+        """Whatever ends the run then."""
+
+        def fail(results):
+            name = results['img_path']
+            if name == '0007.png':
+                raise KeyError(name)
+            if name == '0004.png':
                 raise OSError('gone')
             return pack(results)
 
-        runner = make_runner(
-            ToyContrast(), [UnlabeledDataHook()],
-            pipeline=[broken_third],
-            epochs=1)
-        path = Path(runner.work_dir, 'unreadable.txt')
-        path.write_bytes(b'a\xff.png\n')
-        runner.train_loop._iter = done
-        runner.train()
-        assert path.read_bytes() == b'a\xff.png\n' * kept + b'0002.png\n'
+        with pytest.raises(KeyError):
+            make_runner(
+                ToyContrast(), [UnlabeledDataHook()], pipeline=[fail]).train()
+        text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
+        assert text == '0004.png\n'
+
+    def test_a_full_disk_keeps_the_older_list(self, tmp_path):
+        resource = pytest.importorskip('resource')
+        path, said = tmp_path / 'unreadable.txt', []
+        path.write_bytes(b'a.png\n')
+        runner = SimpleNamespace(
+            work_dir=str(tmp_path),
+            logger=SimpleNamespace(warning=said.append))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+        try:
+            UnlabeledDataHook()._report(runner, ['a.png', 'b.png'], 9)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == b'a.png\n'
+        assert [*tmp_path.iterdir()] == [path]
+        assert '2 of 9 pictures' in said[0]
+        assert f'"{path}" could not be written (File too large)' in said[1]
+
+    def test_no_place_for_the_list(self, tmp_path):
+        """A picture is replaced all the same."""
+        write_pictures(tmp_path, 20, size=4)
+        (tmp_path / '0003.png').write_bytes(b'')
+        dataset = UnlabeledFolder(
+            str(tmp_path), [dict(type='mmdensecl.DecodeRGB')])
+        dataset.unreadable_file = str(tmp_path / 'none' / 'unreadable.txt')
+        assert 'img' in dataset[3]
+        assert dataset.unreadable.sum() == 1
 
     def test_unreadable_pictures_are_reported_once(self, make_runner, messages,
                                                    tmp_path):
@@ -386,6 +476,18 @@ class TestContrastMonitor:
             count=12,
             epochs=20).train()
         assert any('this early' in t for t in warnings_of(messages))
+
+    @pytest.mark.parametrize('done, told', [(0, True), (30, False)])
+    def test_a_resumed_run_is_not_early(self, make_runner, messages, done,
+                                        told):
+        outputs = dict(global_acc=99.9, queue_fill=100.)
+        runner = make_runner(
+            ToyContrast(outputs=lambda step: outputs),
+            [ContrastMonitorHook(interval=2, early=0.5)])
+        runner.train_loop._iter = done
+        runner.train()
+        found = any('this early' in t for t in warnings_of(messages))
+        assert found == told
 
     def test_a_random_queue_is_easy_to_beat(self, make_runner, messages):
         texts = self.watch(

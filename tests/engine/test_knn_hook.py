@@ -1,15 +1,19 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import json
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmdensecl.engine import KNNHook
+from mmdensecl.engine import KNNHook, TerminationHook
+from mmdensecl.engine.hooks import knn_hook
 from mmdensecl.engine.hooks.knn_hook import eval_mode, split_labelled
 from mmdensecl.testing import write_pictures
 
@@ -181,3 +185,41 @@ def test_more_neighbours_than_pictures(train, tmp_path):
     hook = KNNHook(str(tmp_path / 'labelled'), k=25)
     with pytest.raises(ValueError, match='k=25 .* has 24 to vote'):
         train('few', [hook])
+
+
+class Armed(Hook):
+    """Touches a file once the run trains."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 0:
+            self.flag.touch()
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+def test_a_signal_to_all_processes_waits(train, tmp_path, monkeypatch, name):
+    """As Slurm sends it, to the processes that read pictures too."""
+    flag, number = tmp_path / 'flag', getattr(signal, name)
+
+    def strike(data):
+        if flag.exists():
+            flag.unlink()
+            os.kill(os.getppid(), number)
+            os.kill(os.getpid(), number)
+        return decode_rgb(data)
+
+    decode_rgb = knn_hook.decode_rgb
+    monkeypatch.setattr(knn_hook, 'decode_rgb', strike)
+    hook = KNNHook(str(tmp_path / 'labelled'), k=3, size=32, num_workers=1)
+    with pytest.raises(SystemExit) as stopped:
+        train('struck', [hook, Armed(flag), TerminationHook()])
+    assert stopped.value.code == 128 + number
+    assert not flag.exists()
+    # What the signal waited for is there: the value, and one more iteration.
+    rows = []
+    for path in (tmp_path / 'struck').glob('*/vis_data/scalars.json'):
+        rows += map(json.loads, path.read_text().splitlines())
+    assert [row['step'] for row in rows if 'knn_top1' in row] == [0, 2]
+    assert (tmp_path / 'struck/iter_3.pth').is_file()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 import uuid
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,12 @@ class Toy(BaseModel):
         return dict(loss=self.linear(inputs).square().mean())
 
 
-def train(folder, epochs=3, ballast=1000, hooks=(), **checkpoint):
+def train(folder,
+          epochs=3,
+          ballast=1000,
+          hooks=(),
+          schedule=None,
+          **checkpoint):
     """Train a toy, or go on with it; the same weights come out."""
     torch.manual_seed(0)
     pictures = [dict(inputs=x) for x in torch.randn(2 * ITERS, 4)]
@@ -58,6 +64,7 @@ def train(folder, epochs=3, ballast=1000, hooks=(), **checkpoint):
         train_dataloader=DataLoader(pictures, batch_size=2),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        param_scheduler=schedule,
         default_hooks=dict(
             checkpoint=checkpoint if checkpoint['type'] else None),
         custom_hooks=list(hooks),
@@ -104,8 +111,22 @@ def name_of(path):
     return path and Path(path).name
 
 
+def named_in(warning):
+    """The file that a warning is about."""
+    return re.match(r'"[^"]*?(\w+)\.pth"', warning)[1]
+
+
 def cut_off(path):
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def save_again(path, seconds, without=None):
+    """As if it had been saved so much later."""
+    checkpoint = load_from_local(path)
+    checkpoint.pop(without, None)
+    checkpoint['meta']['time'] = time.strftime(
+        '%Y%m%d_%H%M%S', time.localtime(time.time() + seconds))
+    torch.save(checkpoint, path)
 
 
 def damage(path):
@@ -438,6 +459,12 @@ class TestFind:
                 dict.fromkeys(
                     ('meta', 'state_dict', 'message_hub', 'optimizer')), path),
              'does not say which epoch'),
+            (lambda path: torch.save(
+                dict(
+                    meta=dict(epoch=float('inf'), iter=0),
+                    state_dict={},
+                    message_hub={},
+                    optimizer={}), path), 'does not say which epoch'),
             (lambda path: torch.save([1], path), 'lacks meta'),
             (lambda path: path.unlink() or path.mkdir(), 'is a folder'),
         ],
@@ -513,19 +540,62 @@ class TestFind:
 
     def test_a_run_that_went_back(self, work, warnings):
         """From epoch_1 again: what the first one did later is not its own."""
-
-        def save_again(name, seconds):
-            checkpoint = load_from_local(work / name)
-            checkpoint['meta']['time'] = time.strftime(
-                '%Y%m%d_%H%M%S', time.localtime(time.time() + seconds))
-            torch.save(checkpoint, work / name)
-
-        save_again('epoch_2.pth', 60)
+        save_again(work / 'epoch_2.pth', 60)
         (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
         assert name_of(find_resumable(work)) == 'epoch_2.pth'
         assert 'epoch_3.pth" is further on, but older' in warnings[0]
-        save_again('epoch_3.pth', 120)
+        save_again(work / 'epoch_3.pth', 120)
         assert name_of(find_resumable(work)) == 'epoch_3.pth'
+
+    @pytest.mark.parametrize(
+        'breaks, reason', [(cut_off, 'truncated'),
+                           (damage, 'damaged: the checksum'),
+                           (Path.unlink, None)],
+        ids=['cut off', 'damaged', 'gone'])
+    def test_that_and_its_newest_is_broken(self, work, warnings, breaks,
+                                           reason):
+        """What was given up does not come back by it."""
+        train(work, epochs=5)  # of which 4 and 5 are given up for these
+        save_again(work / 'epoch_2.pth', 60)
+        save_again(work / 'epoch_3.pth', 120)
+        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
+        breaks(work / 'epoch_3.pth')
+        warnings.clear()  # mmengine's
+        assert name_of(find_resumable(work)) == 'epoch_2.pth'
+        said = dict(zip(map(named_in, warnings), warnings))
+        assert len(said) == len(warnings)
+        for name in ('epoch_4', 'epoch_5'):
+            assert 'is further on, but older' in said.pop(name)
+        assert bool(said) == bool(reason)
+        assert not said or reason in said['epoch_3']
+
+    def test_that_and_cannot_be_resumed(self, work, warnings):
+        """It still tells what was given up."""
+        train(work, epochs=4)
+        for name, seconds in (('epoch_2.pth', 60), ('epoch_3.pth', 120)):
+            save_again(work / name, seconds, without='optimizer')
+        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
+        warnings.clear()  # mmengine's
+        assert name_of(find_resumable(work)) == 'epoch_1.pth'
+        assert sorted(map(named_in,
+                          warnings)) == ['epoch_2', 'epoch_3', 'epoch_4']
+
+    def test_each_file_is_read_once(self, work, monkeypatch):
+        """They are large, and on disks far away."""
+        read = []
+        testzip = zipfile.ZipFile.testzip
+
+        def count(archive):
+            read.append(archive.filename)
+            return testzip(archive)
+
+        monkeypatch.setattr(zipfile.ZipFile, 'testzip', count)
+        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
+        find_resumable(work)
+        assert [*map(name_of, read)] == ['epoch_3.pth']
+        damage(work / 'epoch_3.pth')
+        find_resumable(work)
+        assert [*map(name_of, read[1:])] == ['epoch_3.pth', 'epoch_2.pth']
 
     def test_config(self, work):
         from mmengine.config import Config
@@ -554,6 +624,35 @@ class TestFind:
         path.unlink()
         with pytest.raises(ResumeError, match='epoch_2.pth'):
             prepare_resume(cfg)
+
+    def test_state_of_the_schedule(self, tmp_path, warnings):
+        """Without it the learning rate would begin anew, at its highest."""
+        from mmengine.config import Config
+        schedule = dict(type='CosineAnnealingLR', T_max=9)
+        train(tmp_path, epochs=1, schedule=schedule)
+        train(tmp_path, schedule=schedule, save_param_scheduler=False)
+        first, last = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_3.pth'
+
+        def prepare(path=None, schedule=schedule):
+            cfg = Config(
+                dict(
+                    work_dir=str(tmp_path),
+                    load_from=path and str(path),
+                    param_scheduler=schedule))
+            prepare_resume(cfg)
+            return Path(cfg.load_from)
+
+        assert prepare(schedule=None) == prepare(last, None) == last
+        warnings.clear()
+        assert prepare() == prepare(first) == first
+        assert len(warnings) == 2
+        assert 'lacks param_schedulers (save_optimizer and save_' in (
+            warnings[0])
+        with pytest.raises(ResumeError, match='lacks param_schedulers'):
+            prepare(last)
+        first.unlink()
+        with pytest.raises(ResumeError, match='lacks param_schedulers'):
+            prepare()
 
     def test_an_address_is_left_to_mmengine(self):
         from mmengine.config import Config

@@ -1,8 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import multiprocessing
 import os
 import random
 import signal
-import time
+import subprocess
 from copy import deepcopy
 from itertools import count
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.dataset import DefaultSampler
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
@@ -85,15 +87,6 @@ class TestSeedGenerators:
             draws.update(first)
         assert len(draws) == 5 * 4
 
-    def test_takes_no_time(self):
-        """Well under 1 ms; the best of several, for a busy machine."""
-        times = []
-        for number in range(50):
-            start = time.perf_counter()
-            seed_generators(0, 0, 0, number)
-            times.append(time.perf_counter() - start)
-        assert min(times) < 5e-4
-
 
 class OwnBatches(BatchSampler):
     """Batches of growing size, which no index can be reckoned from."""
@@ -162,6 +155,8 @@ class Noisy(BaseModel):
 
     def forward(self, inputs, mode='loss'):
         value = self.net(inputs).square().mean()
+        if mode == 'predict':
+            return [dict(value=value)]
         return dict(loss=value * (1 + random.random() + np.random.rand()))
 
 
@@ -197,6 +192,10 @@ def train(tmp_path):
             epochs=3,
             batch_size=4,
             seed=7,
+            lr=0.01,
+            accumulate=1,
+            saves='CheckpointHook',
+            hooks=(),
             **kwargs):
         events = Events(at)
         torch.manual_seed(1 if resume else 0)  # weights are to be loaded
@@ -211,11 +210,11 @@ def train(tmp_path):
                 **kwargs.pop('loader', {})),
             train_cfg=dict(type='mmdensecl.ExactEpochLoop', max_epochs=epochs),
             optim_wrapper=dict(
-                optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+                accumulative_counts=accumulate,
+                optimizer=dict(type='SGD', lr=lr, momentum=0.9)),
             param_scheduler=dict(type='MultiStepLR', milestones=[1, 2]),
-            default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', interval=1)),
-            custom_hooks=[events, TerminationHook()],
+            default_hooks=dict(checkpoint=dict(type=saves, interval=1)),
+            custom_hooks=[events, TerminationHook(), *hooks],
             randomness=dict(seed=seed),
             resume=resume,
             experiment_name=f'loop_{next(NAMES)}',
@@ -345,6 +344,51 @@ class TestExactEpochLoop:
         assert second.lrs[-1] == pytest.approx(2 * whole.lrs[-1])
         assert any('learning rate is 2 times' in x for x in warnings)
 
+    def test_another_learning_rate(self, train, warnings):
+        """As the advice after a loss that is not finite has it."""
+        whole = train('whole')
+        train(at=8)
+        second = train(resume=True, lr=0.001)
+        assert second.steps[0] == (1, 8, 2)
+        assert second.lrs == pytest.approx([x / 10 for x in whole.lrs[8:]])
+        message, = [x for x in warnings if 'goes on' in x]
+        assert 'The learning rate is 0.1 times the old one' in message
+        assert 'Random numbers' not in message
+
+    def test_scaled_from_the_resume_on(self, train):
+        """The batch is the same, but its rate was not scaled before."""
+        whole = train('whole')
+        train(at=8)
+        second = train(
+            resume=True, auto_scale_lr=dict(enable=True, base_batch_size=2))
+        assert second.lrs == pytest.approx([2 * x for x in whole.lrs[8:]])
+
+    def test_scaled_all_along(self, train, warnings):
+        scale = dict(auto_scale_lr=dict(enable=True, base_batch_size=2))
+        whole = train('whole', **scale)
+        train(at=8, **scale)
+        second = train(resume=True, **scale)
+        assert second.lrs == whole.lrs[8:]
+        assert not [x for x in warnings if 'goes on' in x]
+
+    def test_accumulated_gradients(self, train):
+        """A stop waits for the optimiser's step: no file holds gradients."""
+        whole = train('whole', accumulate=4)
+        train(at=5, accumulate=4)
+        second = train(resume=True, accumulate=4)
+        assert second.steps[0] == (1, 8, 2)
+        assert second.losses == whole.losses[8:]
+        assert_same(train.folder / 'whole/epoch_3.pth',
+                    train.folder / 'run/epoch_3.pth')
+
+    @pytest.mark.parametrize('accumulate, told', [(4, 1), (3, 0)])
+    def test_saving_between_two_steps_is_told(self, train, warnings,
+                                              accumulate, told):
+        """Once; an epoch has six iterations."""
+        train(accumulate=accumulate, saves='mmdensecl.SafeCheckpointHook')
+        found = [x for x in warnings if 'between two steps' in x]
+        assert len(found) == told
+
     def test_the_same_layout_says_nothing(self, train, warnings):
         train(at=8)
         del warnings[:]
@@ -378,6 +422,37 @@ class TestTerminationHook:
         assert before == [
             signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1)
         ]
+
+    @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGUSR1])
+    def test_workers_of_a_validation_are_shielded(self, train, signum):
+        """Slurm sends the signal to all processes; the run waits with it."""
+        hit = []
+
+        class SignalToAll(Hook):
+
+            def after_val_iter(self, *args, **kwargs):
+                if not hit:
+                    os.kill(os.getpid(), signum)
+                for worker in multiprocessing.active_children():
+                    # Not from here: a worker obeys its parent.
+                    subprocess.run(['kill', f'-{signum:d}', f'{worker.pid}'])
+                    hit.append(worker.pid)
+
+        with pytest.raises(SystemExit) as stopped:
+            train(
+                hooks=[SignalToAll()],
+                val_dataloader=dict(
+                    dataset=Numbers(),
+                    num_workers=1,
+                    sampler=dict(type=DefaultSampler, shuffle=False),
+                    collate_fn=dict(type='default_collate')),
+                val_cfg=dict(),
+                val_evaluator=Evaluator([]))
+        assert stopped.value.code == 128 + signum
+        # One worker, which lived to the last picture.
+        assert len({*hit}) == 1 and len(hit) >= PICTURES - 1
+        # The first step after the validation.
+        assert (train.folder / 'run' / 'iter_7.pth').is_file()
 
     def test_wrong_arguments(self):
         with pytest.raises(ValueError, match="'SIGTREM'"):

@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -73,6 +74,44 @@ def test_broken_and_vanished_pictures(workplace):
     listed = (workplace / STATE / 'unreadable.txt').read_text()
     assert listed.startswith('0005.png\n0020.png\n')
     assert_good(workplace / STATE / 'epoch_2.pth')
+
+
+def test_broken_pictures_met_before_a_stop(workplace):
+    """Five, counted and listed as if the run had not been stopped."""
+    write_pictures(workplace / 'pictures', 120)
+    broken = [f'{i:04d}.png' for i in range(0, 120, 24)]
+    for name in broken:
+        (workplace / 'pictures' / name).write_bytes(b'')
+    status, log = train(
+        workplace,
+        hooks="dict(type='SignalRank', name='SIGTERM', file='pid', at=24)",
+        options=['train_cfg.max_epochs=1'])
+    assert status == 128 + signal.SIGTERM, log[-5000:]
+    assert 'could not be read' not in log
+    status, log = train(
+        workplace, '--resume', options=['train_cfg.max_epochs=1'])
+    assert status == 0 and '[1][30/30]' in log, log[-5000:]
+    assert '5 of 120 pictures could not be read' in log
+    listed = (workplace / STATE / 'unreadable.txt').read_text()
+    assert listed.split() == broken
+
+
+def test_more_broken_pictures_than_allowed(workplace):
+    """The list that the error names is there."""
+    write_pictures(workplace / 'pictures', 120)
+    broken = {f'{i:04d}.png' for i in range(0, 120, 3)}
+    for name in broken:
+        (workplace / 'pictures' / name).write_bytes(b'')
+    status, log = train(workplace)
+    assert status == 1
+    path = os.path.join(STATE, 'unreadable.txt')
+    found = re.search(
+        r'(\d+) of 120 pictures .* Mend or remove them, as named in '
+        rf'"(.*{path})"', log)
+    assert found, log[-5000:]
+    listed = (workplace / found[2]).read_text().split()
+    assert 12 < int(found[1]) <= len({*listed})
+    assert {*listed} <= broken
 
 
 def test_a_folder_that_vanishes_and_comes_back(workplace):

@@ -178,6 +178,20 @@ class TestSetUp:
         matrix.set_up(OLDEST, tmp_path, [stand_in])
         assert len(calls()) == 3
 
+    @pytest.mark.parametrize('row, made', [(NEWEST, [3, 0, 3]),
+                                           (OLDEST, [3, 0, 0])])
+    def test_newest_is_made_anew_each_day(self, stand_in, calls, tmp_path,
+                                          monkeypatch, row, made):
+        """Its ranges stay, what the package index has does not."""
+
+        def on(day):
+            monkeypatch.setattr(matrix.time, 'strftime',
+                                lambda *_: f' 2026-01-{day}')
+            matrix.set_up(row, tmp_path, [stand_in])
+            return len(calls())
+
+        assert [on('01'), on('01'), on('02')] == made
+
     def test_a_broken_one_is_not_used(self, stand_in, calls, tmp_path):
         (tmp_path / 'broken').write_text('--no-build-isolation')
         with pytest.raises(
@@ -264,7 +278,8 @@ class TestRuns:
         assert '| 4 | 0 | 1 |' in newest
         assert 'py3.10-upstream-oldest: no Python 3.10 was found' in out
         # Kept, to be shown again.
-        assert run_main(tiny, monkeypatch, capsys, '--report') == (1, out)
+        assert run_main(tiny, monkeypatch, capsys, *ROWS,
+                        '--report') == (1, out)
         rows = tiny / 'rows'
         assert (rows / 'py3.10-upstream-locked/junit.xml').is_file()
         log = (rows / 'py3.10-upstream-locked/test.log').read_text()
@@ -272,6 +287,21 @@ class TestRuns:
         result = json.loads(
             (rows / 'py3.10-upstream-oldest/result.json').read_text())
         assert result['counts'] == {}
+
+    def test_report_of_what_was_not_run(self, tiny, monkeypatch, capsys):
+        one = ('--row', 'py3.10-upstream-locked')
+        code, out = run_main(tiny, monkeypatch, capsys, *one, *PYTEST)
+        assert code == 0
+        assert run_main(tiny, monkeypatch, capsys, *one,
+                        '--report') == (0, out)
+        code, more = run_main(tiny, monkeypatch, capsys, *ROWS, '--report')
+        assert code == 1
+        assert out.splitlines()[2] in more.splitlines()
+        below = more.split('\n\n')[1:]
+        for name, text in zip(('oldest', 'newest'), below):
+            assert text.startswith(f'py3.10-upstream-{name}: not run yet')
+            assert f'py3.10-upstream-{name}/result.json' in text
+        assert below[2:] == out.split('\n\n')[1:]
 
     def test_no_tests_are_no_success(self, tiny, monkeypatch, capsys):
         code, out = run_main(tiny, monkeypatch, capsys, *ROWS, *PYTEST, '-k',

@@ -65,22 +65,27 @@ def kill_in_save(site: Site, count: int) -> Iterator[bool]:
 
 def _kill_often(site: Site, name: str, count: int,
                 moment: Callable[[Popen, Path], None]) -> Iterator[bool]:
-    """Kill a run again and again until it ends; then the next."""
+    """Kill a run again and again until it ends; then the next.
+
+    A run that ends by itself with an error has lost all that was done to it.
+    """
     run = 0
     while count > 0:
-        run, kills = run + 1, 0
+        run, kills, crashed = run + 1, 0, False
         title = f'{name}-{run}'
         while kills < count:
             process = site.start(title)
             moment(process, site.folder / title)
-            ended = process.poll() is not None
+            status = process.poll()
             kill(process)
-            if ended:
+            if status is not None:
+                crashed = status != 0
                 break
             kills += 1
-        good = site.finish(title) and site.same(title)
-        count -= kills
-        yield from [good] * kills
+        good = not crashed and site.finish(title) and site.same(title)
+        injections = max(kills, int(crashed))
+        count -= injections
+        yield from [good] * injections
 
 
 def terminate(site: Site, count: int, ranks: int = 1) -> Iterator[bool]:
@@ -293,7 +298,6 @@ def main() -> None:
     args = parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix='fault-drill-'))
     site = Site(folder.absolute(), args.seed)
-    site.peace()
     table = Table('fault', 'injections', 'survived', 'lost', box=MARKDOWN)
     any_lost = False
     with Progress(transient=True) as progress:

@@ -82,7 +82,13 @@ class Site:
                 batch=BATCH,
                 epochs=EPOCHS),
             encoding='utf-8')
-        self.seconds = 0.
+        self._seconds = 0.
+
+    @property
+    def seconds(self) -> float:
+        """How long a run takes that nothing happens to."""
+        self.peace()
+        return self._seconds
 
     def peace(self, ranks: int = 1) -> Path:
         """The work_dir of a run that nothing happens to.
@@ -99,7 +105,7 @@ class Site:
             if not self.finish(name, ranks=ranks):
                 raise RuntimeError('A run that nothing happened to failed: '
                                    f'see {self.log(name)}')
-            self.seconds = self.seconds or time.monotonic() - begin
+            self._seconds = self._seconds or time.monotonic() - begin
         return self.folder / name
 
     def start(self,

@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapperDict
 
 from mmdensecl.registry import HOOKS
 from ..resume import POINTER, last_good
@@ -113,6 +114,7 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=backend_args,
             **kwargs)
         self.keep = -1
+        self.warned = False
         if _is_local(self):
             self.backend_args = dict(backend=BACKEND)
             # mmengine removes the oldest before it writes the newest.
@@ -135,7 +137,7 @@ class SafeCheckpointHook(CheckpointHook):
         before = self.last_ckpt
         super().after_train_epoch(runner)
         if self.last_ckpt != before:
-            self.prune(runner, self.last_ckpt)
+            self._after_save(runner)
 
     def after_train_iter(self,
                          runner,
@@ -146,7 +148,17 @@ class SafeCheckpointHook(CheckpointHook):
         before = self.last_ckpt
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self.last_ckpt != before:
-            self.prune(runner, self.last_ckpt)
+            self._after_save(runner)
+
+    def _after_save(self, runner) -> None:
+        self.prune(runner, self.last_ckpt)
+        if not (self.warned or follows_update(runner)):
+            self.warned = True
+            runner.logger.warning(
+                f'"{self.last_ckpt}" was saved between two steps of the '
+                'optimiser: a run that goes on from it lacks the gradients '
+                'accumulated so far. Let the checkpoint hook save at multiples'
+                ' of optim_wrapper.accumulative_counts iterations')
 
     def prune(self, runner, saved: str) -> None:
         """Remove the oldest checkpoints, as ``max_keep_ckpts`` has it.
@@ -176,6 +188,22 @@ class SafeCheckpointHook(CheckpointHook):
             except OSError as error:
                 runner.logger.warning(f'"{path}" is one too many and could '
                                       f'not be removed: {error.strerror}')
+
+
+def follows_update(runner) -> bool:
+    """Whether the optimiser has just used all gradients there are.
+
+    Args:
+        runner (Runner): The runner, in or after ``after_train_iter``.
+
+    Returns:
+        bool: False between two steps of an optimiser that accumulates
+        gradients over iterations, which no checkpoint holds.
+    """
+    wrapper = runner.optim_wrapper
+    several = isinstance(wrapper, OptimWrapperDict)
+    return all(x.should_update()
+               for x in (wrapper.values() if several else [wrapper]))
 
 
 def save_now(runner) -> str:

@@ -50,6 +50,11 @@ class ContrastMonitorHook(Hook):
         self.warned = set()
         self.full_at = None
 
+    def before_train(self, runner) -> None:
+        """What is early was judged before a run was resumed."""
+        if runner.iter:
+            self.full_at = 0
+
     def after_train_iter(self,
                          runner,
                          batch_idx,

@@ -146,6 +146,8 @@ class KNNHook(Hook):
             CentreCrops(pictures, self.size),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            # TerminationHook shields those workers from signals thereby.
+            worker_init_fn=runner.train_dataloader.worker_init_fn,
             # Else a number would be drawn from torch's global generator.
             generator=torch.Generator())
         device = next(model.backbone.parameters()).device

@@ -11,7 +11,7 @@ from mmengine.dist import all_reduce, get_backend, get_world_size
 from mmengine.hooks import Hook
 
 from mmdensecl.registry import HOOKS
-from .checkpoint_hook import save_now
+from .checkpoint_hook import follows_update, save_now
 
 
 def obey_parent_only(signals: Sequence[int], init: Optional[Callable],
@@ -50,7 +50,8 @@ class TerminationHook(Hook):
     """Save and leave when the system asks the run to end.
 
     At one of ``signals`` to any of the processes, all of them finish the
-    current iteration, with NCCL at most ``interval`` more, write a checkpoint
+    current iteration, with NCCL at most ``interval`` more, and where gradients
+    are accumulated those up to the optimiser's step, write a checkpoint
     ``iter_{n}.pth`` in the middle of the epoch, and exit with the status 128
     plus the signal's number. ``--resume`` then goes on behind that iteration.
     In a validation, or while a hook measures, the signal waits for the next
@@ -91,12 +92,13 @@ class TerminationHook(Hook):
         self.interval = interval
         self.patience = patience
         self.received = 0
+        self.agreed = 0  # a signal that any of the ranks has received
         self.since = 0.
         self.pid = -1
         self.replaced = {}
 
     def before_train(self, runner) -> None:
-        """Handle the signals from now on, and shield the loader's workers."""
+        """Handle the signals from now on, and shield the loaders' workers."""
         if self.interval is None:
             self.interval = 10 if get_backend() == 'nccl' else 1
         if threading.current_thread() is not threading.main_thread():
@@ -104,9 +106,11 @@ class TerminationHook(Hook):
                 'TerminationHook: Python handles signals in the main thread '
                 'only, and the run is in another; a signal kills it unsaved')
             return
-        loader = runner.train_dataloader
-        loader.worker_init_fn = partial(obey_parent_only, self.signals,
-                                        loader.worker_init_fn)
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                loader = loop.dataloader
+                loader.worker_init_fn = partial(obey_parent_only, self.signals,
+                                                loader.worker_init_fn)
         self.pid = os.getpid()
         self.replaced = {
             signum: signal.signal(signum, self._receive)
@@ -140,13 +144,13 @@ class TerminationHook(Hook):
         Raises:
             SystemExit: After the checkpoint was written.
         """
-        if not self.every_n_train_iters(runner, self.interval):
-            return
-        received = torch.tensor(self.received)
-        if get_world_size() > 1:
-            all_reduce(received, op='max')
-        if received:
-            self._leave(runner, int(received))
+        if not self.agreed and self.every_n_train_iters(runner, self.interval):
+            received = torch.tensor(self.received)
+            if get_world_size() > 1:
+                all_reduce(received, op='max')
+            self.agreed = int(received)
+        if self.agreed and follows_update(runner):
+            self._leave(runner, self.agreed)
 
     def _leave(self, runner, signum: int) -> None:
         name = signal.Signals(signum).name

@@ -1,0 +1,96 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Ranks train on the same pictures, and know what each could not read."""
+import logging
+from types import SimpleNamespace
+
+import pytest
+from ranks import run_ranks
+from torch.utils.data import DataLoader
+
+from mmdensecl.datasets import UnlabeledFolder
+from mmdensecl.engine import UnlabeledDataHook
+from mmdensecl.testing import write_pictures
+
+
+def begin(rank, folder, iterations=0):
+    dataset = UnlabeledFolder(
+        str(folder), [dict(type='mmdensecl.DecodeRGB')], max_unreadable=0.5)
+    runner = SimpleNamespace(
+        train_dataloader=DataLoader(dataset, batch_size=2),
+        work_dir=str(folder.parent),
+        logger=logging.getLogger('data'),
+        iter=iterations,
+        epoch=0,
+        max_iters=60)
+    hook = UnlabeledDataHook()
+    hook.before_train(runner)
+    return hook, runner, dataset
+
+
+def look(rank, world_size, tmp_path):
+    try:
+        begin(rank, tmp_path / f'machine-{rank % 2}')
+    except ValueError as error:
+        return str(error)
+    return 'the same'
+
+
+@pytest.fixture
+def machines(tmp_path):
+    (tmp_path / 'ranks').mkdir()
+    for number in range(2):
+        write_pictures(tmp_path / f'machine-{number}', 12, size=4)
+    return tmp_path
+
+
+def test_other_counts(machines):
+    """12 and 11 pictures give both ranks 6 of them."""
+    (machines / 'machine-1/0003.png').unlink()
+    said = run_ranks(look, 3, machines / 'ranks', machines)
+    assert len({*said}) == 1
+    assert '12 pictures (list ' in said[0] and ') on rank 0, 2; ' in said[0]
+    assert '11 pictures (list ' in said[0] and ') on rank 1. ' in said[0]
+    assert 'Let data_root hold the same files on all machines' in said[0]
+
+
+def test_other_names(machines):
+    (machines / 'machine-1/0003.png').rename(machines / 'machine-1/0003b.png')
+    said = run_ranks(look, 2, machines / 'ranks', machines)
+    assert len({*said}) == 1
+    assert said[0].count('12 pictures (list ') == 2
+
+
+def test_the_same(machines):
+    """Where they are may differ."""
+    said = run_ranks(look, 2, machines / 'ranks', machines)
+    assert said == ['the same'] * 2
+
+
+def meet(rank, world_size, folder, iterations, indices):
+    hook, runner, dataset = begin(rank, folder, iterations)
+    for i in indices[rank]:
+        dataset[i]
+    met = dataset.unreadable.nonzero().flatten().tolist()
+    if iterations:
+        hook.after_train_epoch(runner)
+    return met, dataset.unreadable.nonzero().flatten().tolist()
+
+
+def test_a_stop_and_on(tmp_path):
+    """What both ranks met before a stop, all know after it."""
+    folder, ranks = tmp_path / 'pictures', tmp_path / 'ranks'
+    write_pictures(folder, 40, size=4)
+    listed = tmp_path / 'unreadable.txt'
+    listed.write_text('of an older run\n')
+    for i in (3, 4, 20, 35):
+        (folder / f'{i:04d}.png').write_bytes(b'')
+    ranks.mkdir()
+    run_ranks(meet, 2, ranks, folder, 0, ([3, 4], [35]))
+    lines = listed.read_text().splitlines()
+    assert sorted(lines) == ['0003.png', '0004.png', '0035.png']
+    write_pictures(tmp_path / 'other', 5, size=4)
+    (tmp_path / 'other/0004.png').rename(folder / '0004.png')  # mended
+    results = run_ranks(meet, 2, ranks, folder, 4, ([], [20]))
+    everything = [3, 20, 35]
+    assert results == [([3, 35], everything), (everything, everything)]
+    assert listed.read_text() == '0003.png\n0020.png\n0035.png\n'
