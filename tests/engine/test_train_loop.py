@@ -21,8 +21,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import ExactEpochLoop, TerminationHook
-from mmdensecl.engine.train_loop import (find_place, seed_generators,
-                                         skip_batches)
+from mmdensecl.engine.train_loop import (find_factor, find_place,
+                                         seed_generators, skip_batches)
 
 PICTURES = 22
 NAMES = count()
@@ -67,6 +67,18 @@ class TestFindPlace:
         assert find_place(62, old, fewer) == 125
         smaller = layout(sampler='ShardSampler', batch_size=2, batches=125)
         assert find_place(10, old, smaller) == 20
+
+
+@pytest.mark.parametrize('saved, now, factor', [
+    ([0.1], [0.3], 3),
+    ([0.1, 0.2], [0.3, 0.6], 3),
+    ([0.1, 0.2], [0.3, 0.2], 1),
+    ([0.1], [0.3, 0.6], 1),
+    ([0., 0.1], [0.3, 0.3], 1),
+    ([], [], 1),
+])
+def test_find_factor(saved, now, factor):
+    assert find_factor(saved, now) == pytest.approx(factor)
 
 
 def draw():
@@ -196,6 +208,7 @@ def train(tmp_path):
             accumulate=1,
             saves='CheckpointHook',
             hooks=(),
+            schedule=dict(type='MultiStepLR', milestones=[1, 2]),
             **kwargs):
         events = Events(at)
         torch.manual_seed(1 if resume else 0)  # weights are to be loaded
@@ -212,7 +225,7 @@ def train(tmp_path):
             optim_wrapper=dict(
                 accumulative_counts=accumulate,
                 optimizer=dict(type='SGD', lr=lr, momentum=0.9)),
-            param_scheduler=dict(type='MultiStepLR', milestones=[1, 2]),
+            param_scheduler=schedule,
             default_hooks=dict(checkpoint=dict(type=saves, interval=1)),
             custom_hooks=[events, TerminationHook(), *hooks],
             randomness=dict(seed=seed),
@@ -355,6 +368,25 @@ class TestExactEpochLoop:
         assert 'The learning rate is 0.1 times the old one' in message
         assert 'Random numbers' not in message
 
+    def test_another_learning_rate_of_a_schedule_with_a_floor(self, train):
+        """Which lies at a share of the rate that the schedule began with."""
+        schedule = dict(type='CosineAnnealingLR', T_max=3, eta_min_ratio=0.5)
+        whole = train('whole', lr=0.001, schedule=schedule)
+        train(at=8, schedule=schedule)
+        second = train(resume=True, lr=0.001, schedule=schedule)
+        assert second.lrs == pytest.approx(whole.lrs[8:])
+
+    def test_a_warmup_is_no_other_learning_rate(self, train, warnings):
+
+        def warmup(start):
+            return dict(
+                type='LinearLR', start_factor=start, by_epoch=False, end=4)
+
+        train(at=8, schedule=warmup(0.1))
+        second = train(resume=True, schedule=warmup(0.5))
+        assert second.lrs == pytest.approx([0.01] * len(second.lrs))
+        assert not [x for x in warnings if 'goes on' in x]
+
     def test_scaled_from_the_resume_on(self, train):
         """The batch is the same, but its rate was not scaled before."""
         whole = train('whole')
@@ -381,7 +413,7 @@ class TestExactEpochLoop:
         assert_same(train.folder / 'whole/epoch_3.pth',
                     train.folder / 'run/epoch_3.pth')
 
-    @pytest.mark.parametrize('accumulate, told', [(4, 1), (3, 0)])
+    @pytest.mark.parametrize('accumulate, told', [(5, 1), (3, 0)])
     def test_saving_between_two_steps_is_told(self, train, warnings,
                                               accumulate, told):
         """Once; an epoch has six iterations."""
