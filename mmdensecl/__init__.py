@@ -2,6 +2,7 @@
 """Dense self-supervised pre-training for the OpenMMLab toolboxes."""
 from .checkpoint import register_checkpoint_loader
 from .model_hub import register_when_imported
+from .onedl import let_configs_name_mmseg
 from .version import __version__
 
 # Imported when they are asked for: they bring a host.
@@ -14,6 +15,7 @@ __all__ = ['__version__', *_LAZY]
 register_checkpoint_loader()
 # For mmpretrain.get_model and mmpretrain.list_models.
 register_when_imported()
+let_configs_name_mmseg()
 
 
 def __getattr__(name: str):
