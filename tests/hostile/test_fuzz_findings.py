@@ -58,13 +58,13 @@ class TestBackbone:
             for j in range(2)
             for k in (1, 2)
         }
-        start = time.perf_counter()
+        start = time.process_time()
         words = describe_architecture({
             'conv1.weight': torch.ones(4, 3, 1, 1),
             **state
         })
         assert words.startswith('ResNet of 2-2-2-2-')
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
     def test_a_dictionary_under_two_names(self, tmp_path):
         inner = dict(weight=torch.ones(1))
@@ -89,9 +89,9 @@ class TestList:
     def test_labels(self, tmp_path, line, name):
         """The last two would take hours where each blank is tried."""
         (tmp_path / 'list.txt').write_text(line)
-        start = time.perf_counter()
+        start = time.process_time()
         assert names(UnlabeledList('list.txt', str(tmp_path))) == [name]
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 def tar_header(kind, size):
