@@ -1,9 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import copy
 import multiprocessing
+import signal
 
 import pytest
 import torch
+
+# A shell's background job ignores Ctrl-C, and so would what tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors of the tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
