@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel, BaseModule
 from mmengine.runner import CheckpointLoader, Runner
@@ -190,8 +191,7 @@ def runner(tmp_path_factory):
 
 
 def resume_of_a_config(path):
-    from mmengine.config import Config
-    prepare_resume(Config(dict(work_dir=str(path.parent), load_from=str(path))))
+    prepare_resume(Config(dict(work_dir='work', load_from=str(path))))
 
 
 def pretrained_of_mmengine(path):

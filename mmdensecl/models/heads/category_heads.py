@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmdensecl.registry import MODELS
 from ..clustering import nearest_center, sinkhorn, spherical_kmeans
-from ..losses.sup_con import sup_con
+from ..losses import sup_con
 from ..monitors import category_monitors
 from ..row_means import mean_over_ranks
 
