@@ -136,16 +136,6 @@ def test_data(tmp_path, flags):
         assert len(rows) == 7
 
 
-def test_listing(tmp_path):
-    rows = run(
-        'benchmark_listing.py',
-        '--files=300',
-        '--folders=3',
-        '--rounds=1',
-        cwd=tmp_path)
-    assert len(rows) == 3
-
-
 # 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past
 # the end of their memory, in channels_last on a CPU.
 TINY = f"""
