@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import warnings
+
 from .bfloat16 import BFloat16OptimWrapper, has_bfloat16, use_mixed_precision
 from .command_line import make_parser, read_config
 from .config import (check_weight_sources, dicts, merge_options,
@@ -10,16 +12,26 @@ from .hooks import (CheckpointKeysHook, ContrastMonitorHook, KNNHook,
 from .launch import prepare_cpu_launch
 from .probe_loop import KNNLoop, LowShotLoop, SVMLoop, is_probe
 from .resume import find_resumable
-from .train_loop import ExactEpochLoop
+from .train_loop import ResumableEpochLoop
 from .work_dir_lock import lock_work_dir
 
 __all__ = [
     'BFloat16OptimWrapper', 'CheckpointKeysHook', 'ContrastMonitorHook',
-    'ExactEpochLoop', 'KNNHook', 'KNNLoop', 'LambdaWarmupHook', 'LowShotLoop',
-    'QueueLengthHook', 'SVMLoop', 'SafeCheckpointHook',
+    'KNNHook', 'KNNLoop', 'LambdaWarmupHook', 'LowShotLoop', 'QueueLengthHook',
+    'ResumableEpochLoop', 'SVMLoop', 'SafeCheckpointHook',
     'SamplePredictionsHook', 'TerminationHook', 'UnlabeledDataHook',
     'VisualizeFeaturesHook', 'add_checkpoint_check', 'check_weight_sources',
     'dicts', 'find_resumable', 'has_bfloat16', 'is_probe', 'lock_work_dir',
     'make_parser', 'merge_options', 'override_data_root', 'prepare_cpu_launch',
     'read_config', 'set_pretrained', 'use_mixed_precision'
 ]
+
+
+def __getattr__(name: str):
+    if name == 'ExactEpochLoop':  # until the next release
+        warnings.warn(
+            'mmdensecl.engine.ExactEpochLoop is called ResumableEpochLoop now',
+            DeprecationWarning,
+            stacklevel=2)
+        return ResumableEpochLoop
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
