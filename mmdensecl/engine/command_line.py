@@ -11,7 +11,19 @@ from typing import Callable, Iterator, Type
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 
+from mmdensecl.checkpoint import register_checkpoint_loader
+from mmdensecl.onedl import let_configs_name_mmseg
 from .config import merge_options
+
+
+def prepare_tool() -> None:
+    """Set up the process of a tool, before it reads a config.
+
+    mmengine reads checkpoints as data, and `mmseg::...` in a config finds the
+    onedl fork's mmsegmentation.
+    """
+    register_checkpoint_loader()
+    let_configs_name_mmseg()
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -54,6 +66,7 @@ def read_config(args: Namespace) -> Config:
     Returns:
         Config: With ``launcher`` and ``work_dir`` set.
     """
+    prepare_tool()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
@@ -77,6 +90,7 @@ def run_quietly(run: Callable[[Namespace], None], args: Namespace) -> None:
         run (Callable): The tool.
         args (Namespace): Its command line.
     """
+    prepare_tool()
     logging.disable(logging.INFO)
     with one_line_errors(ValueError, OSError, RuntimeError):
         run(args)

@@ -1,7 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import io
 import os
-import pickle
 import time
 from pathlib import Path
 

@@ -89,6 +89,23 @@ class TestTrainingCheckpoint:
         loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
         assert loaded.mean() == 2
 
+    def test_importing_changes_nothing(self):
+        """Neither mmengine's loaders, nor how modules are found."""
+        code = ('import sys, torch\n'
+                'from mmengine.config.utils import MODULE2PACKAGE\n'
+                'from mmengine.runner import CheckpointLoader\n'
+                'def state():\n'
+                '    return (dict(CheckpointLoader._schemes), '
+                'list(sys.meta_path), dict(MODULE2PACKAGE), '
+                'torch.serialization.get_safe_globals())\n'
+                'before = state()\n'
+                'import mmdensecl\n'
+                'assert state() == before\n'
+                'assert "mmpretrain" not in sys.modules\n'
+                'import mmdensecl.engine, mmdensecl.models\n'
+                'assert state()[0] == before[0]\n')
+        subprocess.run([sys.executable, '-c', code], check=True)
+
     def test_naming_a_type_is_enough(self, tmp_path, history):
         """A config that uses mmdensecl makes loading work and safe."""
         torch.save(history, tmp_path / 'a.pth')

@@ -10,6 +10,7 @@ from mmengine.utils import track_iter_progress
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.engine import merge_options
+from mmdensecl.engine.command_line import prepare_tool
 from mmdensecl.registry import DATASETS
 from mmdensecl.visualization.views import view_images
 
@@ -77,6 +78,7 @@ def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
 
 def main() -> None:
     args = parse_args()
+    prepare_tool()
     cfg = Config.fromfile(args.config)
     merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.default_scope)

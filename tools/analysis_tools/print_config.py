@@ -5,6 +5,7 @@ import argparse
 from mmengine.config import Config, DictAction
 
 from mmdensecl.engine import merge_options
+from mmdensecl.engine.command_line import prepare_tool
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
         default={},
         help='override settings, "a.b=c"')
     args = parser.parse_args()
+    prepare_tool()
     cfg = Config.fromfile(args.config)
     merge_options(cfg, args.cfg_options)
     print(cfg.pretty_text)
