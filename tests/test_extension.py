@@ -110,9 +110,9 @@ def test_what_each_example_changes_is_seen_in_its_log(trained):
         return json.loads(log.read_text().splitlines()[-1])
 
     # Each cell has its own place as its positive.
-    assert last('my_rule')['match_distinct'] == 100
+    assert last('my_rule')['match_coverage'] == 100
     # Without the positive a loss may fall below zero, and its temperature is
     # another: the two losses do not agree.
     assert last('my_loss')['loss'] != last('my_rule')['loss']
     assert {'loss_cells', 'cells_pos_sim'} <= last('my_method').keys()
-    assert 'match_distinct' not in last('my_method')
+    assert 'match_coverage' not in last('my_method')

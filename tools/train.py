@@ -33,9 +33,12 @@ def parse_args() -> argparse.Namespace:
         'random weights')
     parser.add_argument(
         '--amp',
-        action='store_true',
+        nargs='?',
+        const='on',
+        choices=['on', 'auto'],
         help='enable automatic mixed precision training: bfloat16, or float16 '
-        'with a scaled loss on GPUs without it')
+        "with a scaled loss on GPUs without it; 'auto' uses bfloat16 where "
+        'the processor multiplies it in hardware and else float32')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -61,7 +64,7 @@ def build_config(args: argparse.Namespace) -> Config:
         set_pretrained(cfg, args.pretrained)
     add_checkpoint_check(cfg)
     if args.amp:
-        use_mixed_precision(cfg)
+        use_mixed_precision(cfg, auto=args.amp == 'auto')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError(

@@ -34,7 +34,7 @@ log_level = 'INFO'
 log_processor = dict(
     window_size=50,
     mean_pattern=r'.*(loss|time|grad_norm|match_|category_'
-    r'|_(sim|acc|std|position|fill)).*')
+    r'|position_r2|_(sim|acc|std|fill)).*')
 load_from = None
 resume = False
 randomness = dict(seed=0, deterministic=False)

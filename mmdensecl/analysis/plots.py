@@ -98,15 +98,15 @@ PANELS = (
     Panel(
         'position',
         'Explained by the place alone',
-        '% of dense variance', {'dense_position': 'dense_position'},
+        '% of dense variance', {'position_r2': 'position_r2'},
         limit=LIMITS.max_position,
         bottom=0.),
     Panel(
         'matches',
         'Matches',
         '% of cells', {
-            'match_right': 'right, within a cell',
-            'match_distinct': 'distinct key cells'
+            'match_acc': 'right, within a cell',
+            'match_coverage': 'distinct key cells'
         },
         bottom=0.),
     Panel(

@@ -181,11 +181,11 @@ def _collapse(run: RunLog) -> Iterator[Finding]:
 
 
 def _position(run: RunLog) -> Iterator[Finding]:
-    share = last(run, 'dense_position')
-    if share is None or not since_full(run, 'dense_position'):
+    share = last(run, 'position_r2')
+    if share is None or not since_full(run, 'position_r2'):
         return
     text = (f'the place of a cell alone explains {share:.0f}% of the dense '
-            'projections (dense_position)')
+            'projections (position_r2)')
     if share > LIMITS.max_position:
         yield Finding(
             'position', f'{text}, above {LIMITS.max_position:g}: the dense '
@@ -195,7 +195,7 @@ def _position(run: RunLog) -> Iterator[Finding]:
 
 
 def _leak(run: RunLog) -> Iterator[Finding]:
-    position = last(run, 'dense_position') or 0.
+    position = last(run, 'position_r2') or 0.
     names = ['global_acc']
     if position <= LIMITS.max_position:
         # Else the same fault makes all positives easy to tell.
@@ -229,11 +229,11 @@ def _trend(curve: Curve, now: float) -> str:
 
 
 def _matches(run: RunLog) -> Iterator[Finding]:
-    curve = finite(run.curve('match_right'))
+    curve = finite(run.curve('match_acc'))
     if len(curve) > 1:
         yield Finding(
-            'matches', 'within one cell of the true spot (match_right): ' +
-            _trend(curve, last(run, 'match_right')))
+            'matches', 'within one cell of the true spot (match_acc): ' +
+            _trend(curve, last(run, 'match_acc')))
 
 
 def _categories(run: RunLog) -> Iterator[Finding]:
@@ -309,8 +309,8 @@ def key_numbers(run: RunLog) -> Dict[str, str]:
         ('loss, queue full', loss[min(loss)] if loss else None, '{:.2f}'),
         ('loss, last', last(run, 'loss'), '{:.2f}'),
         ('feat_std', last(run, 'feat_std'), '{:.2f}'),
-        ('position', last(run, 'dense_position'), '{:.0f}%'),
-        ('match_right', last(run, 'match_right'), '{:.1f}%'),
+        ('position', last(run, 'position_r2'), '{:.0f}%'),
+        ('match_acc', last(run, 'match_acc'), '{:.1f}%'),
         ('kNN', last(run, 'knn_top1'), '{:.1f}%'),
         ('a step', last(run, 'time'), '{:.2f} s'),
         ('waiting', waiting(run), '{:.0f}%'),

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from .bfloat16 import BFloat16OptimWrapper, has_bfloat16, use_mixed_precision
+from .bfloat16 import (BFloat16OptimWrapper, native_bfloat16,
+                       use_mixed_precision)
 from .command_line import make_parser, read_config
 from .config import (check_weight_sources, dicts, merge_options,
                      override_data_root, set_pretrained)
@@ -19,7 +20,7 @@ __all__ = [
     'QueueLengthHook', 'SVMLoop', 'SafeCheckpointHook',
     'SamplePredictionsHook', 'TerminationHook', 'UnlabeledDataHook',
     'VisualizeFeaturesHook', 'add_checkpoint_check', 'check_weight_sources',
-    'dicts', 'find_resumable', 'has_bfloat16', 'is_probe', 'lock_work_dir',
+    'dicts', 'find_resumable', 'is_probe', 'lock_work_dir', 'native_bfloat16',
     'make_parser', 'merge_options', 'override_data_root', 'prepare_cpu_launch',
     'read_config', 'set_pretrained', 'use_mixed_precision'
 ]

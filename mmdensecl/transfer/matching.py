@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmdensecl.models.correspondence import nearest_cells
-from mmdensecl.models.features import Features, features_of
-from mmdensecl.models.geometry import locate_cells, within_one_cell
+from mmdensecl.models.modules import Features, backbone_features
+from mmdensecl.models.correspondence import locate_positions, within_one_cell
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -66,9 +66,9 @@ def match_accuracy(query: Features, key: Features, views: Tensor) -> Accuracy:
     Returns:
         Accuracy: Of each pair.
     """
-    there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
-    found = nearest_cells(query.cells, key.cells)
-    cells = torch.arange(key.cells.size(2), device=found.device)
+    there = locate_positions(views[:, 0], views[:, 1], query.shape, key.shape)
+    found = nearest_cells(query.backbone_feats, key.backbone_feats)
+    cells = torch.arange(key.backbone_feats.size(2), device=found.device)
     # Whether each key cell would be right, (R, N, P).
     near = within_one_cell(cells[:, None, None], there, key.shape)
 
@@ -93,8 +93,8 @@ def measure(encode: Encode, pairs: Pairs) -> Accuracy:
     for start in range(0, len(pairs.query), BATCH):
         part = slice(start, start + BATCH)
         with torch.no_grad():
-            query = features_of(encode(pairs.query[part]).float().cpu())
-            key = features_of(encode(pairs.key[part]).float().cpu())
+            query = backbone_features(encode(pairs.query[part]).float().cpu())
+            key = backbone_features(encode(pairs.key[part]).float().cpu())
         found.append(match_accuracy(query, key, pairs.views[part]))
     return Accuracy(*map(torch.cat, zip(*found)))
 

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.modules import l2_normalize
 
 SAMPLE = 20000  # cells that components and centres are fitted to
 REDUCED = 32  # components that k-means looks at

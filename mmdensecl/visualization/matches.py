@@ -10,8 +10,8 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from mmdensecl.models.correspondence import mutual_nearest_cells
-from mmdensecl.models.features import Features
-from mmdensecl.models.geometry import locate_cells, within_one_cell
+from mmdensecl.models.modules import Features
+from mmdensecl.models.correspondence import locate_positions, within_one_cell
 
 RIGHT, WRONG, UNKNOWN = 'tab:green', 'tab:red', 'tab:blue'
 SIMILARITY_COLORS = 'viridis'
@@ -82,9 +82,9 @@ def strongest_matches(query: Features,
         StrongMatches: Strongest first.
     """
     one = slice(index, index + 1)
-    inner_q = inner_cells(query.shape, margin).to(query.cells.device)
-    inner_k = inner_cells(key.shape, margin).to(key.cells.device)
-    q, k = query.cells[one][:, :, inner_q], key.cells[one][:, :, inner_k]
+    inner_q = inner_cells(query.shape, margin).to(query.backbone_feats.device)
+    inner_k = inner_cells(key.shape, margin).to(key.backbone_feats.device)
+    q, k = query.backbone_feats[one][:, :, inner_q], key.backbone_feats[one][:, :, inner_k]
     match = mutual_nearest_cells(q, k)
     similarity = torch.einsum('cp,cp->p', q[0], k[0][:, match.index[0]])
     strong = match.valid[0] & (similarity >= min_similarity)
@@ -94,7 +94,7 @@ def strongest_matches(query: Features,
     cells, partners = inner_q[chosen], inner_k[match.index[0, chosen]]
     right = None
     if views is not None:
-        there = locate_cells(views[one, 0], views[one, 1], query.shape,
+        there = locate_positions(views[one, 0], views[one, 1], query.shape,
                              key.shape)
         index = torch.zeros_like(there.inside, dtype=torch.long)
         index[0, cells] = partners

@@ -9,8 +9,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import FigureBase
 from torch import Tensor
 
-from mmdensecl.models.features import Features
-from mmdensecl.models.geometry import locate_cells
+from mmdensecl.models.modules import Features
+from mmdensecl.models.correspondence import locate_positions
 
 HEAT = 'inferno'
 MARK = 'deepskyblue'
@@ -46,7 +46,7 @@ def similarity_maps(query: Features, key: Features,
         Tensor: (len(cells), h, w).
     """
     chosen = [row * query.shape[1] + column for row, column in cells]
-    maps = query.cells[0][:, chosen].t() @ key.cells[0]
+    maps = query.backbone_feats[0][:, chosen].t() @ key.backbone_feats[0]
     return maps.view(-1, *key.shape).cpu()
 
 
@@ -99,7 +99,7 @@ def draw_similarity_maps(figure: FigureBase,
                 boxstyle='round,pad=0.15', fc='black', ec='none', alpha=0.6))
     there = None
     if views is not None:
-        there = locate_cells(views[None, 0], views[None, 1], query_shape,
+        there = locate_positions(views[None, 0], views[None, 1], query_shape,
                              maps.shape[1:])
     scale = Normalize(float(maps.min()), float(maps.max()))
     grey = key_view.float().mean(dim=0)

@@ -31,8 +31,8 @@ def row_of(step, full_at=40, **changes):
         'dense_acc': 50.,
         'feat_std': 0.9,
         'queue_fill': min(100., 100 * step / full_at),
-        'dense_position': 20.,
-        'match_right': 20 + step / 10,
+        'position_r2': 20.,
+        'match_acc': 20 + step / 10,
         'epoch': (step - 1) // 20 + 1,
         'iter': step,
         'step': step,
@@ -191,7 +191,7 @@ class TestVerdict:
     def test_limits_are_those_of_the_hook(self, make_run):
         hook = ContrastMonitorHook()
         for name, topic, limit, sign in (('feat_std', 'collapse', hook.min_std,
-                                          -1), ('dense_position', 'position',
+                                          -1), ('position_r2', 'position',
                                                 hook.max_position,
                                                 1), ('global_acc', 'leak',
                                                      hook.max_early_acc, 1),
@@ -211,7 +211,7 @@ class TestVerdict:
                 assert (verdict == f'look at: {topic}') is beyond
 
     def test_places_explain_an_easy_dense_loss(self, make_run):
-        run = self.judged(make_run, dense_position=95., dense_acc=100.)
+        run = self.judged(make_run, position_r2=95., dense_acc=100.)
         assert finding(run, 'position').warning
         assert not finding(run, 'leak').warning
 
@@ -273,9 +273,9 @@ class TestVerdict:
     @pytest.mark.parametrize('last, word', [(80., 'rose'), (5., 'fell'),
                                             (20.5, 'stayed')])
     def test_trend_of_matches(self, make_run, last, word):
-        rows = steps(10, 200, match_right=20.)
+        rows = steps(10, 200, match_acc=20.)
         for row in rows[-3:]:
-            row['match_right'] = last
+            row['match_acc'] = last
         found = finding(read_run(make_run(rows)), 'matches')
         assert f'{word}, 20.0% at first and {last:.1f}% now' in found.text
 
@@ -301,7 +301,7 @@ class TestVerdict:
         assert run.steps[0] == 10
 
     def test_mocov2_log(self, make_run):
-        dense = ('loss_dense', 'dense_acc', 'dense_position', 'match_right')
+        dense = ('loss_dense', 'dense_acc', 'position_r2', 'match_acc')
         rows = [{
             k: v
             for k, v in row.items() if k not in dense

@@ -74,8 +74,8 @@ def test_trains_a_step(name, pictures, tmp_path):
     }
     if isinstance(model, DenseCL):
         expected |= {
-            'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'dense_position',
-            'match_distinct', 'match_right'
+            'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'position_r2',
+            'match_coverage', 'match_acc'
         }
     if isinstance(model, DSC):
         expected |= {'category_used', 'category_entropy', 'category_agreement'}

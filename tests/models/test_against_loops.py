@@ -9,7 +9,7 @@ from mmpretrain.models import MoCoV2Neck
 
 from mmdensecl.models import DenseCL, DenseCLNeck, MoCoV2
 from mmdensecl.models.correspondence import nearest_cells
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.modules import l2_normalize
 
 CHANNELS, HIDDEN, DIM, QUEUE = 6, 5, 4, 7
 # The second batch wraps around the queue of 7, the last one is smaller.
@@ -47,7 +47,7 @@ def build_densecl(**kwargs):
 def parts(model):
     key = model.encoder_k
     return (model.backbone, model.neck, key.backbone, key.neck,
-            model.queue.keys)
+            model.queue.negatives)
 
 
 def assert_three_steps_agree(model, loop):
@@ -84,10 +84,10 @@ def assert_three_steps_agree(model, loop):
         buffers = dict(model.named_buffers())
         for name, x in loop.key_backbone.named_buffers():
             assert_close(buffers[f'encoder_k.backbone.{name}'], x)
-        assert_close(model.queue.keys, torch.stack(loop.queue.rows))
+        assert_close(model.queue.negatives, torch.stack(loop.queue.rows))
         assert model.queue.pointer == loop.queue.pointer
         if isinstance(loop, LoopDenseCL):
-            assert_close(model.dense_queue.keys,
+            assert_close(model.dense_queue.negatives,
                          torch.stack(loop.dense_queue.rows))
             assert model.dense_queue.pointer == loop.dense_queue.pointer
 
@@ -101,7 +101,7 @@ class TestAgainstLoops:
             loss_lambda=loss_lambda, num_grid=num_grid, momentum=0.01)
         loop = LoopDenseCL(
             *parts(model),
-            dense_queue=model.dense_queue.keys,
+            dense_queue=model.dense_queue.negatives,
             loss_lambda=loss_lambda,
             num_grid=num_grid,
             momentum=0.99)
@@ -112,7 +112,7 @@ class TestAgainstLoops:
         model = build_densecl()
         loop = LoopDenseCL(
             *parts(model),
-            dense_queue=model.dense_queue.keys,
+            dense_queue=model.dense_queue.negatives,
             loss_lambda=0.5,
             num_grid=None,
             momentum=0.999,
@@ -129,7 +129,7 @@ class TestAgainstLoops:
                     temperature=0.5)))
         loop = LoopDenseCL(
             *parts(model),
-            dense_queue=model.dense_queue.keys,
+            dense_queue=model.dense_queue.negatives,
             loss_lambda=0.5,
             num_grid=None,
             momentum=0.999,

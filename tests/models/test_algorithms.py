@@ -58,7 +58,7 @@ class TestStep:
         }
         dense = {
             'loss_dense', 'dense_pos_sim', 'dense_neg_sim', 'dense_acc',
-            'dense_position', 'match_distinct'
+            'position_r2', 'match_coverage'
         }
         assert set(outputs) == (common if name == 'MoCoV2' else common | dense)
         assert 0 <= outputs['global_acc'] <= 100
@@ -72,12 +72,12 @@ class TestStep:
 
     def test_match_right_where_views_are_known(self, build_tiny):
         model = build_tiny()
-        assert 'match_right' not in model.loss(random_views())
+        assert 'match_acc' not in model.loss(random_views())
         outputs = model.loss(random_views(), samples_with(OVERLAP, OVERLAP))
-        assert 0 <= outputs['match_right'] <= 100
+        assert 0 <= outputs['match_acc'] <= 100
         outputs = model.loss(random_views(),
                              samples_with(NO_OVERLAP, NO_OVERLAP))
-        assert outputs['match_right'] == 0
+        assert outputs['match_acc'] == 0
 
     def test_lambda_mixes(self, build_tiny):
         """(1 - lambda) of the one, lambda of the other."""
@@ -163,9 +163,9 @@ class TestStep:
         key, = encoded
         assert not any(
             x.requires_grad
-            for x in (key.vector, key.grid, key.pooled, key.cells))
-        assert not model.queue.keys.requires_grad
-        assert not model.dense_queue.keys.requires_grad
+            for x in (key.global_proj, key.dense_proj, key.dense_proj_mean, key.backbone_feats))
+        assert not model.queue.negatives.requires_grad
+        assert not model.dense_queue.negatives.requires_grad
 
     @BOTH
     def test_key_statistics_are_its_own(self, build_tiny, name):
@@ -226,7 +226,7 @@ class TestVariants:
         """On a map of 4 x 4, so that matching pools like the loss."""
         model = build_tiny(num_grid=num_grid)
         outputs = assert_trains(model, None, samples_with(OVERLAP, OVERLAP))
-        assert 0 < outputs['match_distinct'] <= 100
+        assert 0 < outputs['match_coverage'] <= 100
 
     def test_map_that_is_not_square(self, build_tiny):
         views = [torch.randn(2, 3, 32, 64) for _ in range(2)]
@@ -269,8 +269,8 @@ class TestVariants:
         outputs = assert_trains(model, None,
                                 samples_with(NO_OVERLAP, NO_OVERLAP))
         assert outputs['loss_dense'] == 0
-        assert outputs['match_right'] == 0
-        assert outputs['match_distinct'] == 0
+        assert outputs['match_acc'] == 0
+        assert outputs['match_coverage'] == 0
         for x in model.neck.mlp2.parameters():
             assert (x.grad == 0).all()
 
@@ -308,7 +308,7 @@ class TestVariants:
             assert x.dtype == torch.float32
             if 'loss' in key:
                 assert x.item() == pytest.approx(plain[key].item(), rel=0.1)
-        norms = model.queue.keys.norm(dim=1)
+        norms = model.queue.negatives.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones(8))
 
     @BOTH
@@ -324,8 +324,8 @@ class TestVariants:
             assert model.queue.fill == min(1, enqueued / 5)
             if name == 'DenseCL':
                 assert model.dense_queue.pointer == enqueued % 5
-                assert not torch.equal(model.queue.keys,
-                                       model.dense_queue.keys)
+                assert not torch.equal(model.queue.negatives,
+                                       model.dense_queue.negatives)
 
     @BOTH
     def test_batch_of_one(self, build_tiny, name):
@@ -426,7 +426,7 @@ class TestCheckpoint:
 
     def test_queues_start_apart(self, build_tiny):
         model = build_tiny()
-        assert not torch.equal(model.queue.keys, model.dense_queue.keys)
+        assert not torch.equal(model.queue.negatives, model.dense_queue.negatives)
 
     def test_queues_are_saved(self, build_tiny):
         names = set(build_tiny().state_dict())
@@ -476,7 +476,7 @@ class TestArguments:
     @BOTH
     def test_auto_queue_len(self, build_tiny, name, monkeypatch):
         monkeypatch.setattr(
-            'mmdensecl.models.momentum_contrast.DEFAULT_QUEUE_LEN', 32)
+            'mmdensecl.models.moco.DEFAULT_QUEUE_LEN', 32)
         model = build_tiny(name, queue_len='auto')
         with pytest.raises(RuntimeError, match='mmdensecl.QueueLengthHook'):
             model.loss(random_views())
@@ -504,11 +504,11 @@ class TestArguments:
             del cfg[key]
         cfg['neck'].update(out_channels=128)
         model = MODELS.build(cfg)
-        assert model.queue.keys.shape == (65536, 128)
+        assert model.queue.negatives.shape == (65536, 128)
         assert model.encoder_k.momentum == 0.001
         assert model.head.loss_module.temperature == 0.2
         if name == 'DenseCL':
-            assert model.dense_queue.keys.shape == (65536, 128)
+            assert model.dense_queue.negatives.shape == (65536, 128)
             assert model.loss_lambda == 0.5
         assert isinstance(model, MoCoV2)
         assert isinstance(model, DenseCL) == (name == 'DenseCL')

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mmdensecl.models import (move_centers, nearest_center, sinkhorn,
-                              spherical_kmeans, spread_points, sup_con)
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models import (kmeans_step, assign_clusters, sinkhorn,
+                              spherical_kmeans, kmeans_plusplus, sup_con)
+from mmdensecl.models.modules import l2_normalize
 
 
 def generator(seed=0):
@@ -39,7 +39,7 @@ class TestSphericalKMeans:
         points, labels = clustered_points(clusters)
         assert not same_partition(labels, labels.roll(1))  # the test can fail
         centers = spherical_kmeans(points, clusters, 10, generator(seed))
-        assert same_partition(nearest_center(points, centers), labels)
+        assert same_partition(assign_clusters(points, centers), labels)
         for label in range(clusters):
             mean = points[labels == label].mean(dim=0)
             cosine = centers @ (mean / mean.norm())
@@ -51,8 +51,8 @@ class TestSphericalKMeans:
         centers = spherical_kmeans(points, 4, 5, generator())
         lengths = torch.rand(len(points), 1) + 0.1
         assert torch.equal(
-            nearest_center(lengths * points, centers),
-            nearest_center(points, centers))
+            assign_clusters(lengths * points, centers),
+            assign_clusters(points, centers))
 
     def test_the_generator_decides(self):
         points = random_points(60, 5)
@@ -80,12 +80,12 @@ class TestSphericalKMeans:
         centers = spherical_kmeans(points, clusters, 3, generator())
         assert torch.isfinite(centers).all()
         torch.testing.assert_close(centers, points[:clusters])
-        assert len(nearest_center(points, centers).unique()) == 1
+        assert len(assign_clusters(points, centers).unique()) == 1
 
     def test_as_many_points_as_clusters(self):
         points = random_points(9, 4)
         centers = spherical_kmeans(points, 9, 3, generator())
-        assert len(nearest_center(points, centers).unique()) == 9
+        assert len(assign_clusters(points, centers).unique()) == 9
 
 
 class TestMoveCenters:
@@ -97,7 +97,7 @@ class TestMoveCenters:
             cosines = [float(point @ center) for center in centers]
             sums[cosines.index(max(cosines))] += point
         expected = torch.stack([x / x.norm() for x in sums])
-        torch.testing.assert_close(move_centers(points, centers), expected)
+        torch.testing.assert_close(kmeans_step(points, centers), expected)
 
     def test_empty_clusters_go_to_the_worst_represented(self):
         """Two of four centres have no point; 70 and 30 degrees are worst."""
@@ -105,7 +105,7 @@ class TestMoveCenters:
         points = torch.stack([angle.cos(), angle.sin()], dim=1)
         centers = torch.tensor([[-1., 0.], [1., 0.], [0., -1.], [-0.6, -0.8]])
         # All are nearest to the second, which moves to their sum.
-        moved = move_centers(points, centers)
+        moved = kmeans_step(points, centers)
         mean = points.sum(dim=0)
         torch.testing.assert_close(moved[1], mean / mean.norm())
         torch.testing.assert_close(moved[[0, 2, 3]], points[[2, 4, 3]])
@@ -114,10 +114,10 @@ class TestMoveCenters:
         """From six equal centres to six that are all in use."""
         points = random_points(60, 4)
         centers = points[:1].expand(6, -1)
-        assert len(nearest_center(points, centers).unique()) == 1
+        assert len(assign_clusters(points, centers).unique()) == 1
         for _ in range(5):
-            centers = move_centers(points, centers)
-        assert len(nearest_center(points, centers).unique()) == 6
+            centers = kmeans_step(points, centers)
+        assert len(assign_clusters(points, centers).unique()) == 6
 
 
 class TestSpreadPoints:
@@ -126,7 +126,7 @@ class TestSpreadPoints:
         """A point that is picked, or its double, has no weight."""
         for seed in range(20):
             points = torch.eye(5).repeat(4, 1)[torch.randperm(20)]
-            picked = spread_points(points, 5, generator(seed))
+            picked = kmeans_plusplus(points, 5, generator(seed))
             assert picked.sum(dim=0).tolist() == [1] * 5
 
     def test_chances_are_those_of_squared_distances(self):
@@ -135,8 +135,8 @@ class TestSpreadPoints:
         points = torch.stack([angle.cos(), angle.sin()], dim=1)
         source, firsts, seconds = generator(), [0] * 3, {}
         for _ in range(3000):
-            picked = spread_points(points, 2, source)
-            one, two = nearest_center(picked, points).tolist()
+            picked = kmeans_plusplus(points, 2, source)
+            one, two = assign_clusters(picked, points).tolist()
             firsts[one] += 1
             seconds.setdefault(one, []).append(two)
         assert min(firsts) > 1000 - 4 * 26 and max(firsts) < 1000 + 4 * 26

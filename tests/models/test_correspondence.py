@@ -9,7 +9,7 @@ from mmdensecl.models import (BackboneSimilarity, Features, GeometricMatch,
                               ProjectionSimilarity, RandomMatch)
 from mmdensecl.models.correspondence import (mutual_nearest_cells,
                                              nearest_cells, neighbor_cells)
-from mmdensecl.models.features import gather_cells, l2_normalize
+from mmdensecl.models.modules import gather_positions, l2_normalize
 
 
 def one_hot(*channels, num=4):
@@ -149,7 +149,7 @@ class TestMatch:
     @pytest.mark.parametrize('shape', [(2, 5), (2, 5, 3)])
     def test_gather_cells(self, shape):
         grid, index = torch.randn(2, 4, 6), torch.randint(6, shape)
-        rows = gather_cells(grid, index)
+        rows = gather_positions(grid, index)
         assert rows.shape == (10, *shape[2:], 4)
         rows = rows.view(2, 5, -1, 4)
         for n in range(2):
@@ -224,7 +224,7 @@ class TestRules:
         assert rule().reads_backbone is reads
         query, key = self.query, self.key
         if not reads:
-            query, key = (x._replace(cells=None) for x in (query, key))
+            query, key = (x._replace(backbone_feats=None) for x in (query, key))
         views = torch.tensor([[[0., 0, 3, 1, 0]] * 2])
         assert rule()(query, key, views).index.shape == (1, 3)
 

@@ -347,7 +347,7 @@ class TestDeviceViews:
         before = model.backbone.conv1.weight.clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         log = model.train_step(pack(pictures), OptimWrapper(optimizer))
-        assert torch.isfinite(log['loss']) and 'match_right' in log
+        assert torch.isfinite(log['loss']) and 'match_acc' in log
         assert not torch.equal(model.backbone.conv1.weight, before)
         assert int(model.queue.enqueued) == len(pictures)
 

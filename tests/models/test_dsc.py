@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmdensecl.models import (BatchShuffle, DenseCL, KMeansCategoryHead,
-                              PrototypeCategoryHead, SharedRandomness)
-from mmdensecl.models.features import l2_normalize
+                              PrototypeCategoryHead, SyncedGenerator)
+from mmdensecl.models.modules import l2_normalize
 from mmdensecl.registry import MODELS
 
 HEADS = dict(
@@ -162,21 +162,21 @@ class TestStep:
             return contrast_cells(query, key, match)
 
         model.contrast_cells = spy
-        queue = model.dense_queue.keys.clone()
+        queue = model.dense_queue.negatives.clone()
         out = model.loss([query.double(), key.double()])
         query, key = seen['query'], seen['key']
         losses = []
         for n in range(3):
             for i in range(16):
                 cosine = [
-                    float(query.cells[n, :, i] @ key.cells[n, :, j])
+                    float(query.backbone_feats[n, :, i] @ key.backbone_feats[n, :, j])
                     for j in range(16)
                 ]
                 best = sorted(range(16), key=lambda j: -cosine[j])[:4]
-                q = query.grid[n, :, i]
+                q = query.dense_proj[n, :, i]
                 others = sum(math.exp(float(q @ x) / 0.2) for x in queue)
                 for j in best:
-                    e = math.exp(float(q @ key.grid[n, :, j]) / 0.2)
+                    e = math.exp(float(q @ key.dense_proj[n, :, j]) / 0.2)
                     losses.append(-math.log(e / (e + others)))
         assert out['loss_dense'].item() == pytest.approx(0.5 * sum(losses) /
                                                          len(losses))
@@ -321,7 +321,7 @@ class TestSharedRandomness:
     def test_batch_shuffle_is_one(self):
         """The numbers that checkpoints of before continue with."""
         shuffle = BatchShuffle()
-        assert isinstance(shuffle, SharedRandomness)
+        assert isinstance(shuffle, SyncedGenerator)
         shuffle.seed = 7
         for step in range(2):
             generator = torch.Generator().manual_seed(7 * 1_000_003 + step)

@@ -118,7 +118,7 @@ class TestChannelsLast:
     @pytest.mark.parametrize('device, expected', [('cpu', True),
                                                   ('cuda', False)])
     def test_auto(self, build_tiny, monkeypatch, device, expected):
-        monkeypatch.setattr('mmdensecl.models.momentum_contrast.get_device',
+        monkeypatch.setattr('mmdensecl.models.moco.get_device',
                             lambda: device)
         for x in convolutions(build_tiny()).values():
             assert x.is_contiguous() != expected

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdensecl.models import InfoNCE, QueueStatistics, stream_queue
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.modules import l2_normalize
 from mmdensecl.models.losses import fastest_form as module
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -3,14 +3,14 @@ import pytest
 import torch
 from mmpretrain.structures import DataSample
 
-from mmdensecl.models.geometry import locate_cells, stack_views
+from mmdensecl.models.correspondence import locate_positions, stack_views
 
 SAME = (0, 0, 40, 40)
 
 
 def locate(query, key, query_shape=(4, 4), key_shape=(4, 4)):
     """Columns, rows and inside of one pair as nested lists (H, W)."""
-    there = locate_cells(
+    there = locate_positions(
         torch.tensor([query]).float(),
         torch.tensor([key]).float(), query_shape, key_shape)
     return [x.view(query_shape).tolist() for x in there]
@@ -77,7 +77,7 @@ class TestLocateCells:
     def test_samples_are_apart(self):
         query = torch.tensor([[0., 0, 40, 40, 0], [0, 0, 40, 40, 0]])
         key = torch.tensor([[0., 0, 40, 40, 1], [400, 0, 40, 40, 0]])
-        there = locate_cells(query, key, (1, 2), (1, 2))
+        there = locate_positions(query, key, (1, 2), (1, 2))
         assert there.column.tolist() == [[1, 0], [-20, -19]]
         assert there.inside.tolist() == [[True, True], [False, False]]
 
@@ -90,7 +90,7 @@ class TestLocateCells:
             torch.randint(2, (20, 2, 1)).float()
         ],
                          dim=2)
-        there = locate_cells(view[:, 0], view[:, 1], (3, 5), (4, 7))
+        there = locate_positions(view[:, 0], view[:, 1], (3, 5), (4, 7))
         for n, i in there.inside.nonzero().tolist():
             # A one-cell crop around the spot in the picture, by hand.
             left, top, w, h, flip = view[n, 1].tolist()

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmdensecl.models import (InfoNCE, info_nce, info_nce_reference,
                               stream_queue)
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.modules import l2_normalize
 from mmdensecl.models.losses import queue_statistics
 
 BOTH = pytest.mark.parametrize('loss_fn', [info_nce, info_nce_reference])

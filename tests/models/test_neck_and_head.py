@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmdensecl.models import ContrastiveHead, DenseCLNeck
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.modules import l2_normalize
 
 
 class TestDenseCLNeck:

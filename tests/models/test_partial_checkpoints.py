@@ -39,7 +39,7 @@ def test_matches_are_made_in_full_precision(build_tiny):
     class Spy(type(model.correspondence)):
 
         def __call__(self, query, key, views=None):
-            seen.append((torch.is_autocast_enabled('cpu'), query.cells.dtype))
+            seen.append((torch.is_autocast_enabled('cpu'), query.backbone_feats.dtype))
             return super().__call__(query, key, views)
 
     model.correspondence = Spy()

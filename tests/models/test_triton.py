@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmdensecl.models.features import l2_normalize
+from mmdensecl.models.modules import l2_normalize
 
 triton = pytest.importorskip('triton', reason='Triton is on Linux only')
 from mmdensecl.models.losses import queue_statistics_triton as module  # noqa

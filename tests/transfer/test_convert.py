@@ -32,7 +32,7 @@ def images():
 
 @pytest.fixture(scope='module')
 def features(resnet18, images):
-    return features_of(resnet18, images)
+    return backbone_features(resnet18, images)
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def written(file18, tmp_path_factory):
 
 
 @torch.no_grad()
-def features_of(model, images):
+def backbone_features(model, images):
     """What comes out of the last stage of a torchvision ResNet."""
     x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
@@ -81,7 +81,7 @@ class TestFeatures:
             load_from_local(written('torchvision')), strict=False)
         assert keys.missing_keys == ['fc.weight', 'fc.bias']
         assert not keys.unexpected_keys
-        assert torch.equal(features_of(model, images), features)
+        assert torch.equal(backbone_features(model, images), features)
 
     def test_timm(self, written, images, features):
         model = timm.create_model('resnet18').eval()

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from mmdensecl.models import BackboneSimilarity
-from mmdensecl.models.features import features_of
-from mmdensecl.models.monitors import match_monitors
+from mmdensecl.models.modules import backbone_features
+from mmdensecl.models.metrics import match_metrics
 from mmdensecl.transfer.matching import (Accuracy, Pairs, judge,
                                          match_accuracy, mean_accuracy,
                                          measure)
@@ -52,7 +52,7 @@ class TestAccuracy:
         pairs = shifted_pairs(18)
         found = measure(pixels_of_cells, pairs)
         assert found.right.tolist() == [1] * 18
-        query, key = (features_of(pixels_of_cells(x)) for x in pairs[:2])
+        query, key = (backbone_features(pixels_of_cells(x)) for x in pairs[:2])
         matches = strongest_matches(
             query, key, 0, pairs.views, top=99, min_similarity=0.9)
         # The two columns that only the first view shows have no match.
@@ -88,19 +88,19 @@ class TestAccuracy:
         pairs = shifted_pairs(2)
         views = pairs.views.clone()
         views[0, 1, 0] = 1000
-        query, key = (features_of(pixels_of_cells(x)) for x in pairs[:2])
+        query, key = (backbone_features(pixels_of_cells(x)) for x in pairs[:2])
         for shares in match_accuracy(query, key, views):
             assert shares.isnan().tolist() == [True, False]
 
     def test_is_what_the_training_logs(self):
-        """match_right of DenseCL's rule, over cells instead of pairs."""
+        """match_acc of DenseCL's rule, over cells instead of pairs."""
         pairs = shifted_pairs(4)
         noisy = pixels_of_cells(pairs.query) + 200 * torch.randn(4, 48, 8, 8)
-        query, key = map(features_of, (noisy, pixels_of_cells(pairs.key)))
+        query, key = map(backbone_features, (noisy, pixels_of_cells(pairs.key)))
         found = match_accuracy(query, key, pairs.views)
-        logged = match_monitors(BackboneSimilarity()(query, key), query,
-                                key._replace(grid=key.cells),
-                                pairs.views)['match_right']
+        logged = match_metrics(BackboneSimilarity()(query, key), query,
+                                key._replace(dense_proj=key.backbone_feats),
+                                pairs.views)['match_acc']
         assert 5 < logged < 95
         assert logged == pytest.approx(100 * found.right.mean().item())
 

@@ -25,7 +25,7 @@ from mmdensecl.api import FrozenBackbone, as_rgb, load_backbone
 from mmdensecl.benchmark.report.tables import describe
 from mmdensecl.benchmark.report.text import clean
 from mmdensecl.engine.command_line import run_quietly
-from mmdensecl.models.geometry import stack_views
+from mmdensecl.models.correspondence import stack_views
 from mmdensecl.registry import DATASETS
 from mmdensecl.transfer import dense_probes
 from mmdensecl.transfer.matching import (Accuracy, Pairs, judge, mean_accuracy,

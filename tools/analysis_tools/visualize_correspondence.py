@@ -15,7 +15,7 @@ from mmdensecl import FrozenBackbone, load_backbone
 from mmdensecl.api import as_rgb
 from mmdensecl.engine import merge_options
 from mmdensecl.engine.command_line import run_quietly
-from mmdensecl.models.features import Features, features_of
+from mmdensecl.models.modules import Features, backbone_features
 from mmdensecl.transfer.matching import (STANDARD_ERRORS, Accuracy, Pairs,
                                          Verdict, judge, mean_accuracy,
                                          measure)
@@ -125,7 +125,7 @@ class Sight(NamedTuple):
 def look(name: str, backbone: FrozenBackbone,
          pictures: Sequence[Tensor]) -> Sight:
     with torch.no_grad():
-        query, key = (features_of(backbone(x[None]).cpu()) for x in pictures)
+        query, key = (backbone_features(backbone(x[None]).cpu()) for x in pictures)
     return Sight(name, query, key)
 
 

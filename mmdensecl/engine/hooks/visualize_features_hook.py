@@ -107,7 +107,7 @@ class VisualizeFeaturesHook(Hook):
 
         from mmdensecl.api import FrozenBackbone, as_rgb
         from mmdensecl.datasets.transforms.loading import decode_rgb
-        from mmdensecl.models.features import features_of
+        from mmdensecl.models.modules import backbone_features
         from mmdensecl.visualization import draw_matches, legend
         from mmdensecl.visualization.dense_maps import (draw_maps, pca_colors,
                                                         see)
@@ -143,7 +143,7 @@ class VisualizeFeaturesHook(Hook):
         axes = figure.subplots(1, len(files), squeeze=False)[0]
         for ax, name, file in zip(axes, names, files):
             pair = drawer.draw(file, 1, SEED)
-            query, key = (features_of(backbone(x).cpu()) for x in pair[:2])
+            query, key = (backbone_features(backbone(x).cpu()) for x in pair[:2])
             matches = strongest_matches(query, key, 0, pair.views, self.top,
                                         self.margin)
             draw_matches(ax, pair.query[0], pair.key[0], matches)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..to_device import to_device
+from ..distributed import to_device
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # places in a view's jitter; 0 is light
 ROUNDS = 5  # four of the jitter, then grey

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -19,13 +19,13 @@ class DenseCLNeck(BaseModule):
     ``mlp2``).
 
     Args:
-        in_channels (int): Channels of the backbone map.
-        hid_channels (int): Channels between the two layers of a branch.
-        out_channels (int): Channels of the projections.
-        num_grid (int, optional): The dense branch pools the map to
+        in_channels: Channels of the backbone map.
+        hid_channels: Channels between the two layers of a branch.
+        out_channels: Channels of the projections.
+        num_grid: The dense branch pools the map to
             ``num_grid x num_grid`` cells; None keeps the map's own size.
             Defaults to None.
-        init_cfg (dict | list[dict], optional): Initialisation. Defaults to
+        init_cfg: Initialisation. Defaults to
             the authors': linear layers Kaiming normal, fan-in, zero bias;
             1x1 convs as PyTorch leaves them (openselfsup/models/necks.py).
 
@@ -38,8 +38,8 @@ class DenseCLNeck(BaseModule):
         in_channels: int,
         hid_channels: int,
         out_channels: int,
-        num_grid: Optional[int] = None,
-        init_cfg: Optional[Union[dict, List[dict]]] = dict(
+        num_grid: int | None = None,
+        init_cfg: dict | list[dict] | None = dict(
             type='Kaiming', layer='Linear', mode='fan_in')
     ) -> None:
         super().__init__(init_cfg)
@@ -64,7 +64,7 @@ class DenseCLNeck(BaseModule):
             return feature_map
         return F.adaptive_avg_pool2d(feature_map, self.num_grid)
 
-    def forward(self, x: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Project the last map of a backbone. Nothing is normalised yet.
 
         Args:
@@ -72,7 +72,7 @@ class DenseCLNeck(BaseModule):
                 is used.
 
         Returns:
-            tuple[Tensor]: Global projections (N, D), dense projections
+            Global projections (N, D), dense projections
             (N, D, S*S), and the spatial mean of the latter (N, D), which
             goes into the dense queue.
         """
