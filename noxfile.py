@@ -27,18 +27,29 @@ OPTIONS = {
     'newest': ('--resolution', 'highest'),
 }
 
+# What uv reads to resolve.
+PROJECT = (
+    'pyproject.toml',
+    'setup.py',
+    'README.md',
+    'LICENSE',
+    'mmdensecl/version.py',
+)
+
 nox.options.default_venv_backend = 'uv'
 
 
 @nox.session(python=['3.10', '3.11', '3.12'])
-@nox.parametrize('versions', OPTIONS, ids=list(OPTIONS))
-@nox.parametrize('stack', EXTRAS, ids=list(EXTRAS))
+@nox.parametrize('versions', list(OPTIONS), ids=list(OPTIONS))
+@nox.parametrize('stack', list(EXTRAS), ids=list(EXTRAS))
 def tests(session: nox.Session, stack: str, versions: str) -> None:
     """Run the tests with one set of versions."""
     # uv resolves anew in a copy, which leaves our uv.lock as it is.
-    project = Path(session.create_tmp())
-    (project / 'uv.lock').unlink(missing_ok=True)
-    shutil.copy2(ROOT / 'pyproject.toml', project)
+    project = Path(session.create_tmp(), 'project')
+    shutil.rmtree(project, ignore_errors=True)
+    (project / 'mmdensecl').mkdir(parents=True)
+    for name in PROJECT:
+        shutil.copy2(ROOT / name, project / name)
     if versions == 'locked':
         shutil.copy2(ROOT / 'uv.lock', project)
     session.run_install(
@@ -49,6 +60,7 @@ def tests(session: nox.Session, stack: str, versions: str) -> None:
         *OPTIONS[versions],
         *(f'--extra={extra}' for extra in EXTRAS[stack]),
         env={'UV_PROJECT_ENVIRONMENT': session.virtualenv.location},
+        external=True,
     )
     session.run(
         'python',
