@@ -79,6 +79,11 @@ set_up() {
         if ! nvcc --version 2>/dev/null | grep -q "release $cuda\."; then
             export CUDA_VISIBLE_DEVICES=
         fi
+        # Else each process compiles torch and the hosts anew where Python may
+        # not write (PYTHONDONTWRITEBYTECODE): ten seconds an import.
+        if [[ ! $works -nt $root/uv.lock ]]; then
+            export UV_COMPILE_BYTECODE=1
+        fi
         "$uv" --directory "$root" sync "${sync[@]}" >&2
     ) || die 'uv could not make the environment; its message is above.' \
         'Run this again: uv keeps what it has. If a compiler was "Killed"' \
