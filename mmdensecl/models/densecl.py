@@ -10,7 +10,8 @@ from .correspondence import Match, stack_views
 from .distributed import SyncedGenerator, draw_positions
 from .metrics import match_metrics, position_r2
 from .moco import MoCoV2
-from .modules import Features, FeatureQueue, gather_positions, l2_normalize
+from .modules import (Features, FeatureQueue, gather_positions, l2_normalize,
+                      last_map)
 
 
 @MODELS.register_module()
@@ -72,8 +73,7 @@ class DenseCL(MoCoV2):
     def encode(self, backbone: nn.Module, neck: nn.Module,
                images: Tensor) -> Features:
         """Features of one batch of views, (N, 3, H, W), by one encoder."""
-        maps = backbone(images)
-        feature_map = maps[-1] if isinstance(maps, tuple | list) else maps
+        feature_map = last_map(backbone(images))
         if feature_map.dim() != 4:
             raise ValueError(
                 f'{type(backbone).__name__} gave {feature_map.dim()}-D '

@@ -16,7 +16,8 @@ from .compat import convert_host_state, own_head
 from .distributed import (BatchShuffle, SyncedGenerator, auto_virtual_ranks,
                           running_stats_kept)
 from .metrics import feature_std
-from .modules import Features, FeatureQueue, MomentumEncoder, l2_normalize
+from .modules import (Features, FeatureQueue, MomentumEncoder, l2_normalize,
+                      last_map)
 
 DEFAULT_QUEUE_LEN = 65536
 
@@ -235,7 +236,7 @@ class MoCoV2(BaseSelfSupervisor):
     def encode(self, backbone: nn.Module, neck: nn.Module,
                images: Tensor) -> Features:
         """Features of one batch of views, (N, 3, H, W), by one encoder."""
-        return Features(l2_normalize(neck(backbone(images))[0]))
+        return Features(l2_normalize(neck((last_map(backbone(images)), ))[0]))
 
     def encode_groups(self, backbone: nn.Module, neck: nn.Module,
                       images: Tensor) -> Features:

@@ -52,6 +52,23 @@ def l2_normalize(x: Tensor) -> Tensor:
     return F.normalize(x.float() if x.itemsize < 4 else x, dim=1)
 
 
+def last_map(maps: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the last of a backbone's maps.
+
+    The others take part with weight 0: DDP waits for a gradient of every
+    parameter, those of other maps included.
+
+    Args:
+        maps: What a backbone returns, a map or several.
+    """
+    if isinstance(maps, Tensor):
+        return maps
+    *unused, last = maps
+    if unused and last.requires_grad:
+        last = last + 0 * sum(x.mean() for x in unused)
+    return last
+
+
 def backbone_features(maps: Tensor) -> Features:
     """Features of a backbone map alone, as matching takes them.
 
