@@ -150,6 +150,15 @@ class TestLoadBackbone:
             mmdensecl.load_backbone(
                 path, backbone=dict(type='ResNet', depth=18))
 
+    def test_an_oversized_architecture(self, state, tmp_path):
+        """Few numbers under the names of a large ResNet."""
+        wide = {name: torch.ones(1) for name in state}
+        for name in ('layer1.0.conv1.weight', 'layer1.0.conv2.weight'):
+            wide[name] = torch.ones(1024, 1024, 1, 1)
+        torch.save(wide, tmp_path / 'wide.pth')
+        with pytest.raises(ValueError, match='no whole ResNet-18'):
+            mmdensecl.load_backbone(tmp_path / 'wide.pth')
+
     def test_random_weights(self):
         cfg = dict(type='ResNet', depth=18)
         torch.manual_seed(1)

@@ -1,8 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What documents name exists."""
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,40 +49,3 @@ def test_flags_of_commands_exist():
         for flag in re.findall(r'(?<=\s)--[a-z][\w-]*', line):
             assert f"'{flag}'" in source, f'{document}: {line}'
     assert {'tools/train.py', 'tools/benchmark.py'} <= set(tools)
-
-
-@cache
-def defined_tests(path):
-    """The names that pytest collects from a file, without parameters."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name.startswith('Test'):
-            names.update(f'{node.name}::{x.name}' for x in node.body
-                         if isinstance(x, ast.FunctionDef)
-                         and x.name.startswith('test_'))
-        elif isinstance(node, ast.FunctionDef):
-            names.update({node.name} if node.name.startswith('test_') else ())
-    return names
-
-
-def test_each_row_of_robustness_has_a_test():
-    """One that exists; rows without any are headings."""
-    text = (ROOT / 'docs/robustness.md').read_text()
-    lines = text.partition('\n## ')[0].splitlines()  # the first table
-    rows = [
-        line.strip('| ').split(' | ') for line in lines if line.startswith('|')
-    ][2:]
-    assert len(rows) > 50
-    missing = []
-    for row in rows:
-        if row[0].startswith('**'):
-            continue
-        assert len(row) == 3 and all(row), row
-        named = re.findall(r'`(tests/[\w/]+\.py)::([\w:]+)`', row[2])
-        assert named, row
-        missing += [
-            f'{file}::{name}' for file, name in named
-            if not (ROOT / file).exists() or name not in defined_tests(ROOT /
-                                                                       file)
-        ]
-    assert not missing

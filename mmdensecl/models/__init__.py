@@ -9,9 +9,8 @@ from .data_preprocessors import DeviceViews
 from .densecl import DenseCL
 from .distributed import BatchShuffle, SyncedGenerator, exchange_rows
 from .dsc import DSC, CategoryHead, KMeansCategoryHead, PrototypeCategoryHead
-from .heads import ContrastiveHead
-from .losses import (InfoNCE, InfoNCEResult, QueueStatistics, info_nce,
-                     info_nce_reference, stream_queue, sup_con)
+from .losses import (ContrastiveHead, InfoNCE, InfoNCEResult, QueueStatistics,
+                     info_nce, info_nce_reference, stream_queue, sup_con)
 from .moco import MoCoV2
 from .modules import Features, FeatureQueue, MomentumEncoder
 from .necks import DenseCLNeck

@@ -83,7 +83,9 @@ class DenseCL(MoCoV2):
         # (N, C, H, W) -> (N, D), (N, D, P), (N, D), on a grid of P cells
         outputs = [l2_normalize(x) for x in neck((feature_map, ))]
         # Matching picks indices, so nothing here needs a gradient.
-        grid = neck.pool(feature_map.detach())  # (N, C, S, S), P = S * S
+        grid = feature_map.detach()  # (N, C, S, S), P = S * S
+        if hasattr(neck, 'pool'):  # mmpretrain's neck may have none
+            grid = neck.pool(grid)
         shape = tuple(grid.shape[2:])
         if not self.correspondence.reads_backbone:
             return Features(*outputs, shape=shape)

@@ -102,13 +102,19 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
 
     Returns:
         Rows ``order[rank * N:(rank + 1) * N]`` of the global batch.
+
+    Raises:
+        ValueError: ``order`` has another length.
     """
+    rank, world_size = get_dist_info()
+    if len(order) != len(x) * world_size:
+        raise ValueError(f'order must have {len(x)} x {world_size} entries, '
+                         f'got {len(order)}')
     channels_last = x.dim() == 4 and x.is_contiguous(
         memory_format=torch.channels_last)
     if channels_last and not x.is_contiguous():
         rows = exchange_rows(x.permute(0, 2, 3, 1).contiguous(), order)
         return rows.permute(0, 3, 1, 2)
-    rank, world_size = get_dist_info()
     if world_size == 1:
         return x[to_device(order, x.device)]
     size = len(x)
@@ -142,6 +148,14 @@ class BatchShuffle(SyncedGenerator):
     happens.
     """
 
+    def draw(self, size: int) -> Tensor:
+        """Draw the next permutation of ``size`` rows.
+
+        On the CPU, which must know how many rows go to whom; the device is
+        never waited for.
+        """
+        return torch.randperm(size, generator=self.next_generator())
+
     def shuffle(self,
                 x: Tensor,
                 virtual_ranks: int = 1) -> tuple[Tensor, Tensor | None]:
@@ -158,9 +172,7 @@ class BatchShuffle(SyncedGenerator):
         world_size = get_dist_info()[1]
         if world_size * virtual_ranks == 1:
             return x, None
-        # On the CPU, which must know how many rows go to whom.
-        order = torch.randperm(
-            len(x) * world_size, generator=self.next_generator())
+        order = self.draw(len(x) * world_size)
         return exchange_rows(x, order), torch.argsort(order)
 
     @staticmethod

@@ -12,6 +12,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mmdensecl.registry import MODELS
+from .compat import convert_host_state, own_head
 from .distributed import (BatchShuffle, SyncedGenerator, auto_virtual_ranks,
                           running_stats_kept)
 from .metrics import feature_std
@@ -98,6 +99,7 @@ class MoCoV2(BaseSelfSupervisor):
             pretrained=pretrained,
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg)
+        self.head = own_head(self.head)
         _check_count('queue_len', queue_len)
         _check_count('virtual_ranks', virtual_ranks)
         self.auto_queue_len = queue_len == 'auto'
@@ -134,6 +136,7 @@ class MoCoV2(BaseSelfSupervisor):
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
+        convert_host_state(state_dict, prefix)
         # A checkpoint of a bare backbone: both encoders start from it, or the
         # key encoder would stay random and take thousands of steps to follow.
         if not any(k.startswith(f'{prefix}encoder_k.') for k in state_dict):

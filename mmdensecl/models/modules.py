@@ -142,7 +142,7 @@ class FeatureQueue(nn.Module):
             keys: Normalised keys, (B, D), any B; of more keys than the queue
                 holds, the last ones stay.
         """
-        self._pending.append(keys.detach())
+        self._pending.append(keys.detach().clone())
 
     @torch.no_grad()
     def flush(self) -> None:

@@ -193,9 +193,24 @@ def test_other_recipes(algorithm):
     assert deep.train_cfg == base.train_cfg
 
 
-def test_mocov2_is_densecl_without_the_dense_branch():
-    dense = load('densecl_r50_8xb32-coslr-200e.py')
-    moco = load('mocov2_r50_8xb32-coslr-200e.py')
+@pytest.mark.parametrize('algorithm', ['densecl', 'mocov2'])
+def test_one_gpu_recipe_is_the_published_one(algorithm):
+    """As many images a step, in as many groups as there were GPUs."""
+    base = load(f'{algorithm}_r50_8xb32-coslr-200e.py')
+    cfg = load(f'{algorithm}_r50_1xb256-coslr-200e.py')
+    assert cfg.model.pop('virtual_ranks') == 8
+    assert cfg.train_dataloader.batch_size == 8 * 32
+    for loader in (cfg.train_dataloader, base.train_dataloader):
+        loader.pop('batch_size')
+        loader.pop('num_workers')
+    assert cfg.to_dict() == base.to_dict()
+
+
+@pytest.mark.parametrize('name', [
+    'densecl_r50_8xb32-coslr-200e', 'mini/densecl_r18w16_1xb64-coslr-11e'])
+def test_mocov2_is_densecl_without_the_dense_branch(name):
+    dense = load(f'{name}.py')
+    moco = load(f'{name}.py'.replace('densecl', 'mocov2'))
     for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler',
                 'train_cfg', 'custom_hooks', 'default_hooks'):
         assert dense[key] == moco[key]
@@ -208,7 +223,7 @@ def test_mocov2_is_densecl_without_the_dense_branch():
 @pytest.mark.parametrize('twin', [
     'densecl_r50_8xb32-coslr-200e.py',
     'densecl_r50_8xb32-coslr-800e_coco.py',
-    'mini/densecl_r18_1xb32-coslr-40e_folder.py',
+    'mini/densecl_r18w16_1xb64-coslr-11e.py',
     'demo/densecl_r18_1xb32-coslr-20e_tiles.py',
 ])
 @pytest.mark.parametrize('variant, head', [
@@ -274,3 +289,31 @@ def test_ablations_change_one_thing_each():
     assert warm.custom_hooks[-1].start_iters == 10000
     assert warm.custom_hooks[:-1] == base.custom_hooks
     assert warm.model == base.model
+
+
+MINI = 'r18w16_1xb64-coslr-11e'
+
+
+@pytest.mark.parametrize('name', [
+    name for name in SHIPPED if name.startswith('mini/ablations/')
+])
+def test_mini_ablations_cost_the_same(name):
+    """Data, network, schedule and seed are those of their base."""
+    algorithm = Path(name).name.split('_')[0]
+    base = load(f'mini/{algorithm}_{MINI}.py')
+    cfg = load(name)
+    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler',
+                'train_cfg', 'randomness'):
+        assert cfg[key] == base[key]
+    assert cfg.model.neck == base.model.neck
+    assert cfg.model.backbone.base_channels == 16
+    assert (cfg.model, cfg.custom_hooks) != (base.model, base.custom_hooks)
+
+
+@pytest.mark.parametrize('name', [
+    name for name in SHIPPED if name.startswith('mini/')
+])
+def test_mini_uses_bfloat16_where_it_is_fast(name):
+    wrapper = load(name).optim_wrapper
+    assert wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
+    assert wrapper.enabled == 'auto'

@@ -150,6 +150,14 @@ class TestConverter:
         mixed = names(UnlabeledShards(str(tmp_path / 'x')))
         assert mixed != sorted(mixed) == sorted(self.PLAIN)
 
+    def test_the_work_of_another_call_stays(self, converted, tmp_path, capsys):
+        other = tmp_path / 'out.unfinished'
+        other.mkdir()
+        (other / 'file').touch()
+        with pytest.raises(SystemExit, match='out.unfinished" exists'):
+            convert(converted[0], tmp_path / 'out')
+        assert (other / 'file').exists() and not (tmp_path / 'out').exists()
+
     def test_nothing_half_done(self, converted, tmp_path, capsys):
         with pytest.raises(SystemExit):
             convert(*converted)
@@ -191,6 +199,14 @@ class TestFindShards:
         dataset = UnlabeledShards('t.tar', pipeline=[same])
         monkeypatch.chdir('/')
         assert dataset[0]['img_bytes'] == content('a.jpg')
+
+    @pytest.mark.parametrize('folder', ['a[1]', 'b{1,2}', 'c{', 'd[!x]*'])
+    def test_names_that_look_like_patterns(self, tmp_path, folder):
+        path = tmp_path / folder / 'x[0]{1}.tar'
+        path.parent.mkdir()
+        path.touch()
+        assert find_shards(str(path)) == [str(path)]
+        assert find_shards(str(path.parent)) == [str(path)]
 
     @pytest.mark.parametrize('pattern, message', [
         ('s-{00..02}.tar', 's-02.tar'),
@@ -369,6 +385,21 @@ class TestDamage:
         info.pax_headers = dict(size='-1536')
         data = info.tobuf(tarfile.PAX_FORMAT)
         (tmp_path / 'x.tar').write_bytes(data + bytes(1024))
+        with pytest.raises(ValueError, match='is not a whole'):
+            UnlabeledShards(str(tmp_path))
+
+    @pytest.mark.parametrize('kind, size', [
+        (tarfile.GNUTYPE_LONGNAME, 1 << 60),
+        (tarfile.XHDTYPE, 1 << 60),
+        (tarfile.GNUTYPE_LONGNAME, 1),
+    ])
+    @pytest.mark.parametrize('repeats', [1, 3000])
+    def test_headers(self, tmp_path, kind, size, repeats):
+        """Of 2**60 bytes, or of names of names of names."""
+        info = tarfile.TarInfo('././@LongLink')
+        info.type, info.size = kind, size
+        data = info.tobuf(tarfile.GNU_FORMAT) + bytes(512)
+        (tmp_path / 'x.tar').write_bytes(data * repeats)
         with pytest.raises(ValueError, match='is not a whole'):
             UnlabeledShards(str(tmp_path))
 

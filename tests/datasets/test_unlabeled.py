@@ -2,6 +2,7 @@
 import io
 import os
 import pickle
+import time
 from pathlib import Path
 
 import lmdb
@@ -171,6 +172,17 @@ class TestList:
         assert paths(dataset) == [
             'a.png', 'b.png', 'c.png', 'd1.png', '0001.png'
         ]
+
+    @pytest.mark.parametrize('line', [
+        f'a{" " * 200_000}x.jpg',
+        f'{"1," * 100_000}x.jpg',
+    ], ids=['blanks', 'commas'])
+    def test_long_lines(self, tmp_path, line):
+        """They would take hours where each separator is tried."""
+        (tmp_path / 'list.txt').write_text(line)
+        start = time.process_time()
+        assert paths(UnlabeledList('list.txt', str(tmp_path))) == [line]
+        assert time.process_time() - start < 5
 
     def test_missing_list(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='list file'):

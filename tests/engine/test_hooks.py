@@ -348,6 +348,15 @@ class TestUnlabeledData:
         assert '2 of 9 pictures' in said[0]
         assert f'"{path}" could not be written (File too large)' in said[1]
 
+    def test_names_that_are_no_utf8(self, tmp_path):
+        """As os.fsdecode gives them."""
+        runner = SimpleNamespace(
+            work_dir=str(tmp_path),
+            logger=SimpleNamespace(warning=lambda text: text.encode()))
+        UnlabeledDataHook()._report(runner, ['\udce4.jpg', 'b.jpg'], 9)
+        text = (tmp_path / 'unreadable.txt').read_bytes()
+        assert text == b'\xe4.jpg\nb.jpg\n'
+
     def test_no_place_for_the_list(self, tmp_path):
         """A picture is replaced all the same."""
         write_pictures(tmp_path, 20, size=4)

@@ -199,11 +199,22 @@ class LoopMoCoV2:
 class LoopDenseCL(LoopMoCoV2):
     """DenseCL (arXiv 2011.09157)."""
 
-    def __init__(self, *args, dense_queue, loss_lambda, num_grid, **kwargs):
+    def __init__(self,
+                 *args,
+                 dense_queue,
+                 loss_lambda,
+                 num_grid,
+                 draws=None,
+                 weight_power=0.,
+                 **kwargs):
         super().__init__(*args, **kwargs)
         self.dense_queue = LoopQueue(dense_queue)
         self.loss_lambda = loss_lambda
         self.num_grid = num_grid
+        # Of each step the cells of each image that become negatives; None
+        # for the published mean.
+        self.draws = draws
+        self.weight_power = weight_power
 
     def step(self, query_images, key_images):
         queries, query_maps = self.encode(self.backbone, self.neck,
@@ -212,7 +223,8 @@ class LoopDenseCL(LoopMoCoV2):
         with torch.no_grad():
             keys, key_maps = self.encode(self.key_backbone, self.key_neck,
                                          key_images)
-        global_losses, dense_losses, pooled = [], [], []
+        global_losses, dense_losses, weights, negatives = [], [], [], []
+        drawn = self.draws.pop(0) if self.draws else None
         for n in range(len(queries)):
             global_losses.append(
                 cross_entropy(queries[n], keys[n], self.queue.rows,
@@ -224,16 +236,22 @@ class LoopDenseCL(LoopMoCoV2):
                 key_grid = [
                     project(x, self.key_neck, 'mlp2') for x in key_cells
                 ]
-            pooled.append(unit(mean(key_grid)))
+            if drawn is None:
+                negatives.append(unit(mean(key_grid)))
+            else:
+                negatives += [unit(key_grid[i]) for i in drawn[n]]
             for cell, pick in zip(query_cells, picks):
+                cosine = dot(unit(cell), unit(key_cells[pick])).detach()
+                weights.append(cosine.clamp(min=0)**self.weight_power)
                 dense_losses.append(
                     cross_entropy(
                         unit(project(cell, self.neck, 'mlp2')),
                         unit(key_grid[pick]), self.dense_queue.rows,
                         self.temperature))
         self.queue.enqueue(keys)
-        self.dense_queue.enqueue(pooled)
+        self.dense_queue.enqueue(negatives)
         weight = self.loss_lambda  # eq. 3
         return dict(
             loss_global=(1 - weight) * mean(global_losses),
-            loss_dense=weight * mean(dense_losses))
+            loss_dense=weight * sum(
+                w * x for w, x in zip(weights, dense_losses)) / sum(weights))

@@ -136,6 +136,62 @@ class TestAgainstLoops:
             temperature=0.5)
         assert_three_steps_agree(model, loop)
 
+    @pytest.mark.parametrize('count', [1, 3])
+    def test_negatives_from_cells(self, count):
+        """A seed and the number of the step alone decide which cells."""
+        model = build_densecl(dense_negatives='cells', cells_per_image=count)
+        model.cell_sampler.seed = 5
+        draws = []
+        for step, size in enumerate(BATCHES):
+            generator = torch.Generator().manual_seed(5 * 1_000_003 + step)
+            lots = torch.rand(size, 16, generator=generator)
+            draws.append(lots.argsort(dim=1, descending=True)[:, :count])
+        loop = LoopDenseCL(
+            *parts(model),
+            dense_queue=model.dense_queue.negatives,
+            loss_lambda=0.5,
+            num_grid=None,
+            draws=[x.tolist() for x in draws],
+            momentum=0.999)
+        assert_three_steps_agree(model, loop)
+
+    @pytest.mark.parametrize('power', [1., 4.])
+    def test_matches_weighted_by_similarity(self, power):
+        model = build_densecl(
+            correspondence=dict(
+                type='mmdensecl.BackboneSimilarity', weight_power=power))
+        loop = LoopDenseCL(
+            *parts(model),
+            dense_queue=model.dense_queue.negatives,
+            loss_lambda=0.5,
+            num_grid=None,
+            weight_power=power,
+            momentum=0.999)
+        assert_three_steps_agree(model, loop)
+
+    @pytest.mark.parametrize('mode', ['reflect', 'replicate'])
+    def test_padding_of_the_backbone(self, mode):
+        """As if each conv saw an image enlarged by hand, then nothing."""
+        backbone = TinyBackbone(CHANNELS).double()
+        padded = TinyBackbone(CHANNELS).double()
+        padded.load_state_dict(backbone.state_dict())
+        for conv in (padded.conv1, padded.conv2):
+            conv.padding_mode = mode
+        image = torch.randn(2, 3, 8, 8).double()
+
+        def enlarge(x):
+            inner = list(range(x.size(2)))
+            first, last = (1, -2) if mode == 'reflect' else (0, -1)
+            rows = [inner[first], *inner, inner[last]]
+            return x[:, :, rows][:, :, :, rows]
+
+        x = image
+        for conv, norm, act in ((backbone.conv1, backbone.bn1, torch.relu),
+                                (backbone.conv2, backbone.bn2, lambda x: x)):
+            conv.padding = (0, 0)
+            x = act(norm(conv(enlarge(x))))
+        assert_close(padded(image)[0], x)
+
     def test_mocov2(self):
         model = prepare(
             MoCoV2(

@@ -1,12 +1,14 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import math
 from functools import partial
 
 import pytest
 import torch
 
-from mmdensecl.models import (BackboneSimilarity, Features, GeometricMatch,
-                              Match, MutualNearestNeighbor, NearestNeighbors,
-                              ProjectionSimilarity, RandomMatch)
+from mmdensecl.models import (BackboneSimilarity, BalancedSimilarity, Features,
+                              GeometricMatch, Match, MutualNearestNeighbor,
+                              NearestNeighbors, ProjectionSimilarity,
+                              RandomMatch)
 from mmdensecl.models.correspondence import (mutual_nearest_cells,
                                              nearest_cells, neighbor_cells)
 from mmdensecl.models.modules import gather_positions, l2_normalize
@@ -227,6 +229,70 @@ class TestRules:
             query, key = (x._replace(backbone_feats=None) for x in (query, key))
         views = torch.tensor([[[0., 0, 3, 1, 0]] * 2])
         assert rule()(query, key, views).index.shape == (1, 3)
+
+
+class TestWeightedMatches:
+
+    def test_by_similarity(self):
+        """Cosines 1, 0.6 and -1; what is unlike does not count."""
+        query = torch.tensor([[[1., 0.6, -1.], [0., 0.8, 0.]]])
+        key = torch.tensor([[[1.], [0.]]])
+        rule = BackboneSimilarity(weight_power=2.)
+        match = rule(features(cells=query), features(cells=key))
+        assert match.index.tolist() == [[0, 0, 0]]
+        torch.testing.assert_close(match.weight,
+                                   torch.tensor([[1., 0.36, 0.]]))
+        assert match.valid.tolist() == [[True, True, False]]
+
+    def test_none_by_default(self):
+        cells = l2_normalize(torch.rand(2, 3, 4))
+        match = BackboneSimilarity()(
+            features(cells=cells), features(cells=cells))
+        assert match.weight is None and match.valid is None
+
+    def test_exception(self):
+        with pytest.raises(ValueError, match='at least 0, got -1'):
+            BackboneSimilarity(weight_power=-1)
+
+
+class TestBalancedSimilarity:
+
+    def test_a_crowded_key_is_shared_out(self):
+        """All queries like key 0 best; by balance only one may take it."""
+        key = torch.eye(3)[None]
+        query = l2_normalize(
+            torch.tensor([[[1., 1., 1.], [0., 0.9, 0.], [0., 0., 0.9]]]))
+        crowded = BackboneSimilarity()(
+            features(cells=query), features(cells=key))
+        assert crowded.index.tolist() == [[0, 0, 0]]
+        match = BalancedSimilarity(epsilon=0.1)(
+            features(cells=query), features(cells=key))
+        assert match.index.tolist() == [[0, 1, 2]]
+
+    def test_against_loops(self):
+        """Columns and rows of the exponentials are normalised in turn."""
+        query, key = (
+            l2_normalize(torch.rand(2, 5, 6).double()) for _ in range(2))
+        match = BalancedSimilarity(epsilon=0.2, num_iters=4)(
+            features(cells=query), features(cells=key))
+        for n in range(2):
+            table = [[
+                math.exp(float(query[n, :, i] @ key[n, :, j]) / 0.2)
+                for j in range(6)
+            ] for i in range(6)]
+            for _ in range(4):
+                totals = [sum(row[j] for row in table) for j in range(6)]
+                table = [[x / t for x, t in zip(row, totals)]
+                         for row in table]
+                table = [[x / sum(row) for x in row] for row in table]
+            expected = [row.index(max(row)) for row in table]
+            assert match.index[n].tolist() == expected
+
+    @pytest.mark.parametrize('kwargs', [
+        dict(epsilon=0.), dict(num_iters=0)])
+    def test_exception(self, kwargs):
+        with pytest.raises(ValueError, match='epsilon must be above 0'):
+            BalancedSimilarity(**kwargs)
 
 
 class TestGeometricMatch:

@@ -275,10 +275,10 @@ class TestAnchors:
         assert valid is None
         for n in range(3):
             for i, cell in enumerate(anchors[n]):
-                assert torch.equal(query[6 * n + i], seen['query'].grid[n, :,
+                assert torch.equal(query[6 * n + i], seen['query'].dense_proj[n, :,
                                                                         cell])
                 partner = seen['match'].index[n, cell, 0]
-                assert torch.equal(key[6 * n + i], seen['key'].grid[n, :,
+                assert torch.equal(key[6 * n + i], seen['key'].dense_proj[n, :,
                                                                     partner])
 
     def test_torch_s_own_generator_stays(self, build_dsc):
@@ -316,7 +316,7 @@ class TestResume:
         assert outputs[0]['loss_category'] != outputs[1]['loss_category']
 
 
-class TestSharedRandomness:
+class TestSyncedGenerator:
 
     def test_batch_shuffle_is_one(self):
         """The numbers that checkpoints of before continue with."""

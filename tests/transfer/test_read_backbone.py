@@ -240,6 +240,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f'no floating-point.*: {name}'):
             read_backbone(path)
 
+    def test_floats_of_a_byte(self, save):
+        """torch cannot tell whether they are finite."""
+        with pytest.raises(ValueError, match='16 bits or more'):
+            read_backbone(
+                save({
+                    'backbone.conv1.weight':
+                    torch.ones(4).to(torch.float8_e5m2)
+                }))
+
+    def test_a_dictionary_under_two_names(self, save):
+        inner = dict(weight=torch.ones(1))
+        inner['self'] = inner
+        with pytest.raises(NoBackboneError, match='only left'):
+            read_backbone(save(dict(left=inner, right=inner)))
+
     def test_zeros(self, tiny, save):
         zeros = {
             k: torch.zeros_like(v) if k.endswith('conv2.weight') else v

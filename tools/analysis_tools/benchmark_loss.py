@@ -99,8 +99,6 @@ def make(rival: str, batch: int, grid: int, queue_len: int, dim: int,
 def compare(args: argparse.Namespace, shape: Dict[str, Any]) -> None:
     """Print ours beside the peer."""
     forms = ['auto', 'reference', PEER]
-    if args.device == 'cuda':
-        forms[1:1] = ['stream', 'triton']
     runs = {form: make(form, **shape) for form in forms}
     seconds = measure.take_turns(runs, args.rounds, args.device)
     losses = {form: run() for form, run in runs.items()}
