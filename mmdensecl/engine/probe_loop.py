@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from mmdensecl.registry import LOOPS
-from mmdensecl.transfer.probes import (LOW_SHOTS, SVM_COSTS, import_sklearn,
+from mmdensecl.evaluation.probes import (LOW_SHOTS, SVM_COSTS, import_sklearn,
                                        knn_accuracy, low_shot_map, svm_map)
 
 
@@ -176,7 +176,7 @@ def _check_order(name: str, loader: DataLoader) -> None:
 class KNNLoop(ProbeLoop):
     """Accuracy of a weighted kNN vote, for data with one label a picture.
 
-    See :func:`mmdensecl.transfer.probes.knn_accuracy`.
+    See :func:`mmdensecl.evaluation.probes.knn_accuracy`.
 
     Args:
         ks (Sequence[int]): Numbers of neighbours. Defaults to
@@ -217,7 +217,7 @@ class SVMLoop(ProbeLoop):
 
     Labels are mmpretrain's ``gt_label`` and, for VOC, ``gt_label_difficult``,
     which the pipeline must pack (``PackInputs(meta_keys=...)``). See
-    :func:`mmdensecl.transfer.probes.svm_map`.
+    :func:`mmdensecl.evaluation.probes.svm_map`.
 
     Args:
         costs (Sequence[float]): What to choose from. Defaults to SVM_COSTS.
@@ -275,7 +275,7 @@ class SVMLoop(ProbeLoop):
 class LowShotLoop(SVMLoop):
     """mAP of linear SVMs that see few pictures of each class.
 
-    See :func:`mmdensecl.transfer.probes.low_shot_map`.
+    See :func:`mmdensecl.evaluation.probes.low_shot_map`.
 
     Args:
         shots (Sequence[int]): Pictures of each class. Defaults to LOW_SHOTS.

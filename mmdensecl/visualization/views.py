@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdensecl.engine.config import dicts
 from mmdensecl.models.data_preprocessors import render_views
-from mmdensecl.transfer.matching import Pairs
+from mmdensecl.evaluation.matching import Pairs
 
 DRAWING = ('mmdensecl.TwoViews', 'mmdensecl.DrawViews')
 

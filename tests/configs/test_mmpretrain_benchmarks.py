@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mmdensecl.engine import probe_loop, set_pretrained
 from mmdensecl.testing import write_pictures
-from mmdensecl.transfer.probes import svm_map
+from mmdensecl.evaluation.probes import svm_map
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'configs' / 'benchmarks' / 'mmpretrain'

@@ -1,17 +1,20 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The command, on small scenes whose classes are colours."""
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmdensecl import load_backbone
 from mmdensecl.registry import MODELS
-from mmdensecl.transfer.matching import judge, mean_accuracy, measure
+from mmdensecl.evaluation.matching import judge, mean_accuracy, measure
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
@@ -83,7 +86,7 @@ def test_table_and_verdict(call, voc, checkpoint, tmp_path):
     for name in ('random weights', 'net'):
         row, = [x for x in lines if x.startswith(f'│ {name} ')]
         assert row.count('±') == 3
-    for name in ('the same place in both views', 'chance'):
+    for name in ('the same position in both views', 'chance'):
         assert any(name in x and x.count('±') == 1 for x in lines)
     for column in ('mIoU, linear', 'mIoU, kNN'):
         sentence, = [x for x in lines if x.startswith(f'net, {column}:')]
@@ -92,6 +95,64 @@ def test_table_and_verdict(call, voc, checkpoint, tmp_path):
     assert 'only 4 pairs' in sentence
     with Image.open(tmp_path / 'new/x.png') as picture:
         assert picture.width > 400
+
+
+@pytest.fixture
+def cityscapes(voc, tmp_path):
+    """The same files, laid out otherwise."""
+    for split in ('train', 'val'):
+        for name in (voc / f'ImageSets/Segmentation/{split}.txt'
+                     ).read_text().split():
+            for old, new in ((f'JPEGImages/{name}.jpg', 'leftImg8bit/{}_'
+                              'leftImg8bit.jpg'),
+                             (f'SegmentationClass/{name}.png', 'gtFine/{}_'
+                              'gtFine_labelTrainIds.png')):
+                new = tmp_path / 'cityscapes' / new.format(
+                    f'{split}/town/{name}')
+                new.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(voc / old, new)
+    return tmp_path / 'cityscapes'
+
+
+def test_layouts_many_checkpoints_and_json(call, voc, cityscapes, checkpoint,
+                                           tmp_path):
+    """Both layouts give the same numbers; the file says where from."""
+    history = HistoryBuffer([90.] * 20, [1] * 20)
+    run = dict(
+        state_dict={
+            f'backbone.{k}': v
+            for k, v in torch.load(checkpoint).items()
+        },
+        meta=dict(experiment_name='densecl_20260102_030405', seed=7, epoch=3),
+        message_hub=dict(log_scalars={'train/position_r2': history}))
+    for seed in (0, 1):
+        path = tmp_path / f'seed{seed}/epoch_3.pth'
+        path.parent.mkdir()
+        torch.save(run, path)
+    file = tmp_path / 'new/scores.json'
+    call(*tmp_path.glob('seed*/*.pth'), '--data-root', voc, cityscapes,
+         '--size=64', '--seeds=2', '--device=cpu', '--json', file)
+    found = json.loads(file.read_text())
+    names = ['random weights', 'seed0/epoch_3', 'seed1/epoch_3']
+    assert sorted(x['name'] for x in found['rows']) == names
+    row = found['rows'][1]
+    assert len(row.pop('sha256')) == 64 and row.pop('name') in names
+    assert row == dict(
+        baseline='random weights',
+        checkpoint=row['checkpoint'],
+        config='densecl',
+        seed=7,
+        epoch=3,
+        position_r2=90.)
+    assert found['data'][1]['classes'] == ['road', 'sidewalk', 'building']
+    assert [x['num_train'] for x in found['data']] == [6, 6]
+    assert found['size'] == 64 and found['versions']['torch']
+    for probe in ('linear', 'kNN'):
+        one, two = (found['values'][f'{x.name}: mIoU, {probe}']
+                    for x in (voc, cityscapes))
+        assert one == two and sorted(one) == names
+        assert one[names[1]] == one[names[2]] != one[names[0]]
+        assert all(len(x) == 2 for x in one.values())
 
 
 def test_one_seed(call, voc, checkpoint):
@@ -147,7 +208,7 @@ def test_verdicts(call, values, base, words):
     (('--unlabeled', 'x', '--out', 'x.png'), '--out needs --data-root'),
     (('--unlabeled', 'x', '--seeds', '0'), 'must be at least 1'),
     (('--unlabeled', 'x', '--label', 'a', 'b'), '1 checkpoints need as many'),
-    (('--data-root', 'nowhere'), 'There is no list "nowhere'),
+    (('--data-root', 'nowhere'), '"nowhere" is neither laid out like'),
     (('--unlabeled', '.', '--device', 'abacus'), 'dense_probe.py: error: '),
 ])
 def test_bad_flags(call, checkpoint, capsys, flags, message):

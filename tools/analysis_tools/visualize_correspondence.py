@@ -16,7 +16,7 @@ from mmdensecl.api import as_rgb
 from mmdensecl.engine import merge_options
 from mmdensecl.engine.command_line import run_quietly
 from mmdensecl.models.modules import Features, backbone_features
-from mmdensecl.transfer.matching import (STANDARD_ERRORS, Accuracy, Pairs,
+from mmdensecl.evaluation.matching import (STANDARD_ERRORS, Accuracy, Pairs,
                                          Verdict, judge, mean_accuracy,
                                          measure)
 from mmdensecl.visualization import draw_matches, legend, strongest_matches

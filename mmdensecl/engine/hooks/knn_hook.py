@@ -18,7 +18,7 @@ from mmdensecl.datasets.listing import remember, search_folder
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.datasets.unlabeled import IMG_EXTENSIONS, UnreadableImageError
 from mmdensecl.registry import HOOKS
-from mmdensecl.transfer.probes import knn_accuracy
+from mmdensecl.evaluation.probes import knn_accuracy
 
 Labelled = List[Tuple[str, int]]  # path and class number
 SPLITS = ('train', 'val')
@@ -31,7 +31,7 @@ class KNNHook(Hook):
     Every ``interval`` epochs, and once before the first, the mean of the
     query backbone's last map is taken for labelled pictures, and those of one
     part are named by a vote of their nearest neighbours in the other, see
-    :func:`mmdensecl.transfer.probes.knn_accuracy`. The accuracy in percent
+    :func:`mmdensecl.evaluation.probes.knn_accuracy`. The accuracy in percent
     goes to the log and to the visualizer's backends as ``knn_top1``, and with
     it ``knn_chance``, what naming the most common class would reach.
 

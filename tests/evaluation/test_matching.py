@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmdensecl.models import BackboneSimilarity
 from mmdensecl.models.modules import backbone_features
 from mmdensecl.models.metrics import match_metrics
-from mmdensecl.transfer.matching import (Accuracy, Pairs, judge,
+from mmdensecl.evaluation.matching import (Accuracy, Pairs, judge,
                                          match_accuracy, mean_accuracy,
                                          measure)
 from mmdensecl.visualization import strongest_matches

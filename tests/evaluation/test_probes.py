@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdensecl.transfer.probes import (average_precision, knn_accuracy,
+from mmdensecl.evaluation.probes import (average_precision, knn_accuracy,
                                        low_shot_map, nearest, svm_map)
 
 FEW_COSTS = (0.1, 10.0)
@@ -190,7 +190,7 @@ class TestSVM:
             svm_map(*train, *test, costs=FEW_COSTS)
 
     def test_without_scikit_learn(self, monkeypatch):
-        from mmdensecl.transfer import probes
+        from mmdensecl.evaluation import probes
 
         def no_sklearn(name):
             raise ModuleNotFoundError(name, name='sklearn')
@@ -217,7 +217,7 @@ class TestLowShot:
 
     def test_what_a_sample_holds(self, monkeypatch):
         """k positives, k * (classes - 1) negatives, nothing difficult."""
-        from mmdensecl.transfer import probes
+        from mmdensecl.evaluation import probes
         seen = []
 
         def spy(train, targets, rows, *_):
@@ -237,7 +237,7 @@ class TestLowShot:
 
     def test_mean_and_spread(self, monkeypatch):
         """Over samples, of the cost with the best mean over them."""
-        from mmdensecl.transfer import probes
+        from mmdensecl.evaluation import probes
         outcomes = iter(
             ([.1, .3], [.3, .3], [.2, .3], [.8, .5], [.8, .5], [.8, .5]))
         monkeypatch.setattr(probes, '_sample_precisions',
