@@ -166,13 +166,17 @@ def collect(runs: Sequence[Run]) -> tuple[Values, dict[str, dict]]:
             base, own = ((own, base) if RANDOM in list(rows)[0] else
                          (base, own))
             by_row.setdefault(name, []).append(statistics.fmean(own))
-            network = 'reflect' if 'reflect' in name else (
-                'replicate' if 'replicate' in name else 'zeros')
-            row = f'{RANDOM}, padding {network}'
+            row = f'{RANDOM}, padding {padding_mode(run.config)}'
             if (column, row) not in drawn:
                 drawn.add((column, row))
                 by_row[row] = list(base)
     return values, logged
+
+
+def padding_mode(config: Path) -> str:
+    """How the convs of a config's backbone pad, which random ones feel too."""
+    conv = Config.fromfile(config).model.backbone.get('conv_cfg') or {}
+    return conv.get('padding_mode', 'zeros')
 
 
 def pooled_deviation(rows: dict[str, list[float]]) -> tuple[float, int]:
