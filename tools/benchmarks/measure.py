@@ -17,8 +17,8 @@ import time
 from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
-from typing import (Any, Callable, ContextManager, Dict, List, Mapping,
-                    Optional, Sequence)
+from typing import (Any, Callable, ContextManager, Dict, Iterable, List,
+                    Mapping, Optional, Sequence)
 
 import torch
 
@@ -135,7 +135,9 @@ def extra_memory(make: Callable[..., Callable[[], Any]],
     if device == 'cuda':
         return _grown(make, device, None, whole, *args)
     # A process's peak never falls again, so each has its own.
-    with get_context('spawn').Pool(1) as pool:
+    context = get_context('forkserver')  # which has imported what takes long
+    context.set_forkserver_preload(['mmpretrain.models'])
+    with context.Pool(1) as pool:
         threads = torch.get_num_threads()
         return pool.apply(_grown, (make, device, threads, whole, *args))
 
@@ -195,6 +197,22 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns as a table, a float with three digits."""
+
+    def line(cells: Iterable[Any]) -> str:
+        return '| ' + ' | '.join(
+            f'{x:.3g}' if isinstance(x, float) else str(x)
+            for x in cells) + ' |'
+
+    names = [name.replace('_', ' ') for name in rows[0]]
+    return '\n'.join([
+        line(names),
+        line(['---'] * len(names)),
+        *(line(row.values()) for row in rows),
+    ])
+
+
 class Report:
     """Rows of a comparison, printed as Markdown and kept as JSON.
 
@@ -226,19 +244,8 @@ class Report:
         self.rows.append({'what': what, **columns})
 
     def markdown(self) -> str:
-        """The table, a float with three digits."""
-        names = [*self.rows[0]]
-
-        def line(cells: Sequence[Any]) -> str:
-            return '| ' + ' | '.join(
-                f'{x:.3g}' if isinstance(x, float) else str(x)
-                for x in cells) + ' |'
-
-        return '\n'.join([
-            line([name.replace('_', ' ') for name in names]),
-            line(['---'] * len(names)),
-            *(line([*row.values()]) for row in self.rows),
-        ])
+        """The rows as a table."""
+        return markdown(self.rows)
 
     def show(self) -> None:
         """Print the table, and write the file if one was named."""
