@@ -70,7 +70,7 @@ class TestStep:
         total, _ = model.parse_losses(outputs)
         assert total == outputs['loss_global'] + outputs['loss_dense']
 
-    def test_match_right_where_views_are_known(self, build_tiny):
+    def test_match_acc_where_views_are_known(self, build_tiny):
         model = build_tiny()
         assert 'match_acc' not in model.loss(random_views())
         outputs = model.loss(random_views(), samples_with(OVERLAP, OVERLAP))
