@@ -334,6 +334,7 @@ class TestDeviceViews:
         log = model.train_step(pack(pictures), OptimWrapper(optimizer))
         assert torch.isfinite(log['loss']) and 'match_acc' in log
         assert not torch.equal(model.backbone.conv1.weight, before)
+        model.queue.flush()
         assert int(model.queue.enqueued) == len(pictures)
 
     @pytest.mark.parametrize('name', ['densecl', 'mocov2'])
