@@ -12,6 +12,7 @@ data_root = 'data/my_images'
 model = dict(
     queue_len=4096,
     momentum=0.01,  # few steps: the key encoder must follow faster
+    virtual_ranks='auto',  # two groups of 32 images
     backbone=dict(
         depth=18, stem_channels=16, base_channels=16, strides=(1, 2, 2, 1)
     ),  # 4 x 4 cells at 64 pixels
