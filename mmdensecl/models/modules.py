@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor
 
 # Of what a method does not compute.
@@ -252,6 +253,10 @@ class MomentumEncoder(nn.Module):
         self.momentum = momentum
         self.backbone = deepcopy(backbone)
         self.neck = deepcopy(neck)
+        # The copies start from the query's weights, not from a file.
+        for module in self.modules():
+            if isinstance(module, BaseModule):
+                module.init_cfg = None
         self.requires_grad_(False)
 
     @torch.no_grad()
