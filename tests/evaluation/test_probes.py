@@ -77,7 +77,7 @@ class TestKNN:
         assert abs(top1 - 25) < 4 and top5 > 95
 
     def test_too_few_pictures(self):
-        with pytest.raises(ValueError, match='k=200 .* has 8 pictures'):
+        with pytest.raises(ValueError, match='k=200 .* has 8 images'):
             knn_accuracy(
                 torch.randn(8, 2),
                 torch.zeros(8).long(), torch.randn(1, 2),
@@ -220,7 +220,7 @@ class TestLowShot:
         from mmdensecl.evaluation import probes
         seen = []
 
-        def spy(train, targets, rows, *_):
+        def spy(train, test, targets, test_targets, costs, rows):
             seen.append(np.bincount(targets[rows] + 1, minlength=3).tolist())
             assert len(set(rows)) == len(rows)
             return [0.0, 1.0]
