@@ -42,7 +42,7 @@ def test_flags_of_commands_exist():
     for document, tool, line in commands():
         source = (ROOT / tool).read_text()
         if 'measure.make_parser' in source:
-            source += (ROOT / 'tools/analysis_tools/measure.py').read_text()
+            source += (ROOT / 'tools/benchmarks/measure.py').read_text()
         elif 'make_parser' in source:
             source += (ROOT / 'mmdensecl/engine/command_line.py').read_text()
         tools[tool] = source

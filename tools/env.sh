@@ -2,7 +2,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 #
 # Makes .venv what uv.lock says and sets `python` to its interpreter. demo.sh
-# and run_tests.sh source this file; `bash tools/env.sh` does no more than that.
+# and run_tests.sh source this file; `bash tools/env.sh` does only that.
 #
 #   MMDENSECL_PYTHON   the interpreter of an environment to use as it is
 #   UV_PYTHON          the Python of a new environment, such as 3.12
@@ -51,8 +51,8 @@ check() {
         <<<'#include <Python.h>' >&2 ||
         die "mmcv has to be compiled, and ${CXX:-c++} cannot: see above." \
             "It takes a C++ compiler and the headers of $1." \
-            'On Debian and Ubuntu: apt-get install build-essential' \
-            'python3-dev. Where uv keeps a wheel it compiled earlier:' \
+            'Debian and Ubuntu: apt-get install build-essential python3-dev' \
+            'Where uv still keeps a wheel that it compiled, this will do:' \
             "cd $root; uv sync ${sync[*]}"
 }
 

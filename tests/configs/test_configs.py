@@ -64,6 +64,7 @@ def test_trains_a_step(name, pictures, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     model = runner.model
+    model.queue.flush()
     assert int(model.queue.enqueued) == 2
     scalars = runner.message_hub.log_scalars
     assert scalars['train/loss'].current() > 0

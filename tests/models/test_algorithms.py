@@ -70,7 +70,7 @@ class TestStep:
         total, _ = model.parse_losses(outputs)
         assert total == outputs['loss_global'] + outputs['loss_dense']
 
-    def test_match_right_where_views_are_known(self, build_tiny):
+    def test_match_acc_where_views_are_known(self, build_tiny):
         model = build_tiny()
         assert 'match_acc' not in model.loss(random_views())
         outputs = model.loss(random_views(), samples_with(OVERLAP, OVERLAP))
@@ -377,6 +377,28 @@ class TestBackbones:
     def test_trains(self, name, tiny_cfg):
         model = self.build(name, tiny_cfg)
         assert_trains(model, random_views(size=64))
+
+    @pytest.mark.parametrize('name', ['DenseCL', 'MoCoV2'])
+    def test_of_several_maps_the_last(self, tiny_cfg, name):
+        """The others change nothing, but each parameter has a gradient."""
+        views, results = random_views(size=64), []
+        for indices in ((3, ), (0, 2, 3)):
+            torch.manual_seed(1)
+            cfg = tiny_cfg(name)
+            # Norms at the output of each stage, which the last does not use.
+            cfg['backbone'] = dict(
+                **BACKBONES['ConvNeXt'][0], out_indices=indices)
+            cfg['neck']['in_channels'] = 32
+            model = MODELS.build(cfg)
+            model.init_weights()
+            with torch.no_grad():
+                model.backbone.norm3.weight.mul_(2)
+                model.encoder_k.backbone.norm3.weight.mul_(2)
+            outputs = assert_trains(model.train(), views)
+            results.append(float(outputs['loss_global']))
+            trained = [x for x in model.parameters() if x.requires_grad]
+            assert all(x.grad is not None for x in trained)
+        assert all(x == x for x in results)
 
     @pytest.mark.parametrize('name, changes', [
         ('ConvNeXt', dict(gap_before_final_norm=True)),

@@ -168,17 +168,17 @@ class TestRules:
         self.key = features(one_hot(2, 0, 1), one_hot(1, 2, 0), shape=(1, 3))
 
     def test_backbone_similarity(self):
-        match = BackboneSimilarity()(self.query, self.key)
+        match = BackboneSimilarity()(self.query, self.key, None)
         assert match.index.tolist() == [[2, 0, 1]]
         assert match.valid is None
 
     def test_projection_similarity(self):
-        match = ProjectionSimilarity()(self.query, self.key)
+        match = ProjectionSimilarity()(self.query, self.key, None)
         assert match.index.tolist() == [[1, 2, 0]]
         assert match.valid is None
 
     def test_mutual_nearest_neighbor(self):
-        match = MutualNearestNeighbor()(self.query, self.key)
+        match = MutualNearestNeighbor()(self.query, self.key, None)
         assert match.index.tolist() == [[2, 0, 1]]
         assert match.valid.tolist() == [[True] * 3]
 
@@ -191,19 +191,19 @@ class TestRules:
 
         query = features(cells=at(10, 80), shape=(1, 2))
         key = features(cells=at(0, 50, 90), shape=(1, 3))
-        match = NearestNeighbors(k=2)(query, key)
+        match = NearestNeighbors(k=2)(query, key, None)
         assert match.index.tolist() == [[[0, 1], [2, 1]]]
         assert match.valid is None
-        match = NearestNeighbors(k=2, min_similarity=0.8)(query, key)
+        match = NearestNeighbors(k=2, min_similarity=0.8)(query, key, None)
         assert match.valid.tolist() == [[[True, False], [True, True]]]
-        match = NearestNeighbors(k=1, mutual=True)(query, key)
+        match = NearestNeighbors(k=1, mutual=True)(query, key, None)
         assert match.index.tolist() == [[0, 2]]
         assert NearestNeighbors().k == 4
 
     def test_random_match(self):
         query = features(torch.zeros(50, 2, 8), shape=(2, 4))
         key = features(torch.zeros(50, 2, 4), shape=(2, 2))
-        match = RandomMatch()(query, key)
+        match = RandomMatch()(query, key, None)
         assert match.index.shape == (50, 8)
         assert match.index.dtype == torch.long
         # 400 draws of four cells: about 100 of each, std 9.
@@ -211,7 +211,7 @@ class TestRules:
         assert len(counts) == 4
         assert ((counts - 100).abs() < 45).all()
         assert match.valid is None
-        assert not torch.equal(match.index, RandomMatch()(query, key).index)
+        assert not torch.equal(match.index, RandomMatch()(query, key, None).index)
 
     @pytest.mark.parametrize('rule, reads', [
         (BackboneSimilarity, True),
@@ -238,7 +238,7 @@ class TestWeightedMatches:
         query = torch.tensor([[[1., 0.6, -1.], [0., 0.8, 0.]]])
         key = torch.tensor([[[1.], [0.]]])
         rule = BackboneSimilarity(weight_power=2.)
-        match = rule(features(cells=query), features(cells=key))
+        match = rule(features(cells=query), features(cells=key), None)
         assert match.index.tolist() == [[0, 0, 0]]
         torch.testing.assert_close(match.weight,
                                    torch.tensor([[1., 0.36, 0.]]))
@@ -247,7 +247,7 @@ class TestWeightedMatches:
     def test_none_by_default(self):
         cells = l2_normalize(torch.rand(2, 3, 4))
         match = BackboneSimilarity()(
-            features(cells=cells), features(cells=cells))
+            features(cells=cells), features(cells=cells), None)
         assert match.weight is None and match.valid is None
 
     def test_exception(self):
@@ -263,10 +263,10 @@ class TestBalancedSimilarity:
         query = l2_normalize(
             torch.tensor([[[1., 1., 1.], [0., 0.9, 0.], [0., 0., 0.9]]]))
         crowded = BackboneSimilarity()(
-            features(cells=query), features(cells=key))
+            features(cells=query), features(cells=key), None)
         assert crowded.index.tolist() == [[0, 0, 0]]
         match = BalancedSimilarity(epsilon=0.1)(
-            features(cells=query), features(cells=key))
+            features(cells=query), features(cells=key), None)
         assert match.index.tolist() == [[0, 1, 2]]
 
     def test_against_loops(self):
@@ -274,7 +274,7 @@ class TestBalancedSimilarity:
         query, key = (
             l2_normalize(torch.rand(2, 5, 6).double()) for _ in range(2))
         match = BalancedSimilarity(epsilon=0.2, num_iters=4)(
-            features(cells=query), features(cells=key))
+            features(cells=query), features(cells=key), None)
         for n in range(2):
             table = [[
                 math.exp(float(query[n, :, i] @ key[n, :, j]) / 0.2)

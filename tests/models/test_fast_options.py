@@ -202,6 +202,49 @@ class TestCompile:
         assert apart < 0.03
 
 
+class TestVirtualRanks:
+    """Two groups of two images, with everything else that may be on."""
+
+    @pytest.mark.parametrize('options', [
+        dict(channels_last=True),
+        dict(compile_encoders=dict(backend='aot_eager'))
+    ])
+    def test_same_training(self, build_tiny, options):
+        torch.compiler.reset()
+        plain, other = twins(
+            build_tiny, 'DenseCL', virtual_ranks=2, **options)
+        plain.virtual_ranks = 2
+        for model in (plain, other):
+            model.batch_shuffle.seed = 3
+        assert steps(other) == pytest.approx(steps(plain), rel=1e-4)
+        for key, x in plain.state_dict().items():
+            if 'running' in key:
+                torch.testing.assert_close(
+                    other.state_dict()[key], x, rtol=1e-3, atol=1e-4)
+
+    def test_bfloat16(self, build_tiny):
+        plain, other = twins(build_tiny, 'DenseCL', virtual_ranks=2)
+        plain.virtual_ranks = 2
+        losses = []
+        for model, enabled in ((plain, False), (other, True)):
+            model.batch_shuffle.seed = 3
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                loss, _ = model.parse_losses(model.loss(views()))
+            loss.backward()
+            losses.append(loss)
+        torch.testing.assert_close(*losses, rtol=0.03, atol=0)
+        assert all(x.grad.isfinite().all() for x in other.parameters()
+                   if x.requires_grad)
+
+    def test_resumes_with_the_same_shuffles(self, build_tiny):
+        """What is saved is all that the next step depends on."""
+        model = build_tiny(virtual_ranks=2)
+        steps(model, 2)
+        other = build_tiny(virtual_ranks=2)
+        other.load_state_dict(copy.deepcopy(model.state_dict()))
+        assert steps(other, 2) == steps(model, 2)
+
+
 @pytest.mark.parametrize('kwargs, message', [
     (dict(channels_last='no'), "channels_last must be .* got 'no'"),
     (dict(channels_last=None), 'channels_last must be .* got None'),

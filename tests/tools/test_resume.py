@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from random import Random
 
 import pytest
 import torch
@@ -299,6 +301,43 @@ def test_torchrun(workplace):
     steps = int(re.search('the run stops after iteration ([0-9]+)', log)[1])
     saved = load_from_local(workplace / 'torchrun' / f'iter_{steps}.pth')
     assert int(saved['state_dict']['queue.enqueued']) == 4 * steps
+
+
+@pytest.fixture(scope='module')
+def drilled(workplace):
+    """Options of a run that often saves, and how one ends uninterrupted."""
+    options = [
+        'train_cfg.max_epochs=10', 'default_hooks.checkpoint.by_epoch=False'
+    ]
+    ended(start(workplace, 'drill', options=options), 0)
+    return options
+
+
+@pytest.mark.drill
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(10))
+def test_kills_at_random_moments(workplace, drilled, seed):
+    """SIGKILL again and again; the run ends with the same bits."""
+    random = Random(seed)
+    folder = workplace / f'drill_{seed}'
+    command = [
+        sys.executable, TOOLS / 'train.py', 'exact.py', '--resume',
+        '--work-dir', folder, '--cfg-options', 'data_root=pictures', *drilled
+    ]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    for _ in range(3):
+        logs = len([*folder.glob('*/vis_data')])
+        process = subprocess.Popen(
+            command, cwd=workplace, env=env, stdout=subprocess.DEVNULL)
+        while (process.poll() is None
+               and len([*folder.glob('*/vis_data')]) == logs):
+            time.sleep(0.01)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0, 3))
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL)
+    subprocess.run(command, cwd=workplace, env=env, check=True)
+    assert_same_run(workplace / 'drill', folder, 'iter_30.pth')
 
 
 def test_a_second_signal_kills(workplace):

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / 'tools/analysis_tools'
+SCRIPTS = ROOT / 'tools/benchmarks'
 
 
 def run(script, *flags, cwd):
@@ -67,7 +67,7 @@ def test_comm(tmp_path):
         '--ranks=2',
         '--extrapolate=8',
         '--batch=2',
-        '--rivals=DenseCL',
+        '--baselines=DenseCL',
         '--plot=ranks.png',
         cwd=tmp_path)
     found = {(row['what'], row['ranks']): row for row in rows}
@@ -93,7 +93,7 @@ def test_comm(tmp_path):
         ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 32, 'bfloat16'),
     ])
 def test_step(scripts, monkeypatch, name, size, precision):
-    """One step of a rival, in the precision that the table will name."""
+    """One step, in the precision that the table will name."""
     import benchmark_step
     used = []
     monkeypatch.setattr(benchmark_step.measure, 'precision',
@@ -115,8 +115,8 @@ def test_step(scripts, monkeypatch, name, size, precision):
     (dict(type='mmdensecl.BFloat16OptimWrapper'), 'bfloat16'),
 ])
 def test_precision_of(scripts, wrapper, precision):
-    import rivals
-    assert rivals.precision_of(Config(
+    import baselines
+    assert baselines.precision_of(Config(
         dict(optim_wrapper=wrapper))) == precision
 
 
@@ -134,16 +134,6 @@ def test_data(tmp_path, flags):
                 assert row['mean_difference'] < 1
     else:
         assert len(rows) == 7
-
-
-def test_listing(tmp_path):
-    rows = run(
-        'benchmark_listing.py',
-        '--files=300',
-        '--folders=3',
-        '--rounds=1',
-        cwd=tmp_path)
-    assert len(rows) == 3
 
 
 # 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past

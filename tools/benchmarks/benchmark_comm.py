@@ -6,15 +6,15 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
+import baselines
 import measure
-import rivals
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 PEER = 'mmpretrain DenseCL'
-NAMES = [*rivals.OURS, *rivals.MMPRETRAIN]
-# No rival uses these; if one does some day, it must not go unnoticed.
+NAMES = [*baselines.OURS, *baselines.MMPRETRAIN]
+# None of them uses these; if one does some day, it must not go unnoticed.
 UNCOUNTED = ('all_gather_into_tensor', 'all_gather_object', 'all_to_all',
              'gather', 'reduce', 'reduce_scatter', 'scatter', 'send', 'recv')
 
@@ -33,15 +33,15 @@ def parse_args() -> argparse.Namespace:
         default=[8, 64],
         help='numbers of ranks to compute from the sizes of the messages')
     parser.add_argument(
-        '--batch', type=int, default=8, help='pictures of a rank')
+        '--batch', type=int, default=8, help='images of a rank')
     parser.add_argument('--size', type=int, default=224, help='of a view')
     parser.add_argument(
-        '--rivals',
+        '--baselines',
         nargs='+',
         choices=NAMES,
         default=NAMES,
         help=f'who is counted; {PEER} always is')
-    parser.add_argument('--plot', help='picture to draw the bytes into')
+    parser.add_argument('--plot', help='file to draw the bytes into')
     args = measure.parse(parser)
     if min(args.ranks) < 2:
         parser.error('--ranks must be at least 2')
@@ -134,8 +134,8 @@ def work(rank: int, ranks: int, name: str, batch: int, size: int,
     torch.set_num_threads(1)
     dist.init_process_group(
         'gloo', f'file://{folder}/store', rank=rank, world_size=ranks)
-    model = rivals.build(rivals.config(name), 'cpu')
-    data = rivals.views(batch, size, 'cpu')
+    model = baselines.build(baselines.config(name), 'cpu')
+    data = baselines.views(batch, size, 'cpu')
     for _ in range(2):
         with torch.no_grad(), watched() as calls:
             model(**data, mode='loss')
@@ -145,7 +145,7 @@ def work(rank: int, ranks: int, name: str, batch: int, size: int,
 
 
 def count(name: str, ranks: int, batch: int, size: int) -> List[List[Call]]:
-    """The calls of each rank of a rival's step."""
+    """The calls of each rank in a step."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (ranks, name, batch, size, folder), nprocs=ranks)
         return [[Call(*x) for x in torch.load(f'{folder}/{rank}.pt')]
@@ -160,7 +160,7 @@ def summary(calls: List[Call]) -> str:
 
 def main() -> None:
     args = parse_args()
-    names = [x for x in NAMES if x in (*args.rivals, PEER)]
+    names = [x for x in NAMES if x in (*args.baselines, PEER)]
     received: Dict[Tuple[str, int], float] = {}
     calls: Dict[str, List[Call]] = {}
     for name in names:
@@ -173,12 +173,12 @@ def main() -> None:
             received[name, ranks] = sum(
                 expected(call, ranks) for call in calls[name])
     report = measure.Report(
-        f'Received by a rank in a step of ResNet-50, {args.batch} pictures at '
+        f'Received by a rank in a step of ResNet-50, {args.batch} images at '
         f'{args.size} on each', args)
     for ranks in [*args.ranks, *args.extrapolate]:
         for name in names:
             report.add(
-                f'mmdensecl {name}' if name in rivals.OURS else name,
+                f'mmdensecl {name}' if name in baselines.OURS else name,
                 ranks=ranks,
                 how='counted' if ranks in args.ranks else 'computed',
                 MiB=received[name, ranks] / measure.MIB,

@@ -5,15 +5,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Callable
 
+import baselines
 import measure
-import rivals
 import torch
 import torch.nn as nn
 
 ALONE = 'both encoders alone'
 PEER = 'mmpretrain DenseCL'
-BASELINES = ['MoCo-v2', 'DenseCL']
-NAMES = [ALONE, *rivals.OURS, *rivals.MMPRETRAIN]
+REFERENCES = ['MoCo-v2', 'DenseCL']
+NAMES = [ALONE, *baselines.OURS, *baselines.MMPRETRAIN]
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         default='float32',
         help='type of autocast, of all but the configs below')
     parser.add_argument(
-        '--rivals',
+        '--baselines',
         nargs='+',
         choices=NAMES,
         default=NAMES,
@@ -56,11 +56,11 @@ def encode_both(model: nn.Module, inputs: list) -> torch.Tensor:
 
 def make(name: str, batch: int, size: int, precision: str,
          device: str) -> Callable[[], Any]:
-    """One step of a rival, ready to run.
+    """One training step, ready to run.
 
     Args:
-        name (str): A rival's, or a config file.
-        batch (int): Pictures.
+        name (str): One of ``NAMES``, or a config file.
+        batch (int): Images.
         size (int): Side of a view in pixels.
         precision (str): See ``measure.DTYPES``; a config file has its own.
         device (str): 'cpu' or 'cuda'.
@@ -68,17 +68,17 @@ def make(name: str, batch: int, size: int, precision: str,
     Returns:
         Callable: Runs the step.
     """
-    cfg = rivals.config('DenseCL' if name == ALONE else name)
+    cfg = baselines.config('DenseCL' if name == ALONE else name)
     if Path(name).suffix == '.py':
-        precision = rivals.precision_of(cfg)
-    model = rivals.build(cfg, device)
+        precision = baselines.precision_of(cfg)
+    model = baselines.build(cfg, device)
     optimizer = torch.optim.SGD(
         (p for p in model.parameters() if p.requires_grad),
         lr=0.03,
         momentum=0.9,
         weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device, enabled=precision == 'float16')
-    data = rivals.views(batch, size, device)
+    data = baselines.views(batch, size, device)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -97,7 +97,8 @@ def make(name: str, batch: int, size: int, precision: str,
 def main() -> None:
     args = parse_args()
     shape = args.batch, args.size, args.precision, args.device
-    names = [x for x in NAMES if x in (*args.rivals, ALONE, PEER, *BASELINES)]
+    wanted = {*args.baselines, ALONE, PEER, *REFERENCES}
+    names = [x for x in NAMES if x in wanted]
     names += map(str, args.configs)
     if args.device == 'cuda':
         torch.backends.cudnn.benchmark = True  # as all of the configs do
@@ -108,20 +109,20 @@ def main() -> None:
         for x in names
     }
     report = measure.Report(
-        f'Training step of ResNet-50, {args.batch} pictures at {args.size}, '
+        f'Training step of ResNet-50, {args.batch} images at {args.size}, '
         f'{args.precision}', args)
     for name in names:
-        ours = name in rivals.OURS or Path(name).suffix == '.py'
+        ours = name in baselines.OURS or Path(name).suffix == '.py'
         report.add(
             f'mmdensecl {Path(name).stem}' if ours else name,
-            precision=rivals.precision_of(rivals.config(name))
+            precision=baselines.precision_of(baselines.config(name))
             if Path(name).suffix == '.py' else args.precision,
             seconds=median(seconds[name]),
             to_mmpretrain_DenseCL=measure.ratio(seconds[name], seconds[PEER]),
             to_encoders_alone=measure.ratio(seconds[name], seconds[ALONE]),
             **{
                 f'to_{x}': measure.ratio(seconds[name], seconds[x])
-                for x in BASELINES
+                for x in REFERENCES
             },
             peak_MiB=memory[name] / measure.MIB,
             memory_ratio=memory[name] / memory[PEER])

@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='settings of all runs, such as data_root=/path/to/pictures')
+        help='settings of all runs, such as data_root=/path/to/images')
     args = measure.parse(parser)
     if args.epochs < 1:
         parser.error(f'--epochs must be at least 1, got {args.epochs}')
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def draw(curves: Dict[str, Any], path: Path) -> None:
-    """All curves in one picture, and their differences below."""
+    """All curves in one figure, and their differences below."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained')
     for name, losses in curves.items():

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Pictures a second of the two-view augmentation, ours beside others'."""
+"""Images a second of the two-view augmentation, ours beside others'."""
 import argparse
 import random
 import tempfile
@@ -8,11 +8,10 @@ from statistics import median
 from types import ModuleType
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
+import baselines
 import cv2
 import measure
-import mmcv
 import numpy as np
-import rivals
 import torch
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
@@ -36,14 +35,14 @@ Run = Callable[[], Any]
 
 def parse_args() -> argparse.Namespace:
     parser = measure.make_parser(
-        'Pictures a second of one core: from a file to two augmented views')
+        'Images a second of one core: from a file to two augmented views')
     parser.set_defaults(threads=1)
     parser.add_argument(
         '--images',
         type=Path,
         help='folder of JPEGs, by default drawn ones of 500 x 400 pixels')
     parser.add_argument(
-        '--num-images', type=int, default=48, help='pictures of a round')
+        '--num-images', type=int, default=48, help='images of a round')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--profile',
@@ -56,7 +55,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_jpegs(folder: Path, count: int, seed: int) -> None:
-    """Write pictures whose spectra fall off as those of photographs do.
+    """Write images whose spectra fall off as those of photographs do.
 
     The amplitude of a photograph is about inverse to the frequency (Field,
     JOSA A 1987), and its channels have most of their structure in common.
@@ -70,14 +69,14 @@ def draw_jpegs(folder: Path, count: int, seed: int) -> None:
         frequency[0, 0] = np.inf  # the mean is set below
         noise = np.fft.rfft2(rng.standard_normal((4, height, width)))
         common, *own = np.fft.irfft2(noise / frequency, (height, width))
-        picture = np.stack([common + 0.3 * x for x in own], axis=2)
-        picture = 115 + 55 * picture / picture.std()
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
+        image = np.stack([common + 0.3 * x for x in own], axis=2)
+        image = 115 + 55 * image / image.std()
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
             folder / f'{i:05d}.jpg', quality=80)
 
 
 def list_jpegs(folder: Path, count: int) -> List[Path]:
-    """The first pictures of a folder, in the order of names."""
+    """The first images of a folder, in the order of names."""
     found = sorted(
         x for x in folder.rglob('*') if x.suffix.lower() in ('.jpg', '.jpeg'))
     if not found:
@@ -89,7 +88,7 @@ def list_jpegs(folder: Path, count: int) -> List[Path]:
 
 def our_pipeline(name: str) -> Callable[[Path], Any]:
     """The transforms of a config of ours."""
-    cfg = rivals.config(str(rivals.CONFIGS / name))
+    cfg = baselines.config(str(baselines.CONFIGS / name))
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     return lambda path: pipeline(
         dict(img_bytes=path.read_bytes(), img_path=str(path), sample_idx=0))
@@ -97,12 +96,7 @@ def our_pipeline(name: str) -> Callable[[Path], Any]:
 
 def peer_pipeline() -> Callable[[Path], Any]:
     """The transforms of mmpretrain's published DenseCL."""
-    # mmcv hands numpy a negative Python number to wrap around, which numpy 2
-    # refuses; it still wraps one of its own. No slower for the peer.
-    original = mmcv.adjust_hue
-    mmcv.adjust_hue = lambda image, factor, *args, **kwargs: original(
-        image, np.float64(factor), *args, **kwargs)
-    cfg = rivals.config('mmpretrain DenseCL')
+    cfg = baselines.config('mmpretrain DenseCL')
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     return lambda path: pipeline(dict(img_path=str(path)))
 
@@ -115,7 +109,7 @@ def pil_blur(image: Image.Image) -> Image.Image:
 
 def torchvision_chain(library: ModuleType, blur: Callable,
                       tensors: bool) -> Callable[[Path], Any]:
-    """The authors' augmentation, on tensors or on PIL's pictures."""
+    """The authors' augmentation, on tensors or on PIL's images."""
     to_tensor = library.PILToTensor()
     view = library.Compose([
         library.RandomResizedCrop(SIZE, scale=(0.2, 1.0)),
@@ -136,7 +130,7 @@ def torchvision_chain(library: ModuleType, blur: Callable,
 
 
 def on_all(pipeline: Callable, items: List[Any]) -> Run:
-    """One round of a rival."""
+    """One round of a pipeline."""
 
     def run() -> None:
         for item in items:
@@ -147,7 +141,7 @@ def on_all(pipeline: Callable, items: List[Any]) -> Run:
 
 def device_part(paths: List[Path], device: str) -> Run:
     """One round of what the model's device does for DeviceViews."""
-    cfg = rivals.config(str(rivals.CONFIGS / OURS_ON_DEVICE))
+    cfg = baselines.config(str(baselines.CONFIGS / OURS_ON_DEVICE))
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
     pipeline = our_pipeline(OURS_ON_DEVICE)
     packed = [pipeline(path) for path in paths]
@@ -184,8 +178,8 @@ def compare(args: argparse.Namespace, paths: List[Path]) -> None:
     for name, times in seconds.items():
         report.add(
             name,
-            pictures_a_second=len(paths) / median(times),
-            ms_a_picture=1000 * median(times) / len(paths),
+            images_a_second=len(paths) / median(times),
+            ms_an_image=1000 * median(times) / len(paths),
             speed_ratio=measure.ratio(seconds[PEER], times))
     report.show()
 
@@ -204,7 +198,7 @@ def read_with_torchvision(data: bytes) -> torch.Tensor:
 
 
 class Inputs(NamedTuple):
-    """One picture in all the forms that the libraries take."""
+    """One image in all the forms that the libraries take."""
     data: bytes
     photo: Image.Image
     box: Tuple[int, int, int, int]  # left, top, right, bottom
@@ -214,7 +208,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(path: Path) -> Inputs:
-    """Read a picture; its crop has the mean area of those drawn, 0.6."""
+    """Read an image; its crop has the mean area of those drawn, 0.6."""
     data = path.read_bytes()
     photo = decode_rgb(data)
     width, height = photo.size

@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         help='instead, ours alone over a range of these')
     parser.add_argument(
-        '--plot', help='picture to draw the growth into, such as growth.png')
+        '--plot', help='file to draw the growth into, such as growth.png')
     args = measure.parse(parser)
     if args.plot and not args.growth:
         parser.error('--plot draws what --growth measures')
@@ -69,9 +69,9 @@ def our_loss(form: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda *args: module(*args).loss.mean()
 
 
-def make(rival: str, batch: int, grid: int, queue_len: int, dim: int,
+def make(name: str, batch: int, grid: int, queue_len: int, dim: int,
          precision: str, device: str) -> Callable[[], float]:
-    """A forward and backward pass of one rival, ready to run."""
+    """A forward and backward pass of one implementation, ready to run."""
     torch.manual_seed(0)
 
     def rows(count: int) -> Tensor:
@@ -79,9 +79,9 @@ def make(rival: str, batch: int, grid: int, queue_len: int, dim: int,
 
     cells = batch * grid**2
     query, key, queue = rows(cells), rows(cells), rows(queue_len)
-    if rival == PEER:
+    if name == PEER:
         queue = queue.t().contiguous().t()  # its layout
-    loss = mmpretrain_loss() if rival == PEER else our_loss(rival)
+    loss = mmpretrain_loss() if name == PEER else our_loss(name)
     # What libraries load at their first use is not the loss's memory.
     loss(rows(8).requires_grad_(), rows(8), rows(8)).backward()
     query.requires_grad_()
@@ -126,7 +126,7 @@ def grow(args: argparse.Namespace, shape: Dict[str, Any]) -> None:
     """Print and draw how ours grows."""
     report = measure.Report(
         f'Growth of the dense InfoNCE, {args.precision}, from '
-        f'{args.batch} pictures, {args.grid} x {args.grid} cells, '
+        f'{args.batch} images, {args.grid} x {args.grid} cells, '
         f'{args.queue_len} keys', args)
     for name in args.growth:
         for value in GROWTH[name]:

@@ -1,10 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """How the benchmark_*.py scripts beside this file measure and report.
 
-Rivals take turns, so that a drift of the machine's speed meets all of them,
-and what is reported is the median over the rounds of the ratio to the peer in
-the same round. Memory is the growth of the peak: of the process on a CPU, each
-rival in a fresh one, of torch's allocator on a GPU.
+What is compared takes turns, so that a drift of the machine's speed meets all,
+and what is reported is the median over the rounds of the ratio to the baseline
+in the same round. Memory is the growth of the peak: of the process on a CPU,
+a fresh one for each, of torch's allocator on a GPU.
 """
 import argparse
 import json
@@ -17,8 +17,8 @@ import time
 from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
-from typing import (Any, Callable, ContextManager, Dict, List, Mapping,
-                    Optional, Sequence)
+from typing import (Any, Callable, ContextManager, Dict, Iterable, List,
+                    Mapping, Optional, Sequence)
 
 import torch
 
@@ -83,27 +83,27 @@ def precision(name: str, device: str) -> ContextManager:
     return torch.autocast(device, DTYPES[name])
 
 
-def take_turns(rivals: Mapping[str, Callable[[], Any]], rounds: int,
+def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int,
                device: str) -> Dict[str, List[float]]:
-    """Seconds of each rival in each round, in an order of its own each.
+    """Seconds of each run in each round, every round in another order.
 
     Args:
-        rivals (Mapping[str, Callable]): What to time.
+        runs (Mapping[str, Callable]): What to time.
         rounds (int): How often, after one round that does not count.
         device (str): 'cuda' waits for the GPU around each.
 
     Returns:
-        Dict[str, List[float]]: By the rivals' names.
+        Dict[str, List[float]]: By the runs' names.
     """
-    seconds: Dict[str, List[float]] = {name: [] for name in rivals}
-    order, shuffle = list(rivals), random.Random(0).shuffle
+    seconds: Dict[str, List[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
     for turn in range(rounds + 1):
         # Who comes after whom matters: memory and caches are as it left them.
         shuffle(order)
         for name in order:
             _wait(device)
             begin = time.perf_counter()
-            rivals[name]()
+            runs[name]()
             _wait(device)
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
@@ -134,8 +134,10 @@ def extra_memory(make: Callable[..., Callable[[], Any]],
     """
     if device == 'cuda':
         return _grown(make, device, None, whole, *args)
-    # A process's peak never falls again, so each rival has its own.
-    with get_context('spawn').Pool(1) as pool:
+    # A process's peak never falls again, so each has its own.
+    context = get_context('forkserver')  # which has imported what takes long
+    context.set_forkserver_preload(['mmpretrain.models'])
+    with context.Pool(1) as pool:
         threads = torch.get_num_threads()
         return pool.apply(_grown, (make, device, threads, whole, *args))
 
@@ -195,6 +197,22 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns as a table, a float with three digits."""
+
+    def line(cells: Iterable[Any]) -> str:
+        return '| ' + ' | '.join(
+            f'{x:.3g}' if isinstance(x, float) else str(x)
+            for x in cells) + ' |'
+
+    names = [name.replace('_', ' ') for name in rows[0]]
+    return '\n'.join([
+        line(names),
+        line(['---'] * len(names)),
+        *(line(row.values()) for row in rows),
+    ])
+
+
 class Report:
     """Rows of a comparison, printed as Markdown and kept as JSON.
 
@@ -226,19 +244,8 @@ class Report:
         self.rows.append({'what': what, **columns})
 
     def markdown(self) -> str:
-        """The table, a float with three digits."""
-        names = [*self.rows[0]]
-
-        def line(cells: Sequence[Any]) -> str:
-            return '| ' + ' | '.join(
-                f'{x:.3g}' if isinstance(x, float) else str(x)
-                for x in cells) + ' |'
-
-        return '\n'.join([
-            line([name.replace('_', ' ') for name in names]),
-            line(['---'] * len(names)),
-            *(line([*row.values()]) for row in self.rows),
-        ])
+        """The rows as a table."""
+        return markdown(self.rows)
 
     def show(self) -> None:
         """Print the table, and write the file if one was named."""
