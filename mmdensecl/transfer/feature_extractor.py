@@ -300,7 +300,7 @@ def load_backbone(
             checkpoint=str(path),
             sha256=found.sha256,
             source=found.source,
-            **found.run,
+            **{k: v for k, v in found.run.items() if k != 'backbone'},
         )
     values = {k: rgb[k] for k in ('mean', 'std') if are_rgb(rgb.get(k))}
     return FrozenBackbone(
