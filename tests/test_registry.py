@@ -55,7 +55,6 @@ ARGUMENTS = dict(
     # Nothing is read before the first picture.
     UnlabeledFolder=dict(data_root='.', lazy_init=True),
     UnlabeledList=dict(ann_file='list.txt', lazy_init=True),
-    UnlabeledLMDB=dict(data_root='.', lazy_init=True),
     UnlabeledShards=dict(data_root='.', lazy_init=True),
 )
 

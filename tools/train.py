@@ -28,9 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
-        help='initialize the backbone from this checkpoint of any format, '
-        "where the config has mmdensecl.PretrainedBackbone; 'none' for "
-        'random weights')
+        help='initialize the backbone from this checkpoint of any format, in a '
+        "pre-training both encoders; 'none' for random weights")
     parser.add_argument(
         '--amp',
         nargs='?',
@@ -62,6 +61,7 @@ def build_config(args: argparse.Namespace) -> Config:
     check_weight_sources(cfg, args.pretrained)
     if args.pretrained is not None:
         set_pretrained(cfg, args.pretrained)
+        check_weight_sources(cfg, args.pretrained)
     add_checkpoint_check(cfg)
     if args.amp:
         use_mixed_precision(cfg, auto=args.amp == 'auto')

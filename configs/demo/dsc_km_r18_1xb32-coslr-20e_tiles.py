@@ -1,5 +1,6 @@
 _base_ = [
-    './densecl_r18_1xb32-coslr-20e_tiles.py', '../_base_/models/dsc_km.py'
+    './densecl_r18_1xb32-coslr-20e_tiles.py',
+    '../_base_/models/dsc_km.py',
 ]
 
 # DSC-KM, our interpretation of the paper: docs/dsc.md.

@@ -1,6 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 from .folder import UnlabeledFolder, UnlabeledList
-from .lmdb import UnlabeledLMDB
 from .samplers import ShardSampler
 from .shards import UnlabeledShards
 from .transforms import DecodeRGB, DrawViews, PackPicture, PackViews, TwoViews
@@ -9,5 +8,5 @@ from .unlabeled import UnlabeledDataset, UnreadableImageError
 __all__ = [
     'DecodeRGB', 'DrawViews', 'PackPicture', 'PackViews', 'ShardSampler',
     'TwoViews', 'UnlabeledDataset', 'UnlabeledFolder', 'UnlabeledList',
-    'UnlabeledLMDB', 'UnlabeledShards', 'UnreadableImageError'
+    'UnlabeledShards', 'UnreadableImageError'
 ]

@@ -8,9 +8,9 @@ from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from typing import Callable, Iterator, Type
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
-from .config import merge_options
+from .config import check_data_root, merge_options, parse_options
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -28,13 +28,7 @@ def make_parser(description: str) -> ArgumentParser:
         '--work-dir',
         help='the dir to save logs and models, by default '
         'work_dirs/<config stem>')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config, "a.b=c"; a list is written '
-        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -42,6 +36,41 @@ def make_parser(description: str) -> ArgumentParser:
         help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
+
+
+def add_config_options(parser: ArgumentParser) -> None:
+    """Add the flags that change a config, for :func:`load_config`."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of the config, "a.b=c"; a list is written '
+        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+    parser.add_argument(
+        '--data-root',
+        metavar='PATH',
+        help='folder of the data; moves every path below the config\'s own')
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config file and merge what :func:`add_config_options` took.
+
+    Args:
+        args: Of the command line.
+
+    Returns:
+        The config.
+    """
+    cfg = Config.fromfile(args.config)
+    options = parse_options(cfg, args.cfg_options)
+    if args.data_root is not None:
+        options['data_root'] = args.data_root
+    if 'data_root' not in options:
+        check_data_root(cfg)
+    merge_options(cfg, options)
+    return cfg
 
 
 def read_config(args: Namespace) -> Config:
@@ -54,9 +83,8 @@ def read_config(args: Namespace) -> Config:
         Config: With ``launcher`` and ``work_dir`` set.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args)
     cfg.launcher = args.launcher
-    merge_options(cfg, args.cfg_options)
     # Priority: command line, config, name of the config file.
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Configs and checkpoints of mmpretrain's and mmselfsup's MoCo and DenseCL."""
+
 import torch
 import torch.nn as nn
 from mmpretrain.models import heads
@@ -35,13 +36,15 @@ def own_head(head: nn.Module) -> nn.Module:
         and getattr(loss, 'loss_weight', 1) == 1
         and getattr(loss, 'class_weight', None) is None
         and not getattr(loss, 'use_sigmoid', False)
-        and not getattr(loss, 'use_soft', False))
+        and not getattr(loss, 'use_soft', False)
+    )
     if not plain:
         raise ValueError(
             'Of mmpretrain.ContrastiveHead only a plain CrossEntropyLoss is '
             f'understood, got {loss}. Set model.head=dict('
             "type='mmdensecl.ContrastiveHead', loss=dict("
-            f"type='mmdensecl.InfoNCE', temperature={head.temperature})).")
+            f"type='mmdensecl.InfoNCE', temperature={head.temperature}))."
+        )
     loss = dict(type='mmdensecl.InfoNCE', temperature=head.temperature)
     return MODELS.build(dict(type='mmdensecl.ContrastiveHead', loss=loss))
 
@@ -56,7 +59,9 @@ def convert_host_state(state_dict: dict[str, Tensor], prefix: str) -> None:
         state_dict: Changed in place; left alone if it is no such checkpoint.
         prefix: Of the model's names.
     """
-    pointers = [name for name in HOST_QUEUES if f'{prefix}{name}' in state_dict]
+    pointers = [
+        name for name in HOST_QUEUES if f'{prefix}{name}' in state_dict
+    ]
     if not pointers:
         return
     # Before its first step the hosts' key encoder is yet to be made equal to
@@ -67,7 +72,7 @@ def convert_host_state(state_dict: dict[str, Tensor], prefix: str) -> None:
             if name.startswith(prefix + host):
                 x = state_dict.pop(name)
                 if not fresh:
-                    state_dict[prefix + own + name[len(prefix + host):]] = x
+                    state_dict[prefix + own + name[len(prefix + host) :]] = x
     for host in pointers:
         keys = state_dict.pop(f'{prefix}{host}').t().contiguous()
         pointer = state_dict.pop(f'{prefix}{host}_ptr', torch.zeros(1))

@@ -5,15 +5,15 @@ import pickle
 import time
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList, UnlabeledLMDB,
+from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList,
                                 UnreadableImageError)
+from mmdensecl.datasets.folder import search_folder
 from mmdensecl.datasets.transforms.loading import decode_rgb
 
 
@@ -36,7 +36,7 @@ def paths(dataset):
 
 
 def keep_bytes(results):
-    """A pipeline that shows what the data set hands over."""
+    """A pipeline that shows what the dataset hands over."""
     decode_rgb(results['img_bytes'])
     return results
 
@@ -61,9 +61,9 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match='does not exist'):
             UnlabeledFolder(str(tmp_path / 'nowhere'))
 
-    def test_folder_without_pictures(self, tmp_path):
+    def test_folder_without_images(self, tmp_path):
         write(tmp_path, ['readme.txt'])
-        with pytest.raises(FileNotFoundError, match='No pictures in'):
+        with pytest.raises(FileNotFoundError, match='No images in'):
             UnlabeledFolder(str(tmp_path))
 
     def test_links_in_a_circle(self, tmp_path):
@@ -91,6 +91,57 @@ class TestFolder:
             UnlabeledFolder(str(tmp_path), max_unreadable=5)
 
 
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+class TestSearch:
+
+    def test_order_is_that_of_whole_paths(self, tmp_path):
+        touch(tmp_path, 'b/x.jpg', 'b-1/x.jpg', 'b.jpg', 'a/z/x.PNG', 'B.jpg')
+        assert search_folder(tmp_path) == [
+            'B.jpg', 'a/z/x.PNG', 'b-1/x.jpg', 'b.jpg', 'b/x.jpg'
+        ]
+
+    def test_a_folder_keeps_its_own_name(self, tmp_path):
+        """Whatever the order in which the disk names its entries."""
+        touch(tmp_path, 'm/real/0.jpg', 'm/1.jpg')
+        for link in ('a', 'm/a', 'z'):
+            (tmp_path / link).symlink_to(tmp_path / 'm' / 'real')
+        assert search_folder(tmp_path) == ['m/1.jpg', 'm/real/0.jpg']
+
+    def test_links_to_elsewhere(self, tmp_path):
+        touch(tmp_path, 'else/0.jpg', 'root/1.jpg')
+        root = tmp_path / 'root'
+        (root / 'x').symlink_to(tmp_path / 'else')
+        (root / 'y').symlink_to(tmp_path / 'else')
+        (root / 'self').symlink_to('self')
+        (root / 'one.jpg').symlink_to(tmp_path / 'else/0.jpg')
+        assert search_folder(root) == ['1.jpg', 'one.jpg', 'x/0.jpg']
+        (tmp_path / 'other').symlink_to(root)
+        assert search_folder(tmp_path / 'other') == search_folder(root)
+
+    def test_a_folder_that_ends_like_an_image(self, tmp_path):
+        touch(tmp_path, 'x.jpg/0.png', 'no.jpg.txt')
+        assert search_folder(tmp_path) == ['x.jpg/0.png']
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
+        touch(tmp_path, 'a/0.jpg', 'b/0.jpg')
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith('b'):
+                raise PermissionError(13, 'Permission denied', path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, 'scandir', refuse)
+        with pytest.raises(PermissionError, match='b'):
+            search_folder(tmp_path)
+
+
 class TestSubsets:
 
     @pytest.fixture
@@ -102,7 +153,6 @@ class TestSubsets:
         (2, '01'),
         (-2, '45'),
         ([5, 0, -2], '504'),
-        ([], ''),
     ])
     def test_both_ways_and_as_argument(self, folder, indices, expected):
         """Names, counts of unreadable pictures, and nothing left behind."""
@@ -190,56 +240,13 @@ class TestList:
 
     def test_empty_list(self, tmp_path):
         (tmp_path / 'list.txt').write_text('\n')
-        with pytest.raises(FileNotFoundError, match='No pictures'):
+        with pytest.raises(FileNotFoundError, match='No images'):
             UnlabeledList('list.txt', str(tmp_path))
 
     def test_binary_list(self, tmp_path):
         (tmp_path / 'list.txt').write_bytes(b'\xff\xfe\x00\xd8')
         with pytest.raises(ValueError, match='not UTF-8'):
             UnlabeledList('list.txt', str(tmp_path))
-
-
-class TestLMDB:
-
-    @pytest.fixture
-    def database(self, tmp_path):
-        with lmdb.open(str(tmp_path / 'db'), map_size=2**20) as env:
-            with env.begin(write=True) as transaction:
-                for i in range(4):
-                    transaction.put(f'x/{i}.png'.encode(), picture((i, 0, 0)))
-                transaction.put(b'__len__', pickle.dumps(4))
-        return str(tmp_path / 'db')
-
-    @pytest.mark.parametrize('workers', [0, 2])
-    def test_reads_in_and_out_of_workers(self, database, workers):
-        dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
-        assert len(dataset) == 4
-        dataset[0]  # opened here, before the fork
-        loader = DataLoader(
-            dataset, num_workers=workers, collate_fn=lambda batch: batch[0])
-        got = [item['img_bytes'] for item in loader]
-        assert got == [picture((i, 0, 0)) for i in range(4)]
-
-    def test_pickles(self, database):
-        dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
-        dataset[0]
-        assert len(pickle.loads(pickle.dumps(dataset))) == 4
-        subset = dataset.get_subset([3])  # LMDB opens it only once
-        assert subset[0]['img_bytes'] == picture((3, 0, 0))
-
-    def test_a_key_that_is_no_utf8(self, tmp_path):
-        with lmdb.open(str(tmp_path / 'db'), map_size=2**20) as env:
-            with env.begin(write=True) as transaction:
-                transaction.put(b'\xe4.png', picture())
-        dataset = UnlabeledLMDB(str(tmp_path / 'db'), pipeline=[keep_bytes])
-        assert dataset[0]['img_bytes'] == picture()
-
-    def test_no_database(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match='LMDB'):
-            UnlabeledLMDB(str(tmp_path / 'db'))
-        (tmp_path / 'db').write_bytes(b'nothing of the kind')
-        with pytest.raises(ValueError, match='not a readable LMDB'):
-            UnlabeledLMDB(str(tmp_path / 'db'))
 
 
 class TestSeeds:
@@ -325,7 +332,7 @@ class TestUnreadable:
         dataset = UnlabeledFolder(
             str(tmp_path), [keep_bytes], max_unreadable=0.1)
         dataset[8]  # one in ten may be broken
-        with pytest.raises(RuntimeError, match=r'2 of 10 pictures.*9\.jpg'):
+        with pytest.raises(RuntimeError, match=r'2 of 10 images.*9\.jpg'):
             dataset[9]
 
     def test_a_bug_in_the_pipeline_is_no_broken_picture(self, tmp_path):

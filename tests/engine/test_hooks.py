@@ -244,7 +244,7 @@ class TestUnlabeledData:
             x[5:8] = 1
 
         monkeypatch.setattr(unlabeled_data_hook, 'all_reduce', all_reduce)
-        with pytest.raises(RuntimeError, match='4 of 20 pictures'):
+        with pytest.raises(RuntimeError, match='4 of 20 images'):
             make_runner(
                 ToyContrast(), [UnlabeledDataHook()],
                 pipeline=[broken_first]).train()
@@ -345,7 +345,7 @@ class TestUnlabeledData:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert path.read_bytes() == b'a.png\n'
         assert [*tmp_path.iterdir()] == [path]
-        assert '2 of 9 pictures' in said[0]
+        assert '2 of 9 images' in said[0]
         assert f'"{path}" could not be written (File too large)' in said[1]
 
     def test_names_that_are_no_utf8(self, tmp_path):
@@ -383,7 +383,7 @@ class TestUnlabeledData:
             t for t in warnings_of(messages) if 'could not be read' in t
         ]
         assert len(reports) == 1
-        assert '1 of 20 pictures' in reports[0] and '0002.png' in reports[0]
+        assert '1 of 20 images' in reports[0] and '0002.png' in reports[0]
         text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
         assert text == '0002.png\n'
 

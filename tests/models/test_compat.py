@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """mmpretrain's DenseCL and MoCo-v2 with one line changed."""
+
 import copy
 
 import pytest
@@ -18,11 +19,9 @@ STOCK = {
 }
 HOST = dict(DenseCL=selfsup.DenseCL, MoCoV2=selfsup.MoCo)
 LOSSES = dict(
-    DenseCL={
-        'loss_single': 'loss_global',
-        'loss_dense': 'loss_dense'
-    },
-    MoCoV2={'loss': 'loss_global'})
+    DenseCL={'loss_single': 'loss_global', 'loss_dense': 'loss_dense'},
+    MoCoV2={'loss': 'loss_global'},
+)
 
 
 def stock(name: str) -> Config:
@@ -60,7 +59,6 @@ def host_losses(name, host, batch):
 
 
 class TestStockConfigs:
-
     def test_losses_and_gradients(self, pair):
         """A checkpoint of the host goes on as a whole, and to its numbers."""
         name, host, own = pair
@@ -75,7 +73,8 @@ class TestStockConfigs:
             sum(actual[key] for key in expected).backward()
             for n, x in host.backbone.named_parameters():
                 torch.testing.assert_close(
-                    dict(own.backbone.named_parameters())[n].grad, x.grad)
+                    dict(own.backbone.named_parameters())[n].grad, x.grad
+                )
 
     def test_head(self, pair):
         own = pair[2]
@@ -86,30 +85,35 @@ class TestStockConfigs:
         cfg = stock('MoCoV2').model
         cfg.type = 'mmdensecl.MoCoV2'
         cfg.head.loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1)
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            with pytest.raises(ValueError, match='temperature=0.2'):
-                MODELS.build(cfg)
+        with (
+            DefaultScope.overwrite_default_scope('mmpretrain'),
+            pytest.raises(ValueError, match='temperature=0.2'),
+        ):
+            MODELS.build(cfg)
 
 
 class TestTrainingCheckpoints:
-
     def test_goes_on_whole(self, pair):
         """Both encoders, statistics, queues and pointers."""
         name, host, own = pair
         host_losses(name, host, views())
         missing, unexpected = own.load_state_dict(
-            host.state_dict(), strict=False)
+            host.state_dict(), strict=False
+        )
         left = {x for x in missing if not x.endswith('_extra_state')}
         assert not left and not unexpected
         torch.testing.assert_close(own.queue.negatives, host.queue.t())
         assert own.queue.pointer == host.queue_ptr == 4
         assert own.queue.fill == 1
         if name == 'DenseCL':
-            torch.testing.assert_close(own.dense_queue.negatives,
-                                       host.queue2.t())
+            torch.testing.assert_close(
+                own.dense_queue.negatives, host.queue2.t()
+            )
         backbone, neck = host.encoder_k.module
-        for ours, theirs in ((own.encoder_k.backbone, backbone),
-                             (own.encoder_k.neck, neck)):
+        for ours, theirs in (
+            (own.encoder_k.backbone, backbone),
+            (own.encoder_k.neck, neck),
+        ):
             theirs = theirs.state_dict()
             for key, x in ours.state_dict().items():
                 torch.testing.assert_close(x, theirs[key])

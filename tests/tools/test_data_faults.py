@@ -69,7 +69,7 @@ def test_broken_and_vanished_pictures(workplace):
     assert status == 0, log[-5000:]
     assert '[2][10/10]' in log
     # Met in the first epoch, or read ahead there and met in the second.
-    assert '3 of 41 pictures could not be read' in log
+    assert '3 of 41 images could not be read' in log
     assert r"'a\nb.png'" in log
     listed = (workplace / STATE / 'unreadable.txt').read_text()
     assert listed.startswith('0005.png\n0020.png\n')
@@ -91,7 +91,7 @@ def test_broken_pictures_met_before_a_stop(workplace):
     status, log = train(
         workplace, '--resume', options=['train_cfg.max_epochs=1'])
     assert status == 0 and '[1][30/30]' in log, log[-5000:]
-    assert '5 of 120 pictures could not be read' in log
+    assert '5 of 120 images could not be read' in log
     listed = (workplace / STATE / 'unreadable.txt').read_text()
     assert listed.split() == broken
 
@@ -122,7 +122,7 @@ def test_a_folder_that_vanishes_and_comes_back(workplace):
         options=['train_cfg.max_epochs=30'])
     assert status != 0
     # Two of twelve are more than a tenth, and both workers meet some.
-    assert re.search('[2-9] of 12 pictures in "pictures" cannot be read', log)
+    assert re.search('[2-9] of 12 images in "pictures" cannot be read', log)
     assert 'No such file or directory' in log
     state = workplace / STATE
     assert_good((state / 'last_checkpoint').read_text())

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from mmdensecl import load_backbone
 from mmdensecl.api import as_rgb
 from mmdensecl.benchmark.report.text import clean
-from mmdensecl.datasets.listing import search_folder
+from mmdensecl.datasets.folder import search_folder
 from mmdensecl.datasets.unlabeled import IMG_EXTENSIONS
 from mmdensecl.engine import merge_options
 from mmdensecl.engine.command_line import run_quietly
@@ -123,8 +123,7 @@ def list_files(args: argparse.Namespace) -> List[Path]:
             raise ValueError(f'--first chooses from a folder, "{args.images}" '
                              'is none')
         return [args.images]
-    found = search_folder(str(args.images), IMG_EXTENSIONS).pictures
-    names = [x['img_path'] for x in found]
+    names = search_folder(str(args.images))
     if not names:
         raise FileNotFoundError(
             f'No pictures in "{args.images}". Expected files that end in one '

@@ -8,6 +8,8 @@ dsc_km = dict(
         type='mmdensecl.KMeansCategoryHead',
         num_clusters=64,
         num_iters=10,
-        temperature=0.2),
+        temperature=0.2,
+    ),
     category_weight=0.5,
-    num_samples=16)
+    num_samples=16,
+)

@@ -10,6 +10,8 @@ dsc_pm = dict(
         feat_dim=128,
         epsilon=0.05,
         sinkhorn_iters=3,
-        temperature=0.1),
+        temperature=0.1,
+    ),
     category_weight=0.5,
-    num_samples=16)
+    num_samples=16,
+)

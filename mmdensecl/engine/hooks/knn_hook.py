@@ -1,7 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import os
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
-from mmdensecl.datasets.listing import remember, search_folder
+from mmdensecl.datasets.folder import search_folder
 from mmdensecl.datasets.transforms.loading import decode_rgb
-from mmdensecl.datasets.unlabeled import IMG_EXTENSIONS, UnreadableImageError
+from mmdensecl.datasets.unlabeled import UnreadableImageError
 from mmdensecl.registry import HOOKS
 from mmdensecl.evaluation.probes import knn_accuracy
 
@@ -245,16 +244,13 @@ def split_labelled(root: str,
         raise FileNotFoundError(
             f'The labelled folder "{root}" does not exist (working '
             f'directory: "{os.getcwd()}")')
-    found = remember(
-        os.path.realpath(root), IMG_EXTENSIONS,
-        partial(search_folder, root, IMG_EXTENSIONS))
     named = all(os.path.isdir(os.path.join(root, x)) for x in SPLITS)
     by_class: Dict[Tuple[str, str], List[str]] = {}
-    for info in found:
-        *folders, _ = info['img_path'].split('/')
+    for name in search_folder(root):
+        *folders, _ = name.split('/')
         split = folders.pop(0) if named and folders else ''
         if folders and (split in SPLITS or not named):
-            path = os.path.join(root, info['img_path'])
+            path = os.path.join(root, name)
             by_class.setdefault((split, folders[0]), []).append(path)
     classes = sorted({name for split, name in by_class if split != 'val'})
     unknown = sorted({name for _, name in by_class} - {*classes})

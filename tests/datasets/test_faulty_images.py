@@ -12,13 +12,12 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 from torch.utils.data import DataLoader
 
-from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList, UnlabeledLMDB,
+from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList,
                                 UnlabeledShards, UnreadableImageError,
                                 unlabeled)
 from mmdensecl.datasets.transforms.loading import (FORMATS, MAX_JPEG_SCANS,
@@ -403,14 +402,6 @@ def make_list(root, pictures):
     return UnlabeledList, dict(ann_file='list.txt', data_root=str(root))
 
 
-def make_lmdb(root, pictures):
-    with lmdb.open(str(root / 'db'), map_size=2**24) as env:
-        with env.begin(write=True) as transaction:
-            for name, data in pictures.items():
-                transaction.put(name.encode(), data)
-    return UnlabeledLMDB, dict(data_root=str(root / 'db'))
-
-
 def make_shards(root, pictures):
     with tarfile.open(root / '0.tar', 'w') as tar:
         for name, data in pictures.items():
@@ -420,7 +411,7 @@ def make_shards(root, pictures):
     return UnlabeledShards, dict(data_root=str(root))
 
 
-READERS = [make_folder, make_list, make_lmdb, make_shards]
+READERS = [make_folder, make_list, make_shards]
 
 
 class TestShares:
@@ -461,7 +452,7 @@ class TestShares:
         with pytest.raises(RuntimeError) as error:
             for i in range(1000):
                 dataset[i]
-        assert '31 of 1000 pictures' in str(error.value)
+        assert '31 of 1000 images' in str(error.value)
         assert unreadable(dataset) <= expected
         assert any(repr(name) in str(error.value) for name in expected)
         assert 'max_unreadable' in str(error.value)
@@ -542,6 +533,6 @@ class TestHiccups:
         dataset = self.build(
             tmp_path, max_unreadable=1, max_refetch=200).fail(number, 10**9)
         with pytest.raises(
-                RuntimeError, match=r"201 pictures.*\.png'.*--resume"):
+                RuntimeError, match=r"201 images.*\.png'.*--resume"):
             dataset[5]
         assert sum(slept) <= 7
