@@ -2,6 +2,7 @@
 """Dense self-supervised pre-training for the OpenMMLab toolboxes."""
 from .checkpoint import register_checkpoint_loader
 from .model_hub import register_when_imported
+from .moved import register_moved_modules
 from .onedl import let_configs_name_mmseg
 from .version import __version__
 
@@ -16,10 +17,12 @@ register_checkpoint_loader()
 # For mmpretrain.get_model and mmpretrain.list_models.
 register_when_imported()
 let_configs_name_mmseg()
+register_moved_modules()
 
 
 def __getattr__(name: str):
     if name in _LAZY:
-        from . import api
-        return getattr(api, name)
+        from .transfer import feature_extractor
+
+        return getattr(feature_extractor, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -54,7 +54,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine'])
+    locations=['mmdensecl.engine', 'mmdensecl.evaluation'])
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
@@ -65,7 +65,7 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine'])
+    locations=['mmdensecl.engine', 'mmdensecl.evaluation'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer',
     parent=MMENGINE_INITIALIZERS,

@@ -3,6 +3,7 @@
 
 The protocols are in docs/quality.md. Nothing here needs mmseg.
 """
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,20 +14,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .probes import nearest
+from .probes import knn_votes, nearest
 
 IGNORED = 255  # in masks: borders, and what is too hard to tell
 VOC_LISTS = 'ImageSets/Segmentation'
 CITYSCAPES_IMAGES = 'leftImg8bit'
+END, MASK_END = '_leftImg8bit', '_gtFine_labelTrainIds.png'
 # The order of Cityscapes' train ids.
-CITYSCAPES_CLASSES = ('road', 'sidewalk', 'building', 'wall', 'fence', 'pole',
-                      'traffic light', 'traffic sign', 'vegetation', 'terrain',
-                      'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train',
-                      'motorcycle', 'bicycle')
+CITYSCAPES_CLASSES = (
+    'road sidewalk building wall fence pole light sign vegetation terrain sky '
+    'person rider car truck bus train motorcycle bicycle'
+).split()
 
 
 class SegmentationPair(NamedTuple):
     """Files of an image and of its mask."""
+
     image: Path
     mask: Path
 
@@ -39,15 +42,15 @@ class LabelledCells(NamedTuple):
         mask: Class of each pixel, uint8, (H, W).
         labels: Class of each cell, from :func:`label_cells`, (h * w, ).
     """
+
     cells: Tensor
     mask: Tensor
     labels: Tensor
 
 
-def list_pairs(root: str | Path,
-               split: str,
-               max_images: int | None = None,
-               seed: int = 0) -> list[SegmentationPair]:
+def list_pairs(
+    root: str | Path, split: str, max_images: int | None = None, seed: int = 0
+) -> list[SegmentationPair]:
     """The images of a split, in VOC or Cityscapes layout.
 
     Args:
@@ -66,31 +69,32 @@ def list_pairs(root: str | Path,
         ValueError: The split is empty.
     """
     root = Path(root)
-    voc, cityscapes = root / VOC_LISTS, root / CITYSCAPES_IMAGES / split
-    if voc.is_dir():
-        source = voc / f'{split}.txt'
-        if not source.is_file():
-            raise FileNotFoundError(f'There is no list "{source}"')
+    source = root / VOC_LISTS / f'{split}.txt'
+    cityscapes = root / CITYSCAPES_IMAGES / split
+    if source.is_file():
         pairs = [
-            SegmentationPair(root / f'JPEGImages/{name}.jpg',
-                             root / f'SegmentationClass/{name}.png')
+            SegmentationPair(
+                root / f'JPEGImages/{name}.jpg',
+                root / f'SegmentationClass/{name}.png',
+            )
             for name in source.read_text(encoding='utf-8').split()
         ]
     elif cityscapes.is_dir():
-        source = cityscapes
+        source, masks = cityscapes, root / 'gtFine' / split
         pairs = [
             SegmentationPair(
-                image, root / 'gtFine' / split / image.parent.name /
-                f'{image.stem.removesuffix("_leftImg8bit")}'
-                '_gtFine_labelTrainIds.png')
-            for image in sorted(source.glob('*/*_leftImg8bit.*'))
+                x,
+                masks / x.parent.name / f'{x.stem[: -len(END)]}{MASK_END}',
+            )
+            for x in sorted(source.glob(f'*/*{END}.*'))
         ]
     else:
         raise FileNotFoundError(
-            f'"{root}" is neither laid out like VOCdevkit/VOC2012 '
-            f'(JPEGImages/*.jpg, SegmentationClass/*.png, {VOC_LISTS}/'
-            f'{split}.txt) nor like cityscapes ({CITYSCAPES_IMAGES}/{split}/'
-            f'*/*_leftImg8bit.*, gtFine/{split}/*/*_gtFine_labelTrainIds.png)')
+            f'There is no list "{source}" as in VOCdevkit/VOC2012 '
+            '(JPEGImages/*.jpg, SegmentationClass/*.png), and no '
+            f'"{cityscapes}" as in cityscapes (*/*{END}.*, '
+            f'gtFine/{split}/*/*{MASK_END})'
+        )
     if not pairs:
         raise ValueError(f'"{source}" lists no images')
     if max_images is not None and max_images < len(pairs):
@@ -98,8 +102,9 @@ def list_pairs(root: str | Path,
         pairs = [pairs[i] for i in sorted(order[:max_images])]
     for file in (file for pair in pairs for file in pair):
         if not file.is_file():
-            raise FileNotFoundError(f'"{source}" lists an image without the '
-                                    f'file "{file}"')
+            raise FileNotFoundError(
+                f'"{source}" lists an image without the file "{file}"'
+            )
     return pairs
 
 
@@ -140,13 +145,16 @@ def read_mask(path: str | Path) -> Tensor:
     """
     with Image.open(path) as image:
         if image.mode not in ('P', 'L'):
-            raise ValueError(f'The mask "{path}" is of the mode {image.mode}; '
-                             'expected a PNG of class numbers (mode P or L)')
+            raise ValueError(
+                f'The mask "{path}" is of the mode {image.mode}; '
+                'expected a PNG of class numbers (mode P or L)'
+            )
         return torch.from_numpy(np.array(image))
 
 
-def label_cells(mask: Tensor, shape: tuple[int, int],
-                num_classes: int) -> Tensor:
+def label_cells(
+    mask: Tensor, shape: tuple[int, int], num_classes: int
+) -> Tensor:
     """The class of each cell: that of most of its pixels.
 
     Args:
@@ -171,9 +179,9 @@ def count_classes(masks: Sequence[Tensor]) -> int:
     return max((int((mask + 1).max()) for mask in masks), default=1) or 1
 
 
-def draw_cells(items: Sequence[LabelledCells],
-               seed: int,
-               max_cells: int = 5000) -> tuple[Tensor, Tensor]:
+def draw_cells(
+    items: Sequence[LabelledCells], seed: int, max_cells: int = 5000
+) -> tuple[Tensor, Tensor]:
     """Labelled cells to fit a probe to.
 
     As many images as there are, drawn with replacement, so that the spread
@@ -196,9 +204,11 @@ def draw_cells(items: Sequence[LabelledCells],
     labels = torch.cat([item.labels for item in drawn])
     known = torch.nonzero(labels != IGNORED).flatten()
     if not len(known):
-        raise ValueError('There is nothing to learn from: no cell of the '
-                         f'{len(drawn)} training images drawn has a class. '
-                         f'Expected masks that are not all {IGNORED}')
+        raise ValueError(
+            'There is nothing to learn from: no cell of the '
+            f'{len(drawn)} training images drawn has a class. '
+            f'Expected masks that are not all {IGNORED}'
+        )
     kept = known[rng.permutation(len(known))[:max_cells]]
     return cells[kept], labels[kept]
 
@@ -206,12 +216,14 @@ def draw_cells(items: Sequence[LabelledCells],
 Scorer = Callable[[Tensor], Tensor]  # cells (N, C) to scores (N, classes)
 
 
-def fit_knn(cells: Tensor,
-            labels: Tensor,
-            num_classes: int,
-            k: int = 20,
-            temperature: float = 0.07) -> Scorer:
-    """The vote of :func:`.probes.knn_accuracy`, by cells.
+def fit_knn(
+    cells: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Scorer:
+    """The vote of :func:`.probes.knn_votes`, by cells.
 
     Args:
         cells: (N, C).
@@ -223,19 +235,19 @@ def fit_knn(cells: Tensor,
 
     def score(queries: Tensor) -> Tensor:
         similarity, index = nearest(cells, queries, min(k, len(cells)))
-        votes = queries.new_zeros(len(queries), num_classes)
-        weights = (similarity / temperature).exp()
-        votes.scatter_add_(1, labels[index], weights)
+        votes = knn_votes(similarity, labels[index], num_classes, temperature)
         return votes / votes.sum(dim=1, keepdim=True)
 
     return score
 
 
-def fit_linear(cells: Tensor,
-               labels: Tensor,
-               num_classes: int,
-               weight_decay: float = 1e-2,
-               max_iters: int = 50) -> Scorer:
+def fit_linear(
+    cells: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    weight_decay: float = 1e-2,
+    max_iters: int = 50,
+) -> Scorer:
     """Multinomial logistic regression on standardised features.
 
     Args:
@@ -251,15 +263,16 @@ def fit_linear(cells: Tensor,
     x = (cells - mean) / std
     weight = torch.zeros(x.size(1), num_classes, requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias],
-                                  max_iter=max_iters,
-                                  line_search_fn='strong_wolfe')
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=max_iters, line_search_fn='strong_wolfe'
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(
-            x @ weight + bias,
-            labels) + weight_decay / 2 * weight.square().sum()
+        loss = (
+            F.cross_entropy(x @ weight + bias, labels)
+            + weight_decay / 2 * weight.square().sum()
+        )
         loss.backward()
         return loss
 
@@ -287,13 +300,15 @@ def predict_mask(scorer: Scorer, item: LabelledCells) -> Tensor:
     scores = scorer(item.cells.flatten(1).T)
     # Channels last, which is several times faster from here on.
     scores = scores.view(1, *item.cells.shape[1:], -1).permute(0, 3, 1, 2)
-    return F.interpolate(
-        scores, item.mask.shape, mode='bilinear').argmax(dim=1)[0]
+    return F.interpolate(scores, item.mask.shape, mode='bilinear').argmax(
+        dim=1
+    )[0]
 
 
-def mean_iou(scorer: Scorer, items: Sequence[LabelledCells],
-             num_classes: int) -> float:
-    """mIoU over the labelled pixels of all images together.
+def mean_iou(
+    scorer: Scorer, items: Sequence[LabelledCells], num_classes: int
+) -> float:
+    """Mean IoU over the labelled pixels of all images together.
 
     Args:
         scorer: From :func:`fit_linear` or :func:`fit_knn`.
@@ -317,15 +332,21 @@ def mean_iou(scorer: Scorer, items: Sequence[LabelledCells],
     union = confusion.sum(0) + confusion.sum(1) - both
     shown = confusion.sum(1) > 0
     if not shown.any():
-        raise ValueError('There is nothing to score: no pixel of the '
-                         f'{len(items)} validation masks has a class. '
-                         f'Expected masks that are not all {IGNORED}')
+        raise ValueError(
+            'There is nothing to score: no pixel of the '
+            f'{len(items)} validation masks has a class. '
+            f'Expected masks that are not all {IGNORED}'
+        )
     return 100 * (both[shown] / union[shown]).mean().item()
 
 
-def dense_probes(train: Sequence[LabelledCells], val: Sequence[LabelledCells],
-                 num_classes: int, seed: int) -> dict[str, float]:
-    """mIoU of each probe, for one draw of training images.
+def dense_probes(
+    train: Sequence[LabelledCells],
+    val: Sequence[LabelledCells],
+    num_classes: int,
+    seed: int,
+) -> dict[str, float]:
+    """Mean IoU of each probe, for one draw of training images.
 
     Args:
         train: Images to fit to.
@@ -349,8 +370,12 @@ class SegmentationImages:
         max_images: Images of each split at most.
     """
 
-    def __init__(self, root: str | Path, read_image: Callable[[Path], Tensor],
-                 max_images: int) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        read_image: Callable[[Path], Tensor],
+        max_images: int,
+    ) -> None:
         self.images: dict[str, list[Tensor]] = {}
         self.masks: dict[str, list[Tensor]] = {}
         for split in ('train', 'val'):
@@ -358,7 +383,8 @@ class SegmentationImages:
             self.images[split] = [read_image(pair.image) for pair in pairs]
             self.masks[split] = [read_mask(pair.mask) for pair in pairs]
         self.num_classes = count_classes(
-            [mask for masks in self.masks.values() for mask in masks])
+            [mask for masks in self.masks.values() for mask in masks]
+        )
         self.classes = read_class_names(root, self.num_classes)
         self._labels: dict[tuple[str, int, tuple[int, int]], Tensor] = {}
 
@@ -373,17 +399,22 @@ class SegmentationImages:
         """
         return {
             split: [
-                LabelledCells(cells.float().cpu(), self.masks[split][i],
-                              self._cell_labels(split, i, cells.shape[1:]))
+                LabelledCells(
+                    cells.float().cpu(),
+                    self.masks[split][i],
+                    self._cell_labels(split, i, cells.shape[1:]),
+                )
                 for i, cells in enumerate(backbone(images))
             ]
             for split, images in self.images.items()
         }
 
-    def _cell_labels(self, split: str, index: int,
-                     shape: tuple[int, int]) -> Tensor:
+    def _cell_labels(
+        self, split: str, index: int, shape: tuple[int, int]
+    ) -> Tensor:
         key = split, index, tuple(shape)
         if key not in self._labels:
-            self._labels[key] = label_cells(self.masks[split][index], shape,
-                                            self.num_classes)
+            self._labels[key] = label_cells(
+                self.masks[split][index], shape, self.num_classes
+            )
         return self._labels[key]

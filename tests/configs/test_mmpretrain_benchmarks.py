@@ -12,8 +12,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdensecl.engine import probe_loop, set_pretrained
+from mmdensecl.engine import set_pretrained
 from mmdensecl.testing import write_pictures
+from mmdensecl.evaluation import probe_loop
 from mmdensecl.evaluation.probes import svm_map
 
 ROOT = Path(__file__).parents[2]

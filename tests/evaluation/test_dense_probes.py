@@ -91,7 +91,7 @@ class TestMeanIoU:
         # 0: 1 of 2, 1: 2 of 4; 2 is in no mask and has no IoU.
         assert mean_iou(lambda x: x, items, 3) == pytest.approx(50.)
 
-    def test_all_pictures_together(self):
+    def test_all_images_together(self):
         items = [
             pixels_as_cells(
                 F.one_hot(torch.full((2, 2), named), 2).permute(2, 0, 1) * 1.,

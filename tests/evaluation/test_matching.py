@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from mmdensecl.models import BackboneSimilarity
 from mmdensecl.models.modules import backbone_features
 from mmdensecl.models.metrics import match_metrics
-from mmdensecl.evaluation.matching import (Accuracy, Pairs, judge,
-                                         match_accuracy, mean_accuracy,
-                                         measure)
+from mmdensecl.evaluation.matching import (Accuracy, Pairs, compare,
+                                           match_accuracy, mean_accuracy,
+                                           measure)
 from mmdensecl.visualization import strongest_matches
 
 SIDE, CELL = 8, 4
@@ -35,7 +35,7 @@ def pixels_of_cells(images):
 
 
 def nothing(images):
-    """Features that know nothing of the picture."""
+    """Features that know nothing of the image."""
     return torch.randn(len(images), 16, SIDE, SIDE)
 
 
@@ -47,7 +47,7 @@ def places(images):
 
 class TestAccuracy:
 
-    def test_hand_made_features_match_a_shifted_picture(self):
+    def test_hand_made_features_match_a_shifted_image(self):
         """More than a batch of them."""
         pairs = shifted_pairs(18)
         found = measure(pixels_of_cells, pairs)
@@ -65,7 +65,7 @@ class TestAccuracy:
     def test_what_needs_no_features_by_counting(self):
         found = measure(nothing, shifted_pairs(1))
         # Of the 48 cells that both show none is less than two columns away.
-        assert found.same_place.tolist() == [0]
+        assert found.same_position.tolist() == [0]
         # Cells near the true spot, which a border cuts off.
         rows, columns = [2] + [3] * 6 + [2], [2] + [3] * 5
         near = sum(rows) * sum(columns)
@@ -76,12 +76,12 @@ class TestAccuracy:
         error = found.right.std() / 8
         assert (found.right - found.chance).mean().abs() < 4 * error
 
-    def test_features_that_know_the_place_are_at_the_same_place(self):
+    def test_features_that_know_the_place_are_at_the_same_position(self):
         pairs = shifted_pairs(3)
         one_cell = torch.tensor([[0., 0., 32, 32, 0], [4, 4, 32, 32, 0]])
         pairs = pairs._replace(views=one_cell.expand(3, -1, -1))
         found = measure(places, pairs)
-        assert torch.equal(found.right, found.same_place)
+        assert torch.equal(found.right, found.same_position)
         assert found.right.tolist() == [1] * 3
 
     def test_views_that_do_not_overlap_say_nothing(self):
@@ -113,37 +113,55 @@ def test_mean_of_draws():
     ]
     mean = mean_accuracy(draws)
     assert mean.right.tolist() == pytest.approx([0.3, 0.6])
-    assert mean.same_place.tolist() == pytest.approx([0., 0.2])
+    assert mean.same_position.tolist() == pytest.approx([0., 0.2])
 
 
 def spread(mean, count=16):
     return mean + torch.linspace(-0.1, 0.1, count)
 
 
-@pytest.mark.parametrize('right, random, place, count, words', [
+@pytest.mark.parametrize('right, random, position, count, words', [
     (0.6, 0.2, 0.3, 16, 'match object parts: clearly'),
-    (0.6, 0.6, 0.3, 16, 'do not match object parts better than random'),
-    (0.6, 0.2, 0.6, 16, 'no more often than the same place'),
-    (0.1, 0.1, 0.1, 16, 'right no more often than chance'),
+    (0.6, 0.6, 0.3, 16, 'they are not told apart from random weights.'),
+    (0.6, 0.2, 0.6, 16, 'not told apart from the same position.'),
+    (0.1, 0.1, 0.1, 16, 'not told apart from random weights and the same '
+     'position and chance.'),
+    (0.4, 0.6, 0.4, 16, 'they are not told apart from the same position, and '
+     'worse than random weights.'),
+    (0.4, 0.6, 0.5, 16, 'they are worse than random weights and the same '
+     'position.'),
     (0.6, 0.2, 0.3, 7, 'cannot be said: only 7'),
 ])
-def test_verdict(right, random, place, count, words):
+def test_sentences(right, random, position, count, words):
+    """Only a significant difference is called one."""
     generator = torch.Generator().manual_seed(0)
-    rulers = torch.full((count, ), place), torch.full((count, ), 0.1)
+    rulers = torch.full((count, ), position), torch.full((count, ), 0.1)
     noise = 0.05 * torch.randn(count, generator=generator)
-    verdict = judge(
+    found = compare(
         Accuracy(spread(right, count), *rulers),
         Accuracy(spread(random, count) + noise, *rulers))
-    assert words in verdict.sentence()
-    assert verdict.matches_parts == ('clearly' in words)
-    assert verdict[:4] == pytest.approx(
-        (right, random + noise.mean().item(), place, 0.1))
-    assert verdict.pairs == count
+    assert words in found.sentence()
+    assert found.matches_parts == ('clearly' in words)
+    assert found.right == pytest.approx(right)
+    assert [*found.baselines.values()] == pytest.approx(
+        [random + noise.mean().item(), position, 0.1])
+    assert found.pairs == count
+
+
+def test_above_chance_but_not_significant():
+    """A share of several times chance may be luck, and is called neither."""
+    right = torch.zeros(8)
+    right[:2] = torch.tensor([0.6, 0.65])
+    rulers = torch.zeros(8), torch.full((8, ), 0.024)
+    found = compare(Accuracy(right, *rulers), Accuracy(right / 2, *rulers))
+    assert 1 < found.errors['chance'] < 3
+    assert 'not told apart from' in found.sentence()
+    assert 'no more often' not in found.sentence()
 
 
 def test_pairs_that_say_nothing_are_left_out():
     right = spread(0.6, 10)
     right[3] = float('nan')
     rulers = torch.full((10, ), 0.2), torch.full((10, ), 0.1)
-    verdict = judge(Accuracy(right, *rulers), Accuracy(right / 2, *rulers))
-    assert verdict.pairs == 9 and verdict.matches_parts
+    found = compare(Accuracy(right, *rulers), Accuracy(right / 2, *rulers))
+    assert found.pairs == 9 and found.matches_parts

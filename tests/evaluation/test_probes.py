@@ -13,12 +13,12 @@ FEW_COSTS = (0.1, 10.0)
 
 
 def loop_knn(train, labels, test, k, temperature, classes):
-    """Votes of the paper's equation, picture by picture."""
+    """Votes of the paper's equation, image by image."""
     votes = torch.zeros(len(test), classes, dtype=torch.float64)
     for row, query in zip(votes, test):
         similar = []
-        for picture, label in zip(train, labels):
-            cosine = float(query @ picture / query.norm() / picture.norm())
+        for image, label in zip(train, labels):
+            cosine = float(query @ image / query.norm() / image.norm())
             similar.append((cosine, int(label)))
         for cosine, label in sorted(similar, reverse=True)[:k]:
             row[label] += math.exp(cosine / temperature)
@@ -54,7 +54,7 @@ class TestKNN:
                 assert accuracy == pytest.approx(100 * np.mean(right))
 
     def test_weights(self):
-        """One near picture outvotes two far ones, unless all weigh alike."""
+        """One near image outvotes two far ones, unless all weigh alike."""
         angles = torch.tensor([0.1, 0.8, 0.9])
         train = torch.stack([angles.cos(), angles.sin()], 1)
         labels, test = torch.tensor([0, 1, 1]), torch.tensor([[5.0, 0.0]])
@@ -76,8 +76,8 @@ class TestKNN:
         top1, top5 = knn_accuracy(train, labels, test, targets, [20])[20]
         assert abs(top1 - 25) < 4 and top5 > 95
 
-    def test_too_few_pictures(self):
-        with pytest.raises(ValueError, match='k=200 .* has 8 pictures'):
+    def test_too_few_images(self):
+        with pytest.raises(ValueError, match='k=200 .* has 8 images'):
             knn_accuracy(
                 torch.randn(8, 2),
                 torch.zeros(8).long(), torch.randn(1, 2),
@@ -110,7 +110,7 @@ def multi_label(count, classes=3, seed=0, difficult=0.0, noise=0.0):
     rng = np.random.default_rng(seed)
     targets = (rng.random((count, classes)) < 0.4).astype(np.int64)
     features = targets + noise * rng.standard_normal(targets.shape)
-    # A constant keeps the direction of the empty picture.
+    # A constant keeps the direction of the empty image.
     features = np.concatenate([features, np.ones((count, 1))], axis=1)
     targets[rng.random(targets.shape) < difficult] = -1
     return features.astype(np.float32), targets
@@ -136,7 +136,7 @@ class TestSVM:
         assert abs(mean - 100 * test_targets.mean()) < 8
 
     def test_difficult_ones_are_not_tested(self):
-        """Worst possible scores at difficult pictures change nothing."""
+        """Worst possible scores at difficult images change nothing."""
         train = multi_label(60)
         features, targets = multi_label(40, seed=1)
         wrong = np.where(np.eye(4)[1] > 0, 1.0, 0.0)[None]  # shows class 1
@@ -169,7 +169,7 @@ class TestSVM:
         single = [svm_map(*train, *test, costs=(x, ))[0] for x in (tiny, good)]
         assert single[0] < single[1] == pytest.approx(both, abs=2)
 
-    def test_scale_of_a_picture_does_not_matter(self):
+    def test_scale_of_a_image_does_not_matter(self):
         features, targets = multi_label(60, noise=0.5)
         test = multi_label(60, seed=1, noise=0.5)
         scale = np.random.default_rng(3).uniform(1, 900, (60, 1))
@@ -183,7 +183,7 @@ class TestSVM:
         ('training', [1, 1] + [0] * 28),
         ('test', [0] * 30),
     ])
-    def test_too_few_pictures_of_a_class(self, split, column):
+    def test_too_few_images_of_a_class(self, split, column):
         train, test = multi_label(30), multi_label(30, seed=1)
         (train if split == 'training' else test)[1][:, 2] = column
         with pytest.raises(ValueError, match=f'Class 2 has . {split}'):
@@ -220,7 +220,7 @@ class TestLowShot:
         from mmdensecl.evaluation import probes
         seen = []
 
-        def spy(train, targets, rows, *_):
+        def spy(train, test, targets, test_targets, costs, rows):
             seen.append(np.bincount(targets[rows] + 1, minlength=3).tolist())
             assert len(set(rows)) == len(rows)
             return [0.0, 1.0]
@@ -250,6 +250,6 @@ class TestLowShot:
             costs=FEW_COSTS)
         assert found[2] == pytest.approx((50, 30))
 
-    def test_too_few_pictures(self):
+    def test_too_few_images(self):
         with pytest.raises(ValueError, match='this protocol needs 96'):
             low_shot_map(*multi_label(30), *multi_label(30, seed=1))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmdensecl import load_backbone
 from mmdensecl.registry import MODELS
-from mmdensecl.evaluation.matching import judge, mean_accuracy, measure
+from mmdensecl.evaluation.matching import compare, mean_accuracy, measure
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
@@ -22,7 +22,7 @@ COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
 
 @pytest.fixture(scope='module')
 def voc(tmp_path_factory):
-    """Grey pictures with a red and a blue half of a frame."""
+    """Grey images with a red and a blue half of a frame."""
     root = tmp_path_factory.mktemp('voc')
     rng = np.random.default_rng(0)
     for folder in ('JPEGImages', 'SegmentationClass',
@@ -42,9 +42,9 @@ def voc(tmp_path_factory):
             Image.fromarray(pixels.astype(np.uint8)).save(
                 root / f'JPEGImages/{name}.jpg')
             mask[:2] = 255
-            picture = Image.fromarray(mask, 'P')
-            picture.putpalette([*range(256)] * 3)
-            picture.save(root / f'SegmentationClass/{name}.png')
+            image = Image.fromarray(mask, 'P')
+            image.putpalette([*range(256)] * 3)
+            image.save(root / f'SegmentationClass/{name}.png')
     return root
 
 
@@ -86,15 +86,15 @@ def test_table_and_verdict(call, voc, checkpoint, tmp_path):
     for name in ('random weights', 'net'):
         row, = [x for x in lines if x.startswith(f'│ {name} ')]
         assert row.count('±') == 3
-    for name in ('the same position in both views', 'chance'):
+    for name in ('the same position', 'chance'):
         assert any(name in x and x.count('±') == 1 for x in lines)
     for column in ('mIoU, linear', 'mIoU, kNN'):
         sentence, = [x for x in lines if x.startswith(f'net, {column}:')]
         assert 'random weights' in sentence and '±' in sentence
     sentence, = [x for x in lines if x.startswith('net, matches right:')]
     assert 'only 4 pairs' in sentence
-    with Image.open(tmp_path / 'new/x.png') as picture:
-        assert picture.width > 400
+    with Image.open(tmp_path / 'new/x.png') as image:
+        assert image.width > 400
 
 
 @pytest.fixture
@@ -140,9 +140,10 @@ def test_layouts_many_checkpoints_and_json(call, voc, cityscapes, checkpoint,
     assert row == dict(
         baseline='random weights',
         checkpoint=row['checkpoint'],
+        source='OpenMMLab model',
         config='densecl',
         seed=7,
-        epoch=3,
+        epochs=3,
         position_r2=90.)
     assert found['data'][1]['classes'] == ['road', 'sidewalk', 'building']
     assert [x['num_train'] for x in found['data']] == [6, 6]
@@ -171,10 +172,10 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
     seen = []
 
     def keep(*args):
-        seen.append(judge(*args))
+        seen.append(compare(*args))
         return seen[-1]
 
-    monkeypatch.setattr(dense_probe, 'judge', keep)
+    monkeypatch.setattr(dense_probe, 'compare', keep)
     args = (checkpoint, '--unlabeled', voc / 'JPEGImages', '--size=64',
             '--max-images=9', '--seeds=2')
     sentence = call(*args).splitlines()[-1]
@@ -188,7 +189,7 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
         for kept, backbone in zip(
                 found, (trained, trained.untrained(pairs.query, seed))):
             kept.append(measure(backbone, pairs))
-    assert judge(*map(mean_accuracy, found)) == seen[0]
+    assert compare(*map(mean_accuracy, found)) == seen[0]
     assert seen[0].pairs == 9
 
 
@@ -198,9 +199,9 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
     ([1., 9.], [2., 3.], 'not told apart from random weights: better by'),
     ([50.] * 3, [50.] * 3, 'not told apart from random weights: better by'),
 ])
-def test_verdicts(call, values, base, words):
+def test_differences(call, values, base, words):
     import dense_probe
-    assert dense_probe.verdict(values, base).startswith(words)
+    assert dense_probe.difference(values, base).startswith(words)
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -208,7 +209,7 @@ def test_verdicts(call, values, base, words):
     (('--unlabeled', 'x', '--out', 'x.png'), '--out needs --data-root'),
     (('--unlabeled', 'x', '--seeds', '0'), 'must be at least 1'),
     (('--unlabeled', 'x', '--label', 'a', 'b'), '1 checkpoints need as many'),
-    (('--data-root', 'nowhere'), '"nowhere" is neither laid out like'),
+    (('--data-root', 'nowhere'), 'There is no list "nowhere'),
     (('--unlabeled', '.', '--device', 'abacus'), 'dense_probe.py: error: '),
 ])
 def test_bad_flags(call, checkpoint, capsys, flags, message):

@@ -5,14 +5,14 @@ With labels (--data-root): mIoU of a linear and of a kNN probe of the cells.
 Without (--unlabeled): how often the features find the same position in two
 views. Means and standard deviations over seeds.
 """
+
 import argparse
 import json
 import platform
-import re
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +29,22 @@ from rich.table import Table
 from torchvision.transforms.v2 import functional as F
 
 import mmdensecl
-from mmdensecl.api import FrozenBackbone, as_rgb, load_backbone
-from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine.command_line import run_quietly
 from mmdensecl.evaluation import dense_probes
-from mmdensecl.evaluation.matching import (Accuracy, Pairs, judge,
-                                           mean_accuracy, measure)
+from mmdensecl.evaluation.matching import (
+    Accuracy,
+    Pairs,
+    compare,
+    mean_accuracy,
+    measure,
+)
 from mmdensecl.models.correspondence import stack_views
 from mmdensecl.registry import DATASETS
-from mmdensecl.transfer import read_backbone
+from mmdensecl.transfer.feature_extractor import (
+    FrozenBackbone,
+    as_rgb,
+    load_backbone,
+)
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -45,64 +52,72 @@ from matplotlib.patches import Patch  # noqa: E402
 
 RANDOM = 'random weights'
 MATCHES = 'matches right'
-SAME_POSITION, CHANCE = 'the same position in both views', 'chance'
 NUM_SHOWN = 3  # images in --out
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
         'checkpoints',
         nargs='+',
         metavar='CHECKPOINT',
-        help='of any format that mmdensecl.load_backbone reads')
-    parser.add_argument(
+        help='of any format that mmdensecl.load_backbone reads',
+    )
+    add(
         '--config',
-        help='config of the runs, where the checkpoints do not hold it')
-    parser.add_argument(
+        help='config of the runs, where the checkpoints do not hold it',
+    )
+    add(
         '--data-root',
         type=Path,
         nargs='+',
         default=[],
         metavar='DIR',
-        help='labelled images, laid out like VOCdevkit/VOC2012 or cityscapes')
-    parser.add_argument(
+        help='labelled images, laid out like VOCdevkit/VOC2012 or cityscapes',
+    )
+    add(
         '--unlabeled',
         metavar='FOLDER',
-        help='images for matching without labels')
-    parser.add_argument(
+        help='images for matching without labels',
+    )
+    add(
         '--label',
         nargs='+',
         metavar='NAME',
-        help='names of the checkpoints, by default those of the files')
-    parser.add_argument(
+        help='names of the checkpoints, by default those of the files',
+    )
+    add(
         '--max-images',
         type=int,
         default=100,
-        help='images of each split or folder at most, 100 by default')
-    parser.add_argument(
+        help='images of each split or folder at most, 100 by default',
+    )
+    add(
         '--size',
         type=int,
         default=224,
-        help="pixels of an image's shorter side, or of a view; 224 by "
-        'default')
-    parser.add_argument(
-        '--seeds', type=int, default=3, help='how many, 3 by default')
-    parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
+        help="pixels of an image's shorter side, or of a view; 224 by default",
+    )
+    add('--seeds', type=int, default=3, help='how many, 3 by default')
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add(
         '--out',
         type=Path,
         metavar='PNG',
         help='draw the predictions of the linear probes for some images of '
-        'the first --data-root')
-    parser.add_argument(
+        'the first --data-root',
+    )
+    add(
         '--json',
         type=Path,
         metavar='FILE',
-        help='write every value with where it is from')
+        help='write every value, and where it is from',
+    )
     args = parser.parse_args()
     args.names = args.label or short_names(args.checkpoints)
     if not args.data_root and args.unlabeled is None:
@@ -111,14 +126,16 @@ def parse_args() -> argparse.Namespace:
         parser.error('--out needs --data-root')
     if min(args.max_images, args.size, args.seeds) < 1:
         parser.error('--max-images, --size and --seeds must be at least 1')
-    if len(args.names) != len(args.checkpoints) or len(set(args.names)) < len(
-            args.names):
-        parser.error(f'{len(args.checkpoints)} checkpoints need as many '
-                     f'distinct names, got {args.names}: use --label')
+    count = len(args.checkpoints)
+    if count != len(args.names) or count != len(set(args.names)):
+        parser.error(
+            f'{count} checkpoints need as many distinct names, got '
+            f'{args.names}: use --label'
+        )
     return args
 
 
-def short_names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str | Path]) -> list[str]:
     """Stems of files, with as many folders before them as tell them apart."""
     parts = [Path(x).with_suffix('').parts for x in paths]
     names: list[str] = []
@@ -137,12 +154,11 @@ class Row(NamedTuple):
         network: A trained backbone.
         baseline: Row of random weights of the same network; None if it is
             one.
-        origin: Where the weights are from, for --json.
     """
+
     name: str
     network: FrozenBackbone
     baseline: str | None
-    origin: dict[str, Any]
 
     def backbone(self, images: torch.Tensor, seed: int) -> FrozenBackbone:
         """The network itself, or random weights for such images."""
@@ -153,42 +169,34 @@ class Row(NamedTuple):
 
 def make_rows(args: argparse.Namespace) -> list[Row]:
     """The checkpoints, and random weights of each network among them."""
-    trained = [
-        load_backbone(path, args.device, config=args.config)
-        for path in args.checkpoints
-    ]
-    networks: list[FrozenBackbone] = []
-    for backbone in trained:
-        if not any(alike(backbone, x) for x in networks):
-            networks.append(backbone)
-    names = [RANDOM] if len(networks) == 1 else [
-        f'{RANDOM} {i}' for i in range(1,
-                                       len(networks) + 1)
-    ]
-    return [
-        *(Row(name, network, None, {})
-          for name, network in zip(names, networks)),
-        *(Row(
-            name, backbone,
-            next(x for x, network in zip(names, networks)
-                 if alike(backbone, network)), describe_checkpoint(path))
-          for name, backbone, path in zip(args.names, trained,
-                                          args.checkpoints))
-    ]
+    baselines: list[Row] = []
+    trained: list[Row] = []
+    for name, path in zip(args.names, args.checkpoints, strict=True):
+        network = load_backbone(path, args.device, config=args.config)
+        same = [x for x in baselines if alike(x.network, network)]
+        if not same:
+            number = f' {len(baselines) + 1}' if baselines else ''
+            same = [Row(f'{RANDOM}{number}', network, None)]
+            baselines += same
+        trained.append(Row(name, network, same[0].name))
+    return baselines + trained
 
 
 def alike(one: FrozenBackbone, other: FrozenBackbone) -> bool:
     """Whether two are one network, and see images normalised alike."""
-    return (one.cfg == other.cfg and one.scope == other.scope
-            and torch.equal(one.mean, other.mean)
-            and torch.equal(one.std, other.std))
+    return (
+        one.cfg == other.cfg
+        and one.scope == other.scope
+        and torch.equal(one.mean, other.mean)
+        and torch.equal(one.std, other.std)
+    )
 
 
 Values = dict[str, dict[str, list[float]]]  # by column, row and seed
 
 
 class LabelledPart:
-    """mIoU of the probes on one dataset.
+    """Mean IoU of the probes on one dataset.
 
     Args:
         root: The dataset.
@@ -196,50 +204,56 @@ class LabelledPart:
         args: The command line.
     """
 
-    def __init__(self, root: Path, heading: str,
-                 args: argparse.Namespace) -> None:
+    def __init__(
+        self, root: Path, heading: str, args: argparse.Namespace
+    ) -> None:
         self.root = root
-        self.columns = {
-            'linear': f'{heading}mIoU, linear',
-            'kNN': f'{heading}mIoU, kNN'
-        }
+        self.columns = {x: f'{heading}mIoU, {x}' for x in dense_probes.PROBES}
         self.data = dense_probes.SegmentationImages(
-            root, lambda path: as_rgb(path, args.size), args.max_images)
-        self.squares = torch.stack([
-            F.center_crop(x, [args.size, args.size])
-            for x in self.data.images['train']
-        ])
-        self.latest: tuple[FrozenBackbone, dict] | None = None
+            root, lambda path: as_rgb(path, args.size), args.max_images
+        )
+        self.squares = torch.stack(
+            [
+                F.center_crop(x, [args.size] * 2)
+                for x in self.data.images['train']
+            ]
+        )
+        self.latest: tuple[FrozenBackbone | None, dict] = None, {}
 
     def extract(self, row: Row, seed: int) -> dict:
         """Cells of both splits; those of a checkpoint serve all seeds."""
-        if row.baseline is None or self.latest is None or (
-                self.latest[0] is not row.network):
+        if self.latest[0] is not row.network or row.baseline is None:
             backbone = row.backbone(self.squares, seed)
             self.latest = backbone, self.data.extract(backbone.extract_dense)
         return self.latest[1]
 
     def measure(self, row: Row, seed: int) -> dict[str, float]:
         """One number for each column."""
-        cells = self.extract(row, seed)
-        values = dense_probes.dense_probes(cells['train'], cells['val'],
-                                           self.data.num_classes, seed)
+        cells, classes = self.extract(row, seed), self.data.num_classes
+        values = dense_probes.dense_probes(
+            **cells, num_classes=classes, seed=seed
+        )
         return {self.columns[name]: value for name, value in values.items()}
 
     def sentences(self, row: Row, values: Values) -> Iterator[tuple[str, str]]:
         """What is said of a checkpoint, column by column."""
         for column in self.columns.values():
             found = values[column]
-            yield column, verdict(found[row.name], found[row.baseline])
+            yield column, difference(found[row.name], found[row.baseline])
+
+    def references(self) -> dict[str, list[float]]:
+        """Rows that need no features."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """What was measured on, for --json."""
+        counts = {f'num_{k}': len(x) for k, x in self.data.images.items()}
         return dict(
             data_root=str(self.root.resolve()),
             columns=[*self.columns.values()],
-            num_train=len(self.data.images['train']),
-            num_val=len(self.data.images['val']),
-            classes=self.data.classes)
+            classes=self.data.classes,
+            **counts,
+        )
 
 
 class UnlabeledPart:
@@ -251,18 +265,18 @@ class UnlabeledPart:
 
     def __init__(self, args: argparse.Namespace) -> None:
         init_default_scope('mmpretrain')
+        pipeline = [
+            dict(type='mmdensecl.DecodeRGB'),
+            dict(type='mmdensecl.TwoViews', size=args.size),
+            dict(type='mmdensecl.PackViews'),
+        ]
+        kind = 'mmdensecl.UnlabeledFolder'
+        self.root = args.unlabeled
         self.dataset = DATASETS.build(
-            dict(
-                type='mmdensecl.UnlabeledFolder',
-                data_root=args.unlabeled,
-                pipeline=[
-                    dict(type='mmdensecl.DecodeRGB'),
-                    dict(type='mmdensecl.TwoViews', size=args.size),
-                    dict(type='mmdensecl.PackViews')
-                ]))
-        count = min(len(self.dataset), args.max_images)
-        self.chosen = np.random.default_rng(0).permutation(len(
-            self.dataset))[:count].tolist()
+            dict(type=kind, data_root=self.root, pipeline=pipeline)
+        )
+        order = np.random.default_rng(0).permutation(len(self.dataset))
+        self.chosen = order[: args.max_images].tolist()
         self.drawn: dict[int, Pairs] = {}
         self.found: dict[str, list[Accuracy]] = {}  # by row, for each seed
 
@@ -271,9 +285,8 @@ class UnlabeledPart:
         if seed not in self.drawn:
             self.dataset.set_epoch(0, seed)
             batch = default_collate([self.dataset[i] for i in self.chosen])
-            self.drawn[seed] = Pairs(
-                *batch['inputs'],
-                stack_views(batch['data_samples'], torch.device('cpu')))
+            views = stack_views(batch['data_samples'], torch.device('cpu'))
+            self.drawn[seed] = Pairs(*batch['inputs'], views)
         return self.drawn[seed]
 
     def measure(self, row: Row, seed: int) -> dict[str, float]:
@@ -285,45 +298,32 @@ class UnlabeledPart:
 
     def sentences(self, row: Row, values: Values) -> Iterator[tuple[str, str]]:
         """What is said of a checkpoint, image by image."""
-        found = judge(*(mean_accuracy(self.found[name])
-                        for name in (row.name, row.baseline)))
-        yield MATCHES, (
-            f'{found.sentence()} (Standard errors above random weights: '
-            f'{found.over_random:+.1f}, the same position: '
-            f'{found.over_place:+.1f}, chance: {found.over_chance:+.1f})')
+        names = row.name, row.baseline
+        found = compare(*(mean_accuracy(self.found[x]) for x in names))
+        errors = ', '.join(f'{k}: {x:+.1f}' for k, x in found.errors.items())
+        yield MATCHES, f'{found.sentence()} (Standard errors above {errors})'
+
+    def references(self) -> dict[str, list[float]]:
+        """Rows that need no features, with a number for each seed."""
+        found = next(iter(self.found.values()))
+        return {
+            'the same position': [percent(x.same_position) for x in found],
+            'chance': [percent(x.chance) for x in found],
+        }
 
     def describe(self) -> dict[str, Any]:
         """What was measured on, for --json."""
         return dict(
-            unlabeled=str(self.dataset.data_root),
+            unlabeled=str(Path(self.root).resolve()),
             columns=[MATCHES],
             num_images=len(self.chosen),
-            **dict(self.references()))
-
-    def references(self) -> Iterator[tuple[str, list[float]]]:
-        """Rows that need no features, with a number for each seed."""
-        accuracies = next(iter(self.found.values()))
-        yield SAME_POSITION, [percent(x.same_place) for x in accuracies]
-        yield CHANCE, [percent(x.chance) for x in accuracies]
+            references=self.references(),
+        )
 
 
 def percent(shares: torch.Tensor) -> float:
     """The mean of those that are known."""
     return 100 * shares.nanmean().item()
-
-
-def probe(rows: Sequence[Row], parts: Sequence, args: argparse.Namespace,
-          save: Callable[[Values], None]) -> Values:
-    """Every part of every row and seed; ``save`` is called after each row."""
-    values: Values = {}
-    for row in track(rows, 'probing', transient=True):
-        for part in parts:
-            for seed in range(args.seeds):
-                for column, x in part.measure(row, seed).items():
-                    values.setdefault(column, {}).setdefault(row.name,
-                                                             []).append(x)
-        save(values)
-    return values
 
 
 def spread(values: Sequence[float]) -> str:
@@ -334,14 +334,14 @@ def spread(values: Sequence[float]) -> str:
     return f'{text} ± {statistics.stdev(values):.1f}'
 
 
-def verdict(values: Sequence[float], base: Sequence[float]) -> str:
-    """What the difference to random weights is worth.
+def difference(values: Sequence[float], base: Sequence[float]) -> str:
+    """The difference to random weights, and whether it is significant.
 
     Args:
         values: For each seed.
         base: Of random weights, for the same seeds.
     """
-    apart = [a - b for a, b in zip(values, base)]
+    apart = [a - b for a, b in zip(values, base, strict=True)]
     mean = statistics.fmean(apart)
     word = 'better' if mean >= 0 else 'worse'
     amount = spread([x if mean >= 0 else -x for x in apart])
@@ -362,79 +362,51 @@ def show(rows: Sequence[Row], values: Values, parts: Sequence) -> None:
     """Print the table and a sentence for each checkpoint and column."""
     console = Console()
     table = Table(caption='percent, mean ± std over seeds')
-    for head in ('weights', *values):
-        table.add_column(
-            head, justify='left' if head == 'weights' else 'right')
+    table.add_column('weights', overflow='fold')
+    for head in values:
+        table.add_column(head, justify='right')
     for row in rows:
-        table.add_row(
-            escape(printable(row.name)),
-            *(spread(column[row.name]) for column in values.values()))
+        cells = [spread(column[row.name]) for column in values.values()]
+        table.add_row(escape(printable(row.name)), *cells)
     for part in parts:
-        if isinstance(part, UnlabeledPart):
+        for name, found in part.references().items():
             blank = [''] * (len(values) - 1)
-            for name, found in part.references():
-                table.add_row(name, *blank, spread(found))
+            table.add_row(name, *blank, spread(found))
     console.print(table)
-    for row in rows:
-        if row.baseline is None:
-            continue
+    plain = dict(markup=False, highlight=False, soft_wrap=True)
+    for row in (x for x in rows if x.baseline is not None):
         for part in parts:
-            for column, sentence in part.sentences(row, values):
-                console.print(
-                    f'{printable(row.name)}, {column}: {sentence}',
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True)
+            for column, text in part.sentences(row, values):
+                name = printable(row.name)
+                console.print(f'{name}, {column}: {text}', **plain)
 
 
-def describe_checkpoint(path: str) -> dict[str, Any]:
-    """Where weights are from, as far as the file says so.
-
-    ``position_r2`` and ``match_acc`` are what the log said last: means over
-    the last ten iterations.
-    """
-    found = dict(
-        checkpoint=str(Path(path).resolve()),
-        sha256=read_backbone(path).sha256)
-    try:
-        tree = load_from_local(path, 'cpu')
-    except ValueError:  # safetensors
-        return found
-    meta = tree.get('meta') or {}
-    name = meta.get('experiment_name')
-    if name is not None:
-        found['config'] = re.sub(r'_\d{8}_\d{6}$', '', name)
-    found.update({k: meta[k] for k in ('seed', 'epoch', 'iter') if k in meta})
-    scalars = (tree.get('message_hub') or {}).get('log_scalars', {})
-    for key in ('position_r2', 'match_acc'):
-        if f'train/{key}' in scalars:
-            found[key] = float(scalars[f'train/{key}'].mean(10))
-    return found
-
-
-def write_json(rows: Sequence[Row], values: Values, parts: Sequence,
-               args: argparse.Namespace) -> None:
-    """Write every value with where it is from."""
+def write_json(
+    rows: Sequence[Row],
+    values: Values,
+    parts: Sequence,
+    args: argparse.Namespace,
+) -> None:
+    """Write every value, and where it is from."""
+    modules = mmdensecl, mmengine, np, torch
     content = dict(
         command=shlex.join(sys.argv),
-        versions=dict(
-            python=platform.python_version(),
-            **{
-                x.__name__: x.__version__
-                for x in (mmdensecl, mmengine, np, torch)
-            }),
+        versions=dict(python=platform.python_version())
+        | {x.__name__: x.__version__ for x in modules},
         size=args.size,
         max_images=args.max_images,
         seeds=[*range(args.seeds)],
         data=[part.describe() for part in parts],
         rows=[
-            dict(name=row.name, baseline=row.baseline, **row.origin)
+            dict(name=row.name, baseline=row.baseline)
+            | (row.network.origin if row.baseline else {})
             for row in rows
         ],
-        values=values)
+        values=values,
+    )
     args.json.parent.mkdir(parents=True, exist_ok=True)
     whole = args.json.with_name(f'{args.json.name}.tmp')
-    whole.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    whole.write_text(json.dumps(content, indent=1, default=str), 'utf-8')
     whole.replace(args.json)
 
 
@@ -447,61 +419,66 @@ def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
         len(columns),
         figsize=(2.5 * len(columns), 2.4 * len(shown) + 0.4),
         squeeze=False,
-        layout='constrained')
+        layout='constrained',
+    )
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, name in zip(axes[0], columns):
+    for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(printable(name), fontsize=10, parse_math=False)
-    for ax, image in zip(axes[:, 0], shown):
+    for ax, image in zip(axes[:, 0], shown, strict=True):
         ax.imshow(image.permute(1, 2, 0).numpy())
     colours = plt.get_cmap('tab20')
     for column, row in enumerate(rows, 2):
         cells = part.extract(row, 0)
-        scorer = dense_probes.fit_linear(
-            *dense_probes.draw_cells(cells['train'], 0), part.data.num_classes)
-        for line, item in zip(axes, cells['val']):
+        learnt = dense_probes.draw_cells(cells['train'], 0)
+        scorer = dense_probes.fit_linear(*learnt, part.data.num_classes)
+        for line, item in zip(axes, cells['val'], strict=False):
             predicted = dense_probes.predict_mask(scorer, item)
             for ax, mask in ((line[1], item.mask), (line[column], predicted)):
                 picture = colours(mask.numpy() % colours.N)
                 picture[mask == dense_probes.IGNORED] = 1  # white
                 ax.imshow(picture, interpolation='nearest')
+    handles = [
+        Patch(color=colours(i % colours.N), label=name)
+        for i, name in enumerate(part.data.classes)
+    ]
     figure.legend(
-        handles=[
-            Patch(color=colours(i % colours.N), label=name)
-            for i, name in enumerate(part.data.classes)
-        ],
-        loc='outside lower center',
-        ncols=8,
-        frameon=False)
+        handles=handles, loc='outside lower center', ncols=8, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
     print(f'Wrote {path}')
 
 
-def main() -> None:
-    run_quietly(run, parse_args())
-
-
 def run(args: argparse.Namespace) -> None:
     """Probe, print, draw."""
-    names = short_names([str(x.resolve()) for x in args.data_root])
+    roots = [x.resolve() for x in args.data_root]
+    headings = [f'{x}: ' for x in short_names(roots)]
     parts: list = [
-        LabelledPart(root, '' if len(names) == 1 else f'{name}: ', args)
-        for root, name in zip(args.data_root, names)
+        LabelledPart(root, heading if len(roots) > 1 else '', args)
+        for root, heading in zip(roots, headings, strict=True)
     ]
     if args.unlabeled is not None:
         parts.append(UnlabeledPart(args))
     rows = make_rows(args)
-
-    def save(values: Values) -> None:
-        if args.json is not None:
+    values: Values = {}
+    for row in track(rows, 'probing', transient=True):
+        for part in parts:
+            for seed in range(args.seeds):
+                for column, x in part.measure(row, seed).items():
+                    by_row = values.setdefault(column, {})
+                    by_row.setdefault(row.name, []).append(x)
+        if args.json is not None:  # what is known if the rest fails
             write_json(rows, values, parts, args)
-
-    values = probe(rows, parts, args, save)
     show(rows, values, parts)
     if args.out is not None:
         draw(rows, parts[0], args.out)
+
+
+def main() -> None:
+    """Run the tool."""
+    run_quietly(run, parse_args())
 
 
 if __name__ == '__main__':

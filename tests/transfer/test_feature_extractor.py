@@ -1,4 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import hashlib
 import io
 import os
 import subprocess
@@ -15,7 +16,7 @@ from torchvision.models import resnet18, resnext50_32x4d
 import mmdensecl
 from mmdensecl.registry import MODELS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STRIDES = (1, 2, 2, 1)
 
 
@@ -64,19 +65,32 @@ class TestLoadBackbone:
         assert own.keys() == state.keys()
         assert all(torch.equal(own[k], state[k]) for k in own)
         # The same map as the network that the tensors are of, normalised.
-        pictures = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+        images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
         reference = resnet18()
         reference.fc = reference.avgpool = torch.nn.Identity()
         reference.load_state_dict(state)
         mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        expected = reference.eval()((pictures / 255 - mean) / std)
-        given = backbone(pictures)
+        expected = reference.eval()((images / 255 - mean) / std)
+        given = backbone(images)
         assert given.shape == (2, 512, 2, 3)
         torch.testing.assert_close(
             given.flatten(1), expected, rtol=1e-3, atol=1e-4)
 
-    def test_groups_are_told_by_the_tensors(self, tmp_path):
+    def test_a_file_is_read_once_and_hashed_once(self, plain, monkeypatch):
+        read, hashed = [], []
+        load, sha256 = torch.load, hashlib.sha256
+        monkeypatch.setattr(
+            torch, 'load', lambda *a, **k: read.append(a) or load(*a, **k))
+        monkeypatch.setattr(hashlib, 'sha256',
+                            lambda *a: hashed.append(a) or sha256(*a))
+        backbone = mmdensecl.load_backbone(plain)
+        assert len(read) == len(hashed) == 1
+        assert backbone.origin['sha256'] == sha256(
+            plain.read_bytes()).hexdigest()
+        assert backbone.origin['checkpoint'] == str(plain)
+
+    def test_groups_are_inferred_from_the_tensors(self, tmp_path):
         with torch.no_grad():
             model = resnext50_32x4d()
         torch.save(model.state_dict(), tmp_path / 'x.pth')
@@ -218,7 +232,7 @@ class TestLoadBackbone:
 
     @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
     def test_untrained_norms_have_statistics(self, norm):
-        """Of all batches of pictures, also where a norm is synchronised."""
+        """Of all batches of images, also where a norm is synchronised."""
         cfg = dict(type='ResNet', depth=18, norm_cfg=dict(type=norm))
         fresh = mmdensecl.load_backbone(None, backbone=cfg)
         images = 50 + 100 * torch.rand(32, 3, 32, 32)
@@ -260,7 +274,7 @@ class TestExtractDense:
             backbone=dict(
                 type='ResNet', depth=18, stem_channels=4, base_channels=4))
 
-    def test_any_kind_of_picture(self, backbone, tmp_path):
+    def test_any_kind_of_image(self, backbone, tmp_path):
         array = np.random.default_rng(0).integers(
             0, 256, (64, 96, 3), dtype=np.uint8)
         image = Image.fromarray(array)
@@ -275,7 +289,7 @@ class TestExtractDense:
         assert all(torch.equal(x, maps[0]) for x in maps)
 
     def test_files_are_read_as_in_training(self, backbone, tmp_path):
-        """Grey of 16 bits is stretched, EXIF does not turn the picture."""
+        """Grey of 16 bits is stretched, EXIF does not turn the image."""
         grey = np.full((32, 64), 1000, np.uint16)
         Image.fromarray(grey).save(tmp_path / 'grey.png')
         white = np.full((32, 64, 3), 255, np.uint8)
@@ -290,12 +304,32 @@ class TestExtractDense:
         shape = backbone.extract_dense(tmp_path / 'turned.jpg').shape
         assert shape == (32, 1, 2)
 
-    def test_size_keeps_the_ratio(self, backbone):
-        picture = np.zeros((100, 200, 3), np.uint8)
-        assert backbone.extract_dense(picture, size=64).shape == (32, 2, 4)
+    def test_a_list(self, backbone):
+        """Of several shapes and kinds, in its order."""
+        rng = np.random.default_rng(0)
+        images = [
+            rng.integers(0, 256, (64, width, 3), dtype=np.uint8)
+            for width in (96, 64) * 20
+        ]
+        images[1] = Image.fromarray(images[1])
+        images[2] = torch.from_numpy(images[2]).permute(2, 0, 1).float()
+        calls = []
+        handle = backbone.backbone.register_forward_hook(
+            lambda *_: calls.append(1))
+        maps = backbone.extract_dense(images, size=32)
+        handle.remove()
+        assert isinstance(maps, list) and len(calls) == 5
+        for one, image in zip(maps, images):
+            torch.testing.assert_close(one,
+                                       backbone.extract_dense(image, size=32))
+        assert backbone.extract_dense([]) == []
 
-    def test_bad_pictures(self, backbone, tmp_path):
-        (tmp_path / 'x.png').write_text('no picture')
+    def test_size_keeps_the_ratio(self, backbone):
+        image = np.zeros((100, 200, 3), np.uint8)
+        assert backbone.extract_dense(image, size=64).shape == (32, 2, 4)
+
+    def test_bad_images(self, backbone, tmp_path):
+        (tmp_path / 'x.png').write_text('no image')
         for bad, words in ((tmp_path / 'x.png', 'x.png'), (np.zeros(
             (8, 8)), 'uint8'), (np.zeros((8, 8, 4), np.uint8), '4'),
                            (torch.zeros(8, 8, 3), '8, 8, 3'), (3, 'int')):

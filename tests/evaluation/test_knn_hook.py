@@ -12,16 +12,16 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmdensecl.engine import KNNHook, TerminationHook
-from mmdensecl.engine.hooks import knn_hook
-from mmdensecl.engine.hooks.knn_hook import eval_mode, split_labelled
+from mmdensecl.engine import TerminationHook
+from mmdensecl.evaluation import KNNHook, knn_hook
+from mmdensecl.evaluation.knn_hook import split_labelled
 from mmdensecl.testing import write_pictures
 
 COLOURS = dict(blue=(30, 30, 220), green=(30, 200, 30), red=(220, 30, 30))
 
 
 def write_classes(root, count, colours=COLOURS):
-    """Pictures of one colour each class, with some noise."""
+    """Images of one colour each class, with some noise."""
     rng = np.random.default_rng(0)
     for name, colour in colours.items():
         (root / name).mkdir(parents=True)
@@ -68,7 +68,7 @@ class TestSplit:
         with pytest.raises(ValueError, match=r"only in val: \['pink'\]"):
             split_labelled(str(tmp_path / 'b'))
         write_classes(tmp_path / 'c', 1)
-        with pytest.raises(ValueError, match='0 pictures to vote'):
+        with pytest.raises(ValueError, match='0 images to vote'):
             split_labelled(str(tmp_path / 'c'))
 
     @pytest.mark.parametrize('name', ['interval', 'k', 'size', 'max_images'])
@@ -79,16 +79,6 @@ class TestSplit:
     def test_bad_share(self):
         with pytest.raises(ValueError, match='val_share'):
             KNNHook('x', val_share=1.)
-
-
-def test_modes_come_back_without_train():
-    model = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout())
-    model[0].eval()
-    model.train = None  # some backbones do more there
-    with pytest.raises(KeyError), eval_mode(model):
-        assert not any(x.training for x in model.modules())
-        raise KeyError
-    assert [x.training for x in model.modules()] == [True, False, True]
 
 
 @pytest.fixture
@@ -172,7 +162,7 @@ def test_labels_that_mean_nothing(train, tmp_path):
     write_pictures(tmp_path / 'noise/a', 40, size=40, seed=1)
     write_pictures(tmp_path / 'noise/b', 40, size=40, seed=2)
     # One that cannot be read is left out.
-    (tmp_path / 'noise/a/broken.png').write_bytes(b'no picture')
+    (tmp_path / 'noise/a/broken.png').write_bytes(b'no image')
     hook = KNNHook(
         str(tmp_path / 'noise'), interval=2, k=5, size=32, num_workers=0)
     *_, rows = train('noise_run', [hook])
@@ -181,7 +171,7 @@ def test_labels_that_mean_nothing(train, tmp_path):
     assert all(20 < row['knn_top1'] < 80 for row in found)
 
 
-def test_more_neighbours_than_pictures(train, tmp_path):
+def test_more_neighbours_than_images(train, tmp_path):
     hook = KNNHook(str(tmp_path / 'labelled'), k=25)
     with pytest.raises(ValueError, match='k=25 .* has 24 to vote'):
         train('few', [hook])
@@ -200,7 +190,7 @@ class Armed(Hook):
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
 def test_a_signal_to_all_processes_waits(train, tmp_path, monkeypatch, name):
-    """As Slurm sends it, to the processes that read pictures too."""
+    """As Slurm sends it, to the processes that read images too."""
     flag, number = tmp_path / 'flag', getattr(signal, name)
 
     def strike(data):

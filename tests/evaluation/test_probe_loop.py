@@ -9,26 +9,26 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
-from mmdensecl.engine import is_probe, probe_loop
+from mmdensecl.evaluation import is_probe, probe_loop
 from mmdensecl.registry import DATASETS, LOOPS
 
 
 class Noise(Dataset):
-    """Pictures of noise with two labels each, class i of n and class 3."""
+    """Images of noise with two labels each, class i of n and class 3."""
     metainfo = dict(classes=('a', 'b', 'c', 'd'))
 
     def __init__(self, count, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        self.pictures = torch.rand(count, 3, 32, 32, generator=generator) * 255
+        self.images = torch.rand(count, 3, 32, 32, generator=generator) * 255
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i):
         sample = DataSample().set_gt_label([i % 3])
         if i % 2:
             sample.set_field([3], 'gt_label_difficult', field_type='metainfo')
-        return dict(inputs=self.pictures[i], data_samples=sample)
+        return dict(inputs=self.images[i], data_samples=sample)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize('pool', [None, (3, 1)])
     def test_of_the_frozen_backbone(self, make_runner, monkeypatch, pool):
-        """All pictures in order, last map, eval mode, preprocessed."""
+        """All images in order, last map, eval mode, preprocessed."""
         seen = spied(monkeypatch)
         runner = make_runner(pool=pool)
         metrics = runner.test()
@@ -90,7 +90,7 @@ class TestFeatures:
         state = backbone.state_dict()
         for features, labels, count in ((*seen[:2], 9), (*seen[2:], 6)):
             with torch.no_grad():
-                maps = backbone((Noise(count, count).pictures - 1) / 2)[-1]
+                maps = backbone((Noise(count, count).images - 1) / 2)[-1]
             maps = maps.mean(
                 (2,
                  3)) if pool is None else F.avg_pool2d(maps, 3, 1).flatten(1)
@@ -104,7 +104,7 @@ class TestFeatures:
         assert scalars['test/score'].current() == 7
 
     def test_ranks_take_turns(self, make_runner, monkeypatch):
-        """Rank r has every n-th picture; the padding is cut off."""
+        """Rank r has every n-th image; the padding is cut off."""
         seen = spied(monkeypatch)
         monkeypatch.setattr(probe_loop, 'all_gather', lambda x: [x, x + 100])
         make_runner().test()
@@ -145,7 +145,7 @@ class TestFeatures:
     dict(test_loader=dict(drop_last=True)),
 ])
 def test_order_is_checked(make_runner, changes):
-    with pytest.raises(ValueError, match='dataloader must give every picture'):
+    with pytest.raises(ValueError, match='dataloader must give every image'):
         make_runner(**changes).test()
 
 
