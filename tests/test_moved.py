@@ -21,7 +21,7 @@ from mmdensecl import moved
 )
 def test_modules(old, name):
     module = importlib.import_module(f'mmdensecl.{old}')
-    with pytest.warns(DeprecationWarning, match=f'{old} has moved to'):
+    with pytest.warns(DeprecationWarning, match=f'{old}'):
         found = getattr(module, name)
     new = importlib.import_module(f'mmdensecl.{moved.MODULES[old]}')
     assert found is getattr(new, name)

@@ -3,5 +3,5 @@ _base_ = [
     '../_base_/models/dsc_km.py',
 ]
 
-# DSC-KM, our interpretation of the paper: docs/dsc.md.
+# DSC-KM, our interpretation of the paper: docs/method.md.
 model = {{_base_.dsc_km}}

@@ -1,7 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Linear and kNN probes of frozen dense features.
 
-The protocols are in docs/quality.md. Nothing here needs mmseg.
+The protocols are in docs/evaluation.md. Nothing here needs mmseg.
 """
 
 from collections.abc import Callable, Sequence

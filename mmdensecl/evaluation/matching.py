@@ -2,7 +2,7 @@
 """Whether features find the same position in two views, without labels.
 
 Where two views of an image were cut is known, so it is known which of their
-matches are right. docs/seeing.md has the rule.
+matches are right. docs/evaluation.md has the rule.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Probes of frozen features: kNN, linear SVM, low-shot SVM.
 
-Functions of arrays; :mod:`.probe_loop` extracts the features, docs/probes.md
+Functions of arrays; :mod:`.probe_loop` extracts the features, docs/evaluation.md
 has the protocols.
 """
 

@@ -1,4 +1,4 @@
-# DSC-KM, our interpretation of the paper: docs/dsc.md.
+# DSC-KM, our interpretation of the paper: docs/method.md.
 # Beside a DenseCL config: model = {{_base_.dsc_km}}
 dsc_km = dict(
     type='mmdensecl.DSC',

@@ -1,4 +1,4 @@
-# DSC-PM, our interpretation of the paper: docs/dsc.md.
+# DSC-PM, our interpretation of the paper: docs/method.md.
 # Beside a DenseCL config: model = {{_base_.dsc_pm}}
 dsc_pm = dict(
     type='mmdensecl.DSC',

@@ -139,8 +139,8 @@ class ContrastMonitorHook(Hook):
                 'The dense branch tells where a cell lies, not what it shows: '
                 f'the place alone explains {position:.1f}% of its variance '
                 '(position_r2), so the dense loss may teach the backbone '
-                "little. Zero padding gives the place away: see README.md's "
-                'FAQ.')
+                'little. Zero padding reveals the position: see the questions '
+                'in docs/pretraining.md.')
             # The same fault makes all positives easy to tell.
             self.warned.add('dense_acc')
         # In a short run the queue may only just be full after that share.
