@@ -55,6 +55,6 @@ def test_as_an_old_program_imports():
     )
     assert done.returncode == 0, done.stderr
     assert (
-        '<string>:2: DeprecationWarning: mmdensecl.transfer.probes has '
+        '<string>:2: DeprecationWarning: mmdensecl.transfer.probes.nearest is '
         in done.stderr
     )
