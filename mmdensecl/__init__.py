@@ -7,13 +7,18 @@ names one of our types or one of our tools starts.
 """
 from importlib import import_module
 
+from .moved import register_moved_modules
 from .version import __version__
 
 # Imported when they are asked for: they bring a host.
 _LAZY = dict(
-    FrozenBackbone='.api', load_backbone='.api', register_models='.model_hub')
+    FrozenBackbone='.transfer.feature_extractor',
+    load_backbone='.transfer.feature_extractor',
+    register_models='.model_hub')
 
 __all__ = ['__version__', *_LAZY]
+
+register_moved_modules()
 
 
 def __getattr__(name: str):

@@ -8,12 +8,16 @@ allow-list names exactly what a training checkpoint holds.
 import hashlib
 import os
 import pickle
+import shutil
 import textwrap
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import numpy as np
+import rich.progress
 import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
@@ -176,10 +180,34 @@ def download(address: str) -> Path:
     for turn in (True, False):
         if is_main_process() == turn and not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                address, str(path), progress=is_main_process())
+            _fetch(address, path)
         barrier()
     return path
+
+
+def _fetch(address: str, path: Path) -> None:
+    """Download a file under a temporary name, and rename it when it is whole.
+
+    :func:`torch.hub.download_url_to_file` keeps what a broken connection left.
+    """
+    partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
+    try:
+        with urlopen(address) as response, open(partial, 'wb') as file:
+            length = int(response.headers.get('Content-Length', 0))
+            progress = rich.progress.wrap_file(
+                response,
+                total=length,
+                description=path.name,
+                disable=not is_main_process())
+            with progress as stream:
+                shutil.copyfileobj(stream, file)
+        size = os.path.getsize(partial)
+        if length and size != length:
+            raise OSError(f'"{address}" broke off after {size} of {length} '
+                          'bytes; try again')
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_from_http(filename: str, map_location: Any = None) -> Any:

@@ -69,7 +69,7 @@ HOOKS = _Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine'])
+    locations=['mmdensecl.engine', 'mmdensecl.evaluation'])
 OPTIM_WRAPPERS = _Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
@@ -80,7 +80,7 @@ LOOPS = _Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine'])
+    locations=['mmdensecl.engine', 'mmdensecl.evaluation'])
 WEIGHT_INITIALIZERS = _Registry(
     'weight initializer',
     parent=MMENGINE_INITIALIZERS,

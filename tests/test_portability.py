@@ -215,8 +215,8 @@ def test_no_path_of_posix_in_the_code():
 
 
 def all_files():
-    skipped = re.compile(r'\.git$|\.venv|__pycache__|work_dirs$|build$|'
-                         r'\.egg-info$|\.pytest_cache$|data$')
+    skipped = re.compile(r'\.git$|\.venv|\.uv$|\.nox$|__pycache__|work_dirs$|'
+                         r'build$|\.egg-info$|_cache$|data$')
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [x for x in folders if not skipped.search(x)]
         for name in [*folders, *files]:

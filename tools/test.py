@@ -9,9 +9,10 @@ from mmengine.runner import Runner
 
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
-                              is_probe, make_parser, prepare_cpu_launch,
-                              read_config, set_pretrained)
+                              make_parser, prepare_cpu_launch, read_config,
+                              set_pretrained)
 from mmdensecl.engine.command_line import one_line_errors
+from mmdensecl.evaluation import is_probe
 
 
 def parse_args() -> argparse.Namespace:

@@ -28,14 +28,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
-        help='initialize the backbone from this checkpoint of any format, '
-        "where the config has mmdensecl.PretrainedBackbone; 'none' for "
-        'random weights')
+        help='initialize the backbone from this checkpoint of any format, in a '
+        "pre-training both encoders; 'none' for random weights")
     parser.add_argument(
         '--amp',
-        action='store_true',
+        nargs='?',
+        const='on',
+        choices=['on', 'auto'],
         help='enable automatic mixed precision training: bfloat16, or float16 '
-        'with a scaled loss on GPUs without it')
+        "with a scaled loss on GPUs without it; 'auto' uses bfloat16 where "
+        'the processor multiplies it in hardware and else float32')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -59,9 +61,10 @@ def build_config(args: argparse.Namespace) -> Config:
     check_weight_sources(cfg, args.pretrained)
     if args.pretrained is not None:
         set_pretrained(cfg, args.pretrained)
+        check_weight_sources(cfg, args.pretrained)
     add_checkpoint_check(cfg)
     if args.amp:
-        use_mixed_precision(cfg)
+        use_mixed_precision(cfg, auto=args.amp == 'auto')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError(

@@ -1,20 +1,36 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 
 from mmdensecl.registry import OPTIM_WRAPPERS
 
 
-def has_bfloat16() -> bool:
-    """Whether the device multiplies bfloat16 itself; a CPU always may."""
-    return get_device() != 'cuda' or torch.cuda.is_bf16_supported(
-        including_emulation=False)
+def native_bfloat16() -> tuple[bool, str]:
+    """Check whether the device multiplies bfloat16 in hardware.
+
+    Emulated, it is several times slower than float32 on a CPU; in hardware it
+    is faster.
+
+    Returns:
+        Whether it does, and what decided, for the log.
+    """
+    if get_device() == 'cuda':
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+        return found, torch.cuda.get_device_name()
+    units = [
+        name for name, check in (('AMX', '_is_amx_tile_supported'),
+                                 ('AVX512-BF16', '_is_avx512_bf16_supported'))
+        if getattr(torch.cpu, check, lambda: False)()
+    ]
+    return bool(units), f'a CPU with {units[0]}' if units else (
+        'a CPU without AMX or AVX512-BF16')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -28,48 +44,64 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     Args:
         *args: Of mmengine's ``OptimWrapper``.
+        enabled: Whether bfloat16 is used; 'auto' uses it where the device
+            multiplies it in hardware, and says what it decided. Defaults to
+            True.
         **kwargs: Of mmengine's ``OptimWrapper``.
 
     Raises:
-        RuntimeError: The GPU has no bfloat16.
+        ValueError: ``enabled`` is neither a bool nor 'auto'.
+        RuntimeError: It is True and the GPU has no bfloat16.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, enabled: bool | str = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if not has_bfloat16():
+        if enabled not in (True, False, 'auto'):
+            raise ValueError("enabled must be True, False or 'auto', got "
+                             f'{enabled!r}')
+        native, device = native_bfloat16()
+        if enabled == 'auto':
+            precision = 'bfloat16' if native else 'float32'
+            print_log(f'Precision: {precision} (auto, on {device})', 'current')
+            enabled = native
+        elif enabled and not native and get_device() == 'cuda':
             raise RuntimeError(
-                f'{torch.cuda.get_device_name()} has no bfloat16. Train in '
-                'float16 with --cfg-options '
-                'optim_wrapper.type=AmpOptimWrapper')
+                f'{device} has no bfloat16. Train in float16 with '
+                '--cfg-options optim_wrapper.type=AmpOptimWrapper')
+        self.enabled = bool(enabled)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Where the forward pass of a step runs."""
-        device = get_device()
         with super().optim_context(model), torch.autocast(
-                device, torch.bfloat16):
+                get_device(), torch.bfloat16, enabled=self.enabled):
             yield
 
 
-def use_mixed_precision(cfg: Config) -> None:
-    """What ``--amp`` means: bfloat16, or scaled float16 where it is not.
+def use_mixed_precision(cfg: Config, auto: bool = False) -> None:
+    """Set what ``--amp`` means: bfloat16, or scaled float16 where it is not.
 
     Args:
-        cfg (Config): Changed in place.
+        cfg: Changed in place.
+        auto: Whether to use bfloat16 where it is fast and else float32,
+            ``--amp auto``. Defaults to False.
 
     Raises:
         ValueError: The config has an optimiser wrapper of another kind.
     """
-    plain = ('OptimWrapper', 'AmpOptimWrapper',
-             'mmdensecl.BFloat16OptimWrapper')
+    ours = 'mmdensecl.BFloat16OptimWrapper'
+    plain = ('OptimWrapper', 'AmpOptimWrapper', ours)
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in plain:
         raise ValueError(f'--amp cannot replace optim_wrapper.type={wrapper}, '
                          f'only {", ".join(plain)}')
-    if wrapper != 'OptimWrapper':
-        return
-    if has_bfloat16():
-        cfg.optim_wrapper.type = 'mmdensecl.BFloat16OptimWrapper'
-    else:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if auto:
+        cfg.optim_wrapper.update(type=ours, enabled='auto')
+    elif wrapper == ours:
+        cfg.optim_wrapper.enabled = True
+    elif wrapper == 'OptimWrapper':
+        if get_device() != 'cuda' or native_bfloat16()[0]:
+            cfg.optim_wrapper.type = ours
+        else:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -8,12 +8,12 @@ from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from typing import Callable, Iterator, Type
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from mmdensecl.checkpoint import register_checkpoint_loader
 from mmdensecl.onedl import let_configs_name_mmseg
-from .config import merge_options
+from .config import check_data_root, merge_options, parse_options
 
 
 def prepare_tool() -> None:
@@ -41,13 +41,7 @@ def make_parser(description: str) -> ArgumentParser:
         '--work-dir',
         help='the dir to save logs and models, by default '
         'work_dirs/<config stem>')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config, "a.b=c"; a list is written '
-        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -55,6 +49,42 @@ def make_parser(description: str) -> ArgumentParser:
         help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
+
+
+def add_config_options(parser: ArgumentParser) -> None:
+    """Add the flags that change a config, for :func:`load_config`."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of the config, "a.b=c"; a list is written '
+        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+    parser.add_argument(
+        '--data-root',
+        metavar='PATH',
+        help='folder of the data; moves every path below the config\'s own')
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config file and merge what :func:`add_config_options` took.
+
+    Args:
+        args: Of the command line.
+
+    Returns:
+        The config.
+    """
+    prepare_tool()
+    cfg = Config.fromfile(args.config)
+    options = parse_options(cfg, args.cfg_options)
+    if args.data_root is not None:
+        options['data_root'] = args.data_root
+    if 'data_root' not in options:
+        check_data_root(cfg)
+    merge_options(cfg, options)
+    return cfg
 
 
 def read_config(args: Namespace) -> Config:
@@ -66,11 +96,9 @@ def read_config(args: Namespace) -> Config:
     Returns:
         Config: With ``launcher`` and ``work_dir`` set.
     """
-    prepare_tool()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args)
     cfg.launcher = args.launcher
-    merge_options(cfg, args.cfg_options)
     # Priority: command line, config, name of the config file.
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -1,9 +1,12 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import inspect
+from argparse import ArgumentParser
 from difflib import get_close_matches
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
+                    Tuple)
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 
@@ -53,6 +56,90 @@ def override_data_root(cfg: Config, data_root: str) -> None:
             'of its dataloaders, such as train_dataloader.dataset.data_root.')
 
 
+# What the Runner reads from its config beside its own parameters.
+READ_BY_RUNNER = ('activation_checkpointing', 'compile',
+                  'efficient_conv_bn_eval', 'find_unused_parameters',
+                  'model_wrapper_cfg', 'sync_bn')
+
+
+def parse_options(cfg: Config, options: Sequence[str]) -> dict[str, Any]:
+    """Read the ``KEY=VALUE`` of a command line.
+
+    Where the config has a string now, the value is taken literally: mmengine's
+    parser would drop spaces, read ``2024_01`` as a number and split at commas.
+
+    Args:
+        cfg: What the options will change.
+        options: As typed.
+
+    Returns:
+        Dotted names and values.
+
+    Raises:
+        ValueError: An option is not of that form.
+    """
+    parser = ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition('=')
+        if not equals or not name:
+            raise ValueError(
+                f'--cfg-options takes KEY=VALUE, got {option!r}. Quote values '
+                'with spaces: "data_root=/data/my images"')
+        if isinstance(_present_value(cfg, name), str):
+            if len(value) > 1 and value[0] == value[-1] in '"\'':
+                value = value[1:-1]
+            parsed[name] = value
+        else:
+            args = parser.parse_args(['--options', option])
+            parsed.update(args.options)
+    return parsed
+
+
+def _present_value(cfg: Config, name: str) -> Any:
+    """The value of a dotted name, None where there is none."""
+    node: Any = cfg
+    for part in name.split('.'):
+        if isinstance(node, (list, tuple)) and part.isdigit():
+            node = node[int(part)] if int(part) < len(node) else None
+        elif isinstance(node, (Config, dict)):
+            node = node.get(part)
+        else:
+            return None
+    return node
+
+
+def check_data_root(cfg: Config) -> None:
+    """See that a ``data_root`` of the config is where its data comes from.
+
+    A base config has put its own value into its dataloaders already, so that
+    a child's new value would change nothing.
+
+    Args:
+        cfg: As it was read.
+
+    Raises:
+        ValueError: It is not, with the line to write.
+    """
+    root = cfg.get('data_root')
+    loader = cfg.get('train_dataloader') or {}
+    used = (loader.get('dataset') or {}).get('data_root')
+    if not isinstance(root, str) or not isinstance(used, str):
+        return
+    below = root.rstrip('/') or '/'
+    if not any(x.rstrip('/') == below or x.startswith(f'{below.rstrip("/")}/')
+               for node, _ in dicts(dict(cfg.items()))
+               for key, x in node.items()
+               if isinstance(x, str) and not (key == 'data_root'
+                                              and 'train_dataloader' in node)):
+        raise ValueError(
+            f'{cfg.filename} sets data_root={root!r}, but its training data '
+            f'is at {used!r}, which a base config has put there. Add the line '
+            'train_dataloader = dict(dataset=dict(data_root=data_root)), or '
+            'leave data_root out and use --data-root')
+
+
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Merge the ``--cfg-options`` of a command line.
 
@@ -76,8 +163,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 def _check_is_read(cfg: Config, name: str) -> None:
     """See that an option is part of something that a run reads."""
     first = name.partition('.')[0]
-    # Of no part of the Runner, but read from its config.
-    read = {*inspect.signature(Runner).parameters, 'find_unused_parameters'}
+    read = {*inspect.signature(Runner).parameters, *READ_BY_RUNNER}
     if first in read:
         return
     if first in cfg:
@@ -95,11 +181,13 @@ def _check_is_read(cfg: Config, name: str) -> None:
 def set_pretrained(cfg: Config,
                    checkpoint: str,
                    sha256: Optional[str] = None) -> None:
-    """Let a downstream model start from another pre-training.
+    """Let a model start from another pre-training.
 
     Args:
         cfg (Config): Changed in place: every init_cfg of the type
-            ``mmdensecl.PretrainedBackbone`` in ``cfg.model``.
+            ``mmdensecl.PretrainedBackbone`` in ``cfg.model``; of a
+            pre-training the init_cfg of its backbone, whose key encoder
+            starts from the same.
         checkpoint (str): What they load. 'none' takes them out, which leaves
             the host's own random initialisation.
         sha256 (str, optional): Of the checkpoint, see ``PretrainedBackbone``.
@@ -127,6 +215,17 @@ def set_pretrained(cfg: Config,
             entry['checkpoint'] = checkpoint
             if sha256 is not None:
                 entry['sha256'] = sha256
+    model = cfg.get('model') or {}
+    if not found and str(model.get('type')).startswith('mmdensecl.'):
+        found = True
+        if checkpoint != 'none':
+            model['backbone']['init_cfg'] = dict(
+                type='mmdensecl.PretrainedBackbone', checkpoint=checkpoint)
+            if sha256 is not None:
+                model['backbone']['init_cfg']['sha256'] = sha256
+    if found and checkpoint == 'none':
+        print_log('--pretrained none: the backbone starts from random weights',
+                  logger='current')
     if not found:
         raise KeyError(
             f'--pretrained {checkpoint}: the model of {cfg.filename} has no '

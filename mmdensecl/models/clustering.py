@@ -1,29 +1,31 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Categories of points on the sphere that nobody has named.
+"""Spherical k-means and Sinkhorn-Knopp for L2-normalised features.
 
-Nothing here waits for the device or adds up in an order that may change: ranks
-that hold the same points and generator find the same categories.
+Deterministic and without host-device synchronisation: ranks that hold the same
+points and generator find the same categories.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
+def assign_clusters(points: Tensor, centers: Tensor) -> Tensor:
     """Most similar centre of each point; of equal ones the first.
 
     Args:
-        points (Tensor): (G, D).
-        centers (Tensor): Normalised, (K, D).
+        points: (G, D).
+        centers: Normalised, (K, D).
 
     Returns:
-        Tensor: Indices, long, (G, ).
+        Indices, long, (G, ).
     """
     return (points @ centers.t()).argmax(dim=1)
 
 
-def spread_points(points: Tensor, count: int,
-                  generator: torch.Generator) -> Tensor:
+def kmeans_plusplus(
+    points: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
     """Pick points that lie apart, as k-means++ does.
 
     Arthur and Vassilvitskii 2007: each is drawn with a probability in
@@ -32,18 +34,18 @@ def spread_points(points: Tensor, count: int,
     time, exponential at the rate of its weight, is the shortest.
 
     Args:
-        points (Tensor): Normalised, (G, D).
-        count (int): How many to pick, K.
-        generator (torch.Generator): Of the points' device.
+        points: Normalised, (G, D).
+        count: How many to pick, K.
+        generator: Of the points' device.
 
     Returns:
-        Tensor: (K, D); with repetitions where fewer points differ.
+        (K, D); with repetitions where fewer points differ.
     """
     waiting = points.new_empty(count, len(points))
     waiting.exponential_(generator=generator)
     # An exponential may be rounded to 0, and a weight of 0 must never win.
     waiting.clamp_(min=torch.finfo(points.dtype).tiny)
-    weight = points.new_full((len(points), ), 2.)  # 1 - cos at most
+    weight = points.new_full((len(points),), 2.0)  # 1 - cos at most
     picked = []
     for times in waiting:
         winner = (weight / times).argmax(dim=0, keepdim=True)
@@ -53,7 +55,7 @@ def spread_points(points: Tensor, count: int,
     return torch.cat(picked)
 
 
-def move_centers(points: Tensor, centers: Tensor) -> Tensor:
+def kmeans_step(points: Tensor, centers: Tensor) -> Tensor:
     """One iteration of spherical k-means.
 
     Dhillon and Modha 2001: a centre moves to the direction of the sum of the
@@ -61,11 +63,11 @@ def move_centers(points: Tensor, centers: Tensor) -> Tensor:
     that are represented worst, one each.
 
     Args:
-        points (Tensor): Normalised, (G, D), at least as many as centres.
-        centers (Tensor): Normalised, (K, D).
+        points: Normalised, (G, D), at least as many as centres.
+        centers: Normalised, (K, D).
 
     Returns:
-        Tensor: The next centres, (K, D).
+        The next centres, (K, D).
     """
     nearest = (points @ centers.t()).max(dim=1)
     names = torch.arange(len(centers), device=points.device)
@@ -78,22 +80,26 @@ def move_centers(points: Tensor, centers: Tensor) -> Tensor:
     return torch.where(empty[:, None], points[worst[turn]], moved)
 
 
-def spherical_kmeans(points: Tensor, num_clusters: int, num_iters: int,
-                     generator: torch.Generator) -> Tensor:
+def spherical_kmeans(
+    points: Tensor,
+    num_clusters: int,
+    num_iters: int,
+    generator: torch.Generator,
+) -> Tensor:
     """Centres of clusters by cosine similarity.
 
     Args:
-        points (Tensor): Normalised, (G, D).
-        num_clusters (int): Number of centres, K, at most G.
-        num_iters (int): Iterations after the start.
-        generator (torch.Generator): Of the points' device, for the start.
+        points: Normalised, (G, D).
+        num_clusters: Number of centres, K, at most G.
+        num_iters: Iterations after the start.
+        generator: Of the points' device, for the start.
 
     Returns:
-        Tensor: Normalised, (K, D).
+        Normalised, (K, D).
     """
-    centers = spread_points(points, num_clusters, generator)
+    centers = kmeans_plusplus(points, num_clusters, generator)
     for _ in range(num_iters):
-        centers = move_centers(points, centers)
+        centers = kmeans_step(points, centers)
     return centers
 
 
@@ -105,14 +111,14 @@ def sinkhorn(scores: Tensor, num_iters: int) -> Tensor:
     score is too large.
 
     Args:
-        scores (Tensor): Similarities over epsilon, (G, K).
-        num_iters (int): How often.
+        scores: Similarities over epsilon, (..., G, K).
+        num_iters: Number of iterations.
 
     Returns:
-        Tensor: Assignments, (G, K). Rows sum to 1, and columns, the more the
+        Assignments, (..., G, K). Rows sum to 1, and columns, the more the
         iterations the closer, to G / K.
     """
     for _ in range(num_iters):
-        scores = scores - scores.logsumexp(dim=0)
-        scores = scores - scores.logsumexp(dim=1, keepdim=True)
+        scores = scores - scores.logsumexp(dim=-2, keepdim=True)
+        scores = scores - scores.logsumexp(dim=-1, keepdim=True)
     return scores.exp()

@@ -1,39 +1,59 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Matching rules: which key cells are the positives of each query cell.
+"""Correspondence: which key cells are the positives of each query cell.
 
 The maths is in functions; a rule is a small class that picks what they look
 at. A new rule is a subclass of :class:`MatchingRule`, registered in
 ``TASK_UTILS`` and named in a config: ``correspondence=dict(type='...')``.
 """
-from typing import NamedTuple, Optional
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mmdensecl.registry import TASK_UTILS
-from .features import Features
-from .geometry import locate_cells
+
+from .clustering import sinkhorn
+from .distributed import to_device
+from .modules import Features
+
+# Crop coordinates of both views, (N, 2, 5), where the data carries them: left,
+# top, width and height of a crop in pixels of the source image, and 1 if it
+# was mirrored, else 0.
+Views: TypeAlias = Tensor | None
 
 
 class Match(NamedTuple):
     """The key cell, or the key cells, of each query cell.
 
     Attributes:
-        index (Tensor): Index into the key's cells, long, (N, P); of a rule
-            with several positives (N, P, k), best first.
-        valid (Tensor, optional): Which of them are positives at all, bool, of
-            the shape of ``index``. None means all.
+        index: Index into the key's cells, long, (N, P); of a rule with
+            several positives (N, P, k), best first.
+        weight: What each counts in the dense loss, bool or a float of at
+            least 0, of the shape of ``index``. None means 1.
     """
-    index: Tensor
-    valid: Optional[Tensor] = None
+
+    index: Tensor  # type: ignore[assignment]  # hides the tuple's method
+    weight: Tensor | None = None
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Which matches count at all, bool, or None for all."""
+        return None if self.weight is None else self.weight > 0
 
     @property
     def best(self) -> 'Match':
-        """Match: The first key cell of each query cell alone, (N, P)."""
+        """The first key cell of each query cell alone, (N, P)."""
         if self.index.dim() == 2:
             return self
-        valid = None if self.valid is None else self.valid[..., 0]
-        return Match(self.index[..., 0], valid)
+        weight = None if self.weight is None else self.weight[..., 0]
+        return Match(self.index[..., 0], weight)
+
+
+def similarities(query: Tensor, key: Tensor) -> Tensor:
+    """Dot products of all pairs: (N, C, P), (N, C, R) -> (N, P, R)."""
+    return torch.bmm(query.transpose(1, 2), key)
 
 
 def nearest_cells(query: Tensor, key: Tensor) -> Tensor:
@@ -43,13 +63,13 @@ def nearest_cells(query: Tensor, key: Tensor) -> Tensor:
     which key is nearest, so only the key must be normalised.
 
     Args:
-        query (Tensor): Query cells, (N, C, P).
-        key (Tensor): Key cells, normalised over channels, (N, C, R).
+        query: Query cells, (N, C, P).
+        key: Key cells, normalised over channels, (N, C, R).
 
     Returns:
-        Tensor: Indices in 0..R-1, (N, P).
+        Indices in 0..R-1, (N, P).
     """
-    return torch.bmm(query.transpose(1, 2), key).argmax(dim=2)
+    return similarities(query, key).argmax(dim=2)
 
 
 def _top(similarity: Tensor, k: int, dim: int) -> Tensor:
@@ -59,27 +79,29 @@ def _top(similarity: Tensor, k: int, dim: int) -> Tensor:
     return similarity.topk(k, dim=dim).indices
 
 
-def neighbor_cells(query: Tensor,
-                   key: Tensor,
-                   k: int,
-                   mutual: bool = False,
-                   min_similarity: Optional[float] = None) -> Match:
+def neighbor_cells(
+    query: Tensor,
+    key: Tensor,
+    k: int,
+    mutual: bool = False,
+    min_similarity: float | None = None,
+) -> Match:
     """The k most similar key cells of every query cell.
 
     Args:
-        query (Tensor): Query cells, normalised over channels, (N, C, P).
-        key (Tensor): Key cells, normalised, (N, C, R).
-        k (int): How many, 1 to R.
-        mutual (bool): Whether only those count that have the query cell among
-            their own k most similar. Defaults to False.
-        min_similarity (float, optional): Cosine similarity below which a key
-            cell does not count. Defaults to None.
+        query: Query cells, normalised over channels, (N, C, P).
+        key: Key cells, normalised, (N, C, R).
+        k: How many, 1 to R.
+        mutual: Whether only those count that have the query cell among their
+            own k most similar. Defaults to False.
+        min_similarity: Cosine similarity below which a key cell does not
+            count. Defaults to None.
 
     Returns:
-        Match: (N, P) for one neighbour, else (N, P, k). Without a threshold
-        each picture has mutual ones, its most similar pair at least.
+        (N, P) for one neighbour, else (N, P, k). Without a threshold each
+        image has mutual ones, its most similar pair at least.
     """
-    similarity = torch.bmm(query.transpose(1, 2), key)
+    similarity = similarities(query, key)
     index = _top(similarity, k, dim=2)
     valid = None
     if mutual:
@@ -97,52 +119,187 @@ def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     """Nearest key cells, valid where the key cell's nearest is the query.
 
     Args:
-        query (Tensor): Query cells, normalised, (N, C, P).
-        key (Tensor): Key cells, normalised, (N, C, R).
+        query: Query cells, normalised, (N, C, P).
+        key: Key cells, normalised, (N, C, R).
 
     Returns:
-        Match: Each picture has at least one mutual pair, its most similar.
+        Each image has at least one mutual pair, its most similar.
     """
     return neighbor_cells(query, key, k=1, mutual=True)
 
 
-class MatchingRule:
-    """What a rule has.
+class KeyPositions(NamedTuple):
+    """True positions of query cells in the key's grid.
 
     Attributes:
-        reads_backbone (bool): Whether it looks at ``Features.cells``; where
+        column: Fractional column, (N, P); column c has its centre at c.
+        row: Fractional row, (N, P).
+        inside: Whether the key's crop shows that point, bool, (N, P).
+    """
+
+    column: Tensor
+    row: Tensor
+    inside: Tensor
+
+
+def stack_views(
+    data_samples: Sequence | None, device: torch.device
+) -> Tensor | None:
+    """The two views of each sample as one tensor.
+
+    Args:
+        data_samples: Samples that carry ``views``, two rows of five numbers,
+            as :class:`mmdensecl.datasets.PackViews` writes them.
+        device: Where the tensor goes.
+
+    Returns:
+        (N, 2, 5), float32; None if a sample has no views.
+    """
+    if not data_samples or not all('views' in s for s in data_samples):
+        return None
+    views = torch.tensor([s.views for s in data_samples], dtype=torch.float32)
+    return to_device(views, device)
+
+
+def locate_positions(
+    query_view: Tensor,
+    key_view: Tensor,
+    query_shape: tuple[int, int],
+    key_shape: tuple[int, int],
+) -> KeyPositions:
+    """Find the centres of the query's cells in the key's grid.
+
+    Args:
+        query_view: Views of the query crops, (N, 5).
+        key_view: Views of the key crops, (N, 5).
+        query_shape: Height and width of the query's grid.
+        key_shape: Height and width of the key's grid.
+
+    Returns:
+        One position for each query cell.
+    """
+    height, width = query_shape
+    x = (torch.arange(width, device=query_view.device) + 0.5) / width
+    y = (torch.arange(height, device=query_view.device) + 0.5) / height
+    y, x = (a.flatten() for a in torch.meshgrid(y, x, indexing='ij'))
+    # In the query crop (0..1) -> source pixels -> in the key crop (0..1).
+    left, top, w, h, flip = query_view[:, :, None].unbind(1)
+    x, y = left + torch.where(flip > 0, 1 - x, x) * w, top + y * h
+    left, top, w, h, flip = key_view[:, :, None].unbind(1)
+    x, y = (x - left) / w, (y - top) / h
+    inside = (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
+    x = torch.where(flip > 0, 1 - x, x)
+    height, width = key_shape
+    return KeyPositions(x * width - 0.5, y * height - 0.5, inside)
+
+
+def within_one_cell(
+    index: Tensor, truth: KeyPositions, key_shape: tuple[int, int]
+) -> Tensor:
+    """Whether matched cells lie at most one cell from the true position.
+
+    Args:
+        index: Key cell of each query cell, (N, P).
+        truth: Where the query cells truly lie.
+        key_shape: Height and width of the key's grid.
+
+    Returns:
+        bool, (N, P); False where the key does not show the position.
+    """
+    row = torch.div(index, key_shape[1], rounding_mode='floor')
+    column = index % key_shape[1]
+    return (
+        truth.inside
+        & ((row - truth.row).abs() <= 1)
+        & ((column - truth.column).abs() <= 1)
+    )
+
+
+class MatchingRule:
+    """Interface of a matching rule.
+
+    Attributes:
+        reads_backbone: Whether it looks at ``Features.backbone_feats``; where
             not, the ranks need not exchange them.
     """
 
     reads_backbone = True
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         """Match the cells of N pairs of views.
 
         Args:
-            query (Features): Of the query views.
-            key (Features): Of the key views.
-            views (Tensor, optional): Crop coordinates, (N, 2, 5), where the
-                data carries them.
+            query: Features of the query views.
+            key: Features of the key views.
+            views: Crop coordinates, where the data carries them.
 
         Returns:
-            Match: The key cell of each query cell.
+            The key cell of each query cell.
         """
         raise NotImplementedError
 
 
 @TASK_UTILS.register_module()
 class BackboneSimilarity(MatchingRule):
-    """Nearest cell by backbone features: DenseCL's rule and our default."""
+    """Nearest cell by backbone features: DenseCL's rule and our default.
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
-        return Match(nearest_cells(query.cells, key.cells))
+    Args:
+        weight_power: Matches count by their cosine similarity to this power
+            (negative ones not at all), after PixCon (WACV 2024), which
+            reweights matched cells by similarity. Defaults to 0: all count
+            the same, as published.
+
+    Raises:
+        ValueError: ``weight_power`` is negative.
+    """
+
+    def __init__(self, weight_power: float = 0.0) -> None:
+        if weight_power < 0:
+            raise ValueError(
+                f'weight_power must be at least 0, got {weight_power}'
+            )
+        self.weight_power = weight_power
+
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        if not self.weight_power:
+            return Match(
+                nearest_cells(query.backbone_feats, key.backbone_feats)
+            )
+        similarity, index = similarities(
+            query.backbone_feats, key.backbone_feats
+        ).max(dim=2)
+        return Match(index, similarity.clamp(min=0) ** self.weight_power)
+
+
+@TASK_UTILS.register_module()
+class BalancedSimilarity(MatchingRule):
+    """Best cell by backbone features when no key cell may be crowded.
+
+    The similarities of an image become an assignment in which all key cells
+    get as much (Sinkhorn-Knopp), and each query cell takes its largest share.
+    A remedy against matches that crowd on few cells, ours, not published.
+
+    Args:
+        epsilon: Softness of the assignment. Defaults to 0.05, SwAV's.
+        num_iters: Iterations of Sinkhorn-Knopp. Defaults to 3, SwAV's.
+
+    Raises:
+        ValueError: ``epsilon`` is not above 0 or ``num_iters`` below 1.
+    """
+
+    def __init__(self, epsilon: float = 0.05, num_iters: int = 3) -> None:
+        if epsilon <= 0 or num_iters < 1:
+            raise ValueError(
+                'epsilon must be above 0 and num_iters at least '
+                f'1, got {epsilon} and {num_iters}'
+            )
+        self.epsilon = epsilon
+        self.num_iters = num_iters
+
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        similarity = similarities(query.backbone_feats, key.backbone_feats)
+        shares = sinkhorn(similarity / self.epsilon, self.num_iters)
+        return Match(shares.argmax(dim=2))
 
 
 @TASK_UTILS.register_module()
@@ -154,11 +311,8 @@ class ProjectionSimilarity(MatchingRule):
 
     reads_backbone = False
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
-        return Match(nearest_cells(query.grid, key.grid))
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        return Match(nearest_cells(query.dense_proj, key.dense_proj))
 
 
 @TASK_UTILS.register_module()
@@ -168,11 +322,8 @@ class MutualNearestNeighbor(MatchingRule):
     Query cells without such a pair take no part in the dense loss.
     """
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
-        return mutual_nearest_cells(query.cells, key.cells)
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        return mutual_nearest_cells(query.backbone_feats, key.backbone_feats)
 
 
 @TASK_UTILS.register_module()
@@ -185,44 +336,50 @@ class NearestNeighbors(MatchingRule):
     :class:`BackboneSimilarity`.
 
     Args:
-        k (int): Neighbours of a query cell. Defaults to 4: a query cell that
-            lies between the key's cells touches a patch of 2 x 2.
-        mutual (bool): Whether only those count that have the query cell among
-            their own k nearest. Defaults to False, as DenseCL's are one-way.
-        min_similarity (float, optional): Cosine similarity below which a
-            neighbour does not count. Defaults to None: no value suits the
-            whole of a run.
+        k: Neighbours of a query cell. Defaults to 4: a query cell that lies
+            between the key's cells touches a patch of 2 x 2.
+        mutual: Whether only those count that have the query cell among their
+            own k nearest. Defaults to False, as DenseCL's are one-way.
+        min_similarity: Cosine similarity below which a neighbour does not
+            count. Defaults to None: no value suits the whole of a run.
 
     Raises:
         ValueError: ``k`` is below 1 or above the number of the key's cells,
             or ``min_similarity`` is not in [-1, 1].
     """
 
-    def __init__(self,
-                 k: int = 4,
-                 mutual: bool = False,
-                 min_similarity: Optional[float] = None) -> None:
+    def __init__(
+        self,
+        k: int = 4,
+        mutual: bool = False,
+        min_similarity: float | None = None,
+    ) -> None:
         if k < 1:
             raise ValueError(f'k must be at least 1, got {k}')
         if min_similarity is not None and not -1 <= min_similarity <= 1:
-            raise ValueError('min_similarity must be None or a cosine in '
-                             f'[-1, 1], got {min_similarity}')
+            raise ValueError(
+                'min_similarity must be None or a cosine in '
+                f'[-1, 1], got {min_similarity}'
+            )
         self.k = k
         self.mutual = mutual
         self.min_similarity = min_similarity
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
-        if self.k > key.cells.size(2):
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        if self.k > key.backbone_feats.size(2):
             height, width = key.shape
             raise ValueError(
                 f'NearestNeighbors looks for k={self.k} neighbours in a grid '
                 f'of {height} x {width} cells. Lower correspondence.k, or '
-                'enlarge the views or neck.num_grid.')
-        return neighbor_cells(query.cells, key.cells, self.k, self.mutual,
-                              self.min_similarity)
+                'enlarge the views or neck.num_grid.'
+            )
+        return neighbor_cells(
+            query.backbone_feats,
+            key.backbone_feats,
+            self.k,
+            self.mutual,
+            self.min_similarity,
+        )
 
 
 @TASK_UTILS.register_module()
@@ -231,19 +388,20 @@ class RandomMatch(MatchingRule):
 
     reads_backbone = False
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
-        n, _, cells = query.grid.shape
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        n, _, num_cells = query.dense_proj.shape
         return Match(
             torch.randint(
-                key.grid.size(2), (n, cells), device=query.grid.device))
+                key.dense_proj.size(2),
+                (n, num_cells),
+                device=query.dense_proj.device,
+            )
+        )
 
 
 @TASK_UTILS.register_module()
 class GeometricMatch(MatchingRule):
-    """The key cell that shows the same spot of the picture.
+    """The key cell that shows the same point of the image.
 
     From the crop and flip coordinates that the transforms carry. Query cells
     whose centre the key does not show take no part in the dense loss.
@@ -254,18 +412,18 @@ class GeometricMatch(MatchingRule):
 
     reads_backbone = False
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Optional[Tensor] = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         if views is None:
             raise ValueError(
                 'GeometricMatch needs the crop coordinates of both views, and '
                 'the data samples carry none. End the pipeline with '
-                'mmdensecl.TwoViews and mmdensecl.PackViews.')
-        there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
+                'mmdensecl.TwoViews and mmdensecl.PackViews.'
+            )
+        truth = locate_positions(
+            views[:, 0], views[:, 1], query.shape, key.shape
+        )
         height, width = key.shape
         # The cell that holds the point; centres lie at whole numbers.
-        column = (there.column + 0.5).floor().long().clamp(0, width - 1)
-        row = (there.row + 0.5).floor().long().clamp(0, height - 1)
-        return Match(row * width + column, there.inside)
+        column = (truth.column + 0.5).floor().long().clamp(0, width - 1)
+        row = (truth.row + 0.5).floor().long().clamp(0, height - 1)
+        return Match(row * width + column, truth.inside)

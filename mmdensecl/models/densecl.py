@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional
+"""DenseCL: MoCo-v2 plus contrast between matched cells."""
 
 import torch
 import torch.nn as nn
@@ -8,12 +8,18 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mmdensecl.registry import MODELS, TASK_UTILS
-from .correspondence import Match
-from .features import Features, gather_cells, l2_normalize
-from .geometry import stack_views
-from .momentum_contrast import MoCoV2
-from .monitors import match_monitors, position_share
-from .queue import FeatureQueue
+
+from .correspondence import Match, stack_views
+from .distributed import SyncedGenerator, draw_positions
+from .metrics import match_metrics, position_r2
+from .moco import MoCoV2
+from .modules import (
+    FeatureQueue,
+    Features,
+    gather_positions,
+    l2_normalize,
+    last_map,
+)
 
 
 @MODELS.register_module()
@@ -23,90 +29,153 @@ class DenseCL(MoCoV2):
     `Dense Contrastive Learning for Self-Supervised Visual Pre-Training
     <https://arxiv.org/abs/2011.09157>`_; the numbers follow the authors' code
     (https://github.com/WXinlong/DenseCL). The loss is
-    ``(1 - loss_lambda) * global + loss_lambda * dense`` (eq. 3). The negatives
-    of the dense branch are mean dense projections, one for each picture, in a
-    queue of their own.
+    ``(1 - loss_lambda) * global + loss_lambda * dense`` (eq. 3).
 
     Args:
-        correspondence (dict): Config of the matching rule, see
+        correspondence: Config of the matching rule, see
             :mod:`mmdensecl.models.correspondence`. Defaults to
             ``dict(type='mmdensecl.BackboneSimilarity')``.
-        loss_lambda (float): Weight of the dense loss, 0 to 1. Defaults to
-            0.5.
+        loss_lambda: Weight of the dense loss, 0 to 1. Defaults to 0.5.
+        dense_negatives: What the dense queue holds: 'pooled', the mean dense
+            projection of each image, as published; or 'cells', projections of
+            single cells of each image, drawn at random, after DenseCL++
+            (https://arxiv.org/abs/2210.05063). Defaults to 'pooled'.
+        cells_per_image: Cells that each image gives to the dense queue with
+            'cells'. The queue keeps its length, so that it spans fewer
+            images. Defaults to 1.
         **kwargs: The arguments of :class:`MoCoV2`; the neck must be one like
             :class:`DenseCLNeck`.
 
     Raises:
-        ValueError: ``loss_lambda`` is not in [0, 1], or the backbone gives no
-            4-D map.
+        ValueError: ``loss_lambda`` is not in [0, 1], ``dense_negatives`` is
+            unknown, ``cells_per_image`` is below 1 or above the number of
+            cells, or the backbone gives no 4-D map.
     """
 
-    def __init__(self,
-                 *args,
-                 correspondence: dict = dict(
-                     type='mmdensecl.BackboneSimilarity'),
-                 loss_lambda: float = 0.5,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        correspondence: dict = dict(type='mmdensecl.BackboneSimilarity'),
+        loss_lambda: float = 0.5,
+        dense_negatives: str = 'pooled',
+        cells_per_image: int = 1,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if not 0 <= loss_lambda <= 1:
             raise ValueError(
-                f'loss_lambda must be in [0, 1], got {loss_lambda}')
+                f'loss_lambda must be in [0, 1], got {loss_lambda}'
+            )
+        if dense_negatives not in ('pooled', 'cells'):
+            raise ValueError(
+                "dense_negatives must be 'pooled' or 'cells', "
+                f'got {dense_negatives!r}'
+            )
+        if cells_per_image < 1:
+            raise ValueError(
+                f'cells_per_image must be at least 1, got {cells_per_image}'
+            )
         self.loss_lambda = loss_lambda
         self.correspondence = TASK_UTILS.build(correspondence)
         self.dense_queue = FeatureQueue(*self.queue.keys.shape)
+        self.cells_per_image = cells_per_image
+        self.cell_sampler = None
+        if dense_negatives == 'cells':
+            self.cell_sampler = SyncedGenerator()
 
-    def encode(self, backbone: nn.Module, neck: nn.Module,
-               images: Tensor) -> Features:
-        """Features of one batch of views by one encoder."""
-        maps = backbone(images)
-        feature_map = maps[-1] if isinstance(maps, (tuple, list)) else maps
+    def encode(
+        self, backbone: nn.Module, neck: nn.Module, images: Tensor
+    ) -> Features:
+        """Features of one batch of views, (N, 3, H, W), by one encoder."""
+        feature_map = last_map(backbone(images))
         if feature_map.dim() != 4:
             raise ValueError(
                 f'{type(backbone).__name__} gave {feature_map.dim()}-D '
                 'features, the dense branch needs a map (N, C, H, W). For '
                 'ConvNeXt set gap_before_final_norm=False, for a vision '
-                "transformer out_type='featmap'.")
-        outputs = [l2_normalize(x) for x in neck((feature_map, ))]
+                "transformer out_type='featmap'."
+            )
+        # (N, C, H, W) -> (N, D), (N, D, P), (N, D), on a grid of P cells
+        vector, dense, mean = neck((feature_map,))
         # Matching picks indices, so nothing here needs a gradient.
-        cells = neck.pool(feature_map.detach())
-        shape = tuple(cells.shape[2:])
+        grid = feature_map.detach()  # (N, C, S, S), P = S * S
+        pool = getattr(neck, 'pool', None)  # mmpretrain's neck may have none
+        if pool is not None:
+            grid = pool(grid)
+        features = Features(
+            l2_normalize(vector),
+            l2_normalize(dense),
+            l2_normalize(mean),
+            shape=(grid.size(2), grid.size(3)),
+        )
         if not self.correspondence.reads_backbone:
-            return Features(*outputs, shape=shape)
-        cells = l2_normalize(cells.flatten(start_dim=2))
-        return Features(*outputs, cells=cells, shape=shape)
+            return features
+        feats = l2_normalize(grid.flatten(start_dim=2))  # (N, C, P)
+        return features._replace(backbone_feats=feats)
 
     def contrast(
-            self, query: Features, key: Features,
-            data_samples: Optional[List[DataSample]]) -> Dict[str, Tensor]:
-        """Losses and monitors of a step; the queues stay as they are."""
+        self,
+        query: Features,
+        key: Features,
+        data_samples: list[DataSample] | None,
+    ) -> dict[str, Tensor]:
+        """Losses and metrics of a step; the queues stay as they are."""
         outputs = super().contrast(query, key, data_samples)
-        views = stack_views(data_samples, query.vector.device)
+        device = query.global_proj.device
+        views = stack_views(data_samples, device)
         # In full precision also under AMP: an arg-max has no middle ground.
-        with torch.no_grad(), torch.autocast(
-                query.vector.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             match = self.correspondence(query, key, views)
-        outputs['loss_global'] = (1 -
-                                  self.loss_lambda) * outputs['loss_global']
+        outputs['loss_global'] = (1 - self.loss_lambda) * outputs[
+            'loss_global'
+        ]
         outputs.update(self.contrast_cells(query, key, match))
-        outputs.update(match_monitors(match, query, key, views))
+        outputs.update(match_metrics(match, query, key, views))
         return outputs
 
-    def contrast_cells(self, query: Features, key: Features,
-                       match: Match) -> Dict[str, Tensor]:
-        """Losses and monitors of matched cells."""
-        loss, monitors = self.head.loss(
-            query.grid.transpose(1, 2).flatten(0, 1),
-            gather_cells(key.grid, match.index), self.dense_queue.keys,
-            None if match.valid is None else match.valid.flatten(0, 1))
-        outputs = {f'dense_{name}': x for name, x in monitors.items()}
+    def contrast_cells(
+        self, query: Features, key: Features, match: Match
+    ) -> dict[str, Tensor]:
+        """Losses and metrics of matched cells."""
+        weight = match.weight
+        loss, metrics = self.head.loss(
+            # (N, D, P) -> (N * P, D), and the positive of each row
+            query.dense_proj.transpose(1, 2).flatten(0, 1),
+            gather_positions(key.dense_proj, match.index),
+            self.dense_queue.negatives,
+            None if weight is None else weight.flatten(0, 1),
+        )
+        outputs = {f'dense_{name}': x for name, x in metrics.items()}
         return dict(
             loss_dense=self.loss_lambda * loss,
             **outputs,
-            dense_position=position_share(query.grid))
+            position_r2=position_r2(query.dense_proj),
+        )
 
     def enqueue(self, key: Features) -> None:
         """Put the keys of all ranks into both queues, in one exchange."""
-        both = torch.stack([key.vector, key.pooled], dim=1)
-        vector, pooled = torch.cat(all_gather(both)).unbind(dim=1)
-        self.queue.enqueue(vector)
-        self.dense_queue.enqueue(pooled)
+        keys = torch.cat([key.global_proj[:, None], self.dense_keys(key)], 1)
+        rows = torch.cat(all_gather(keys))  # (N, 1 + m, D) of all ranks
+        self.queue.enqueue(rows[:, 0])
+        self.dense_queue.enqueue(rows[:, 1:].flatten(0, 1))
+
+    def dense_keys(self, key: Features) -> Tensor:
+        """What each image gives to the dense queue, (N, m, D)."""
+        if self.cell_sampler is None:
+            return key.dense_proj_mean[:, None]
+        num_images, _, num_cells = key.dense_proj.shape
+        if self.cells_per_image > num_cells:
+            raise ValueError(
+                f'cells_per_image={self.cells_per_image} cells cannot be '
+                f'drawn from a grid of {key.shape[0]} x {key.shape[1]}. Lower '
+                'it, or enlarge the views or neck.num_grid.'
+            )
+        index = draw_positions(
+            num_images,
+            num_cells,
+            self.cells_per_image,
+            self.cell_sampler.next_generator(key.dense_proj.device),
+        )
+        return gather_positions(key.dense_proj, index).unflatten(
+            0, (num_images, -1)
+        )

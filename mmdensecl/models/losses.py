@@ -1,14 +1,19 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Contrastive losses: InfoNCE against a queue, and supervised contrast."""
+"""Contrastive losses, and the head that averages them."""
+
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmdensecl.registry import MODELS
+
+from .distributed import mean_over_positives, mean_over_ranks
+from .metrics import contrast_metrics
 
 # Logits of a block: they should stay in a CPU's cache, and keep a GPU busy
 # for longer than launching the next kernels takes.
@@ -28,6 +33,7 @@ class InfoNCEResult(NamedTuple):
         hardest_negative: Largest similarity to a key of the queue, shape
             (M, ).
     """
+
     loss: Tensor
     positive: Tensor
     hardest_negative: Tensor
@@ -41,13 +47,15 @@ class QueueStatistics(NamedTuple):
         total: Sum of exp(logit - peak), (M, ).
         weighted: Sum of exp(logit - peak) * key, (M, D), if it is wanted.
     """
+
     peak: Tensor
     total: Tensor
     weighted: Tensor | None
 
 
-def _full_precision(query: Tensor, key: Tensor,
-                    queue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _full_precision(
+    query: Tensor, key: Tensor, queue: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """All in the query's type, float32 at least; no gradient into keys."""
     if query.dtype in (torch.float16, torch.bfloat16):
         query = query.float()
@@ -59,10 +67,9 @@ def _beside(x: Tensor, key: Tensor) -> Tensor:
     return x[:, None] if key.dim() == 3 else x
 
 
-def info_nce_reference(query: Tensor,
-                       key: Tensor,
-                       queue: Tensor,
-                       temperature: float = 0.2) -> InfoNCEResult:
+def info_nce_reference(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
+) -> InfoNCEResult:
     r"""InfoNCE against a queue, written as in the papers.
 
     .. math::
@@ -86,25 +93,29 @@ def info_nce_reference(query: Tensor,
         Loss and similarities of each row.
     """
     with torch.autocast(query.device.type, enabled=False):
-        # A step enqueues before its backward pass, which needs the old queue.
-        query, key, queue = _full_precision(query, key, queue.clone())
+        query, key, queue = _full_precision(query, key, queue)
         positive = (_beside(query, key) * key).sum(dim=-1)  # (M, ) or (M, k)
         negative = query @ queue.t()  # (M, K)
         others = _beside(negative, key).expand(*positive.shape, -1)
         logits = torch.cat([positive[..., None], others], dim=-1) / temperature
         labels = torch.zeros_like(positive, dtype=torch.long)
         loss = F.cross_entropy(
-            logits.flatten(end_dim=-2), labels.flatten(), reduction='none')
+            logits.flatten(end_dim=-2), labels.flatten(), reduction='none'
+        )
     return InfoNCEResult(
-        loss.view_as(positive), positive.detach(),
-        negative.detach().amax(dim=1))
+        loss.view_as(positive),
+        positive.detach(),
+        negative.detach().amax(dim=1),
+    )
 
 
 @torch.no_grad()
-def stream_queue(query: Tensor,
-                 queue: Tensor,
-                 with_weighted: bool,
-                 block_size: int | None = None) -> QueueStatistics:
+def stream_queue(
+    query: Tensor,
+    queue: Tensor,
+    with_weighted: bool,
+    block_size: int | None = None,
+) -> QueueStatistics:
     """Reduce the logits block by block, so that they never exist all at once.
 
     In the type of its input, also under autocast. The weighted sum obeys the
@@ -131,21 +142,24 @@ def stream_queue(query: Tensor,
         ]
     if len(parts) == 1:
         return parts[0]
-    peaks, totals, weighted = zip(*parts)
+    peaks, totals, weighted = zip(*parts, strict=True)
     return QueueStatistics(
-        torch.cat(peaks), torch.cat(totals),
-        torch.cat(weighted) if with_weighted else None)
+        torch.cat(peaks),
+        torch.cat(totals),
+        torch.cat(weighted) if with_weighted else None,
+    )
 
 
-def _stream(query: Tensor, queue: Tensor, with_weighted: bool,
-            block_size: int) -> QueueStatistics:
-    peak = query.new_full((len(query), ), -torch.inf)  # (M, )
+def _stream(
+    query: Tensor, queue: Tensor, with_weighted: bool, block_size: int
+) -> QueueStatistics:
+    peak = query.new_full((len(query),), -torch.inf)  # (M, )
     total = torch.zeros_like(peak)  # (M, )
     weighted = torch.zeros_like(query) if with_weighted else None  # (M, D)
     # One buffer: fresh memory for each block costs a CPU more than the maths.
     buffer = query.new_empty(len(query), min(block_size, len(queue)))
     for block in queue.split(block_size):  # (B, D)
-        logits = torch.mm(query, block.t(), out=buffer[:, :len(block)])
+        logits = torch.mm(query, block.t(), out=buffer[:, : len(block)])
         new_peak = torch.maximum(peak, logits.amax(dim=1))
         decay = torch.exp(peak - new_peak)
         weights = logits.sub_(new_peak[:, None]).exp_()  # (M, B)
@@ -166,8 +180,14 @@ class _InfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, queue: Tensor,
-                temperature: float, block_size: int | None):
+    def forward(
+        ctx,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor,
+        temperature: float,
+        block_size: int | None,
+    ):
         with_grad = ctx.needs_input_grad[0]
         query = query / temperature
         negatives = stream_queue(query, queue, with_grad, block_size)
@@ -175,13 +195,16 @@ class _InfoNCE(torch.autograd.Function):
         # How far the queue's log-sum-exp lies above the positive: the loss is
         # the logistic one of that gap. Small terms come last.
         gap = (_beside(negatives.peak, key) - positive) + _beside(
-            torch.log(negatives.total), key)
+            torch.log(negatives.total), key
+        )
         loss = -F.logsigmoid(-gap)
         if with_grad:
+            assert negatives.weighted is not None  # as asked for
             mean = negatives.weighted / negatives.total[:, None]
             weight = torch.sigmoid(gap) / temperature
             ctx.save_for_backward(
-                (_beside(mean, key) - key).mul_(weight[..., None]))
+                (_beside(mean, key) - key).mul_(weight[..., None])
+            )
         positive = positive * temperature
         hardest = negatives.peak * temperature
         ctx.mark_non_differentiable(positive, hardest)
@@ -190,18 +213,20 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss: Tensor, *_):
-        gradient, = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors
         gradient = grad_loss[..., None] * gradient
         if gradient.dim() == 3:
             gradient = gradient.sum(dim=1)
         return gradient, None, None, None, None
 
 
-def info_nce(query: Tensor,
-             key: Tensor,
-             queue: Tensor,
-             temperature: float = 0.2,
-             block_size: int | None = None) -> InfoNCEResult:
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    temperature: float = 0.2,
+    block_size: int | None = None,
+) -> InfoNCEResult:
     """Blockwise InfoNCE: the logits never exist all at once.
 
     The value and the gradient of :func:`info_nce_reference`, exact up to
@@ -222,7 +247,8 @@ def info_nce(query: Tensor,
     """
     query, key, queue = _full_precision(query, key, queue)
     return InfoNCEResult(
-        *_InfoNCE.apply(query, key, queue, temperature, block_size))
+        *_InfoNCE.apply(query, key, queue, temperature, block_size)
+    )
 
 
 @MODELS.register_module()
@@ -244,27 +270,34 @@ class InfoNCE(nn.Module):
     def __init__(self, temperature: float = 0.2, form: str = 'auto') -> None:
         super().__init__()
         if temperature <= 0:
-            raise ValueError('temperature of InfoNCE must be above 0, got '
-                             f'{temperature}')
+            raise ValueError(
+                f'temperature of InfoNCE must be above 0, got {temperature}'
+            )
         if form not in self.FORMS:
             raise ValueError(
-                f'form of InfoNCE must be one of {self.FORMS}, got {form!r}')
+                f'form of InfoNCE must be one of {self.FORMS}, got {form!r}'
+            )
         self.temperature = temperature
         self.form = form
 
-    def forward(self, query: Tensor, key: Tensor,
-                queue: Tensor) -> InfoNCEResult:
+    def forward(
+        self, query: Tensor, key: Tensor, queue: Tensor
+    ) -> InfoNCEResult:
         """Shapes: query (M, D), key (M, D) or (M, k, D), queue (K, D)."""
-        function = (
-            info_nce_reference if self.form == 'reference' else info_nce)
+        function = info_nce_reference if self.form == 'reference' else info_nce
         return function(query, key, queue, self.temperature)
 
     def extra_repr(self) -> str:
         return f'temperature={self.temperature}, form={self.form!r}'
 
 
-def sup_con(query: Tensor, points: Tensor, query_labels: Tensor,
-            point_labels: Tensor, temperature: float) -> Tensor:
+def sup_con(
+    query: Tensor,
+    points: Tensor,
+    query_labels: Tensor,
+    point_labels: Tensor,
+    temperature: float,
+) -> Tensor:
     r"""Supervised contrast: points of the query's label are its positives.
 
     .. math::
@@ -291,3 +324,56 @@ def sup_con(query: Tensor, points: Tensor, query_labels: Tensor,
     # The mean of the log-softmax over the positives, without its M x G terms.
     positive = (logits * same).sum(dim=1) / same.sum(dim=1)
     return logits.logsumexp(dim=1) - positive
+
+
+@MODELS.register_module()
+class ContrastiveHead(BaseModule):
+    """Contrast query rows with their keys and a queue of negatives.
+
+    One head serves the global and the dense branch: a row is an image in
+    the first and a grid cell in the second.
+
+    Args:
+        loss: Config of the loss. Defaults to
+            ``dict(type='mmdensecl.InfoNCE')``.
+        init_cfg: Initialisation. Defaults to
+            None; the head has no parameters.
+    """
+
+    def __init__(
+        self,
+        loss: dict = dict(type='mmdensecl.InfoNCE'),
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.loss_module = MODELS.build(loss)
+
+    def loss(
+        self,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the rows that have a positive, and what to log.
+
+        Of several positives of a row the mean is taken first, so that each
+        row weighs the same.
+
+        Args:
+            query: Normalised queries, (M, D).
+            key: The key of each query, normalised, (M, D), or its
+                keys, (M, k, D).
+            queue: Normalised negatives, (K, D).
+            weight: What each positive counts, bool or float, (M, ) or (M, k).
+                None means 1. Defaults to None.
+
+        Returns:
+            The scalar loss of
+            :func:`mmdensecl.models.distributed.mean_over_ranks`, 0 where no
+            row has a positive; and the metrics of
+            :func:`mmdensecl.models.metrics.contrast_metrics`.
+        """
+        result = self.loss_module(query, key, queue)
+        loss = mean_over_ranks(*mean_over_positives(result.loss, weight))
+        return loss, contrast_metrics(result, weight)

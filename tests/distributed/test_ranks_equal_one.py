@@ -99,14 +99,14 @@ def work(rank, world_size, cfgs):
 
             def spy(*args):
                 features = encode(model, *args)
-                seen.append((args[2], features.vector))
+                seen.append((args[2], features.global_proj))
                 return features
 
             model.encode = spy
-            mixed = model.encode_key(own(image, rank)).vector
+            mixed = model.encode_key(own(image, rank)).global_proj
             with torch.no_grad():
                 alone = encode(model, model.encoder_k.backbone,
-                               model.encoder_k.neck, own(image, rank)).vector
+                               model.encoder_k.neck, own(image, rank)).global_proj
             mode = 'frozen' if norm else 'train'
             result[f'{name}/keys/{mode}'] = dict(
                 mixed=mixed,

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 
 from mmdensecl.engine import (BFloat16OptimWrapper, bfloat16,
@@ -45,32 +46,72 @@ class TestBFloat16OptimWrapper:
         assert buffer.tolist() == [[2.] * 4] * 3
 
     def test_gpu_without_it(self, model, monkeypatch):
-        monkeypatch.setattr(bfloat16, 'has_bfloat16', lambda: False)
-        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'V100')
+        without_bfloat16(monkeypatch)
         with pytest.raises(RuntimeError, match='V100 has no bfloat16.*Amp'):
             BFloat16OptimWrapper(sgd(model))
+
+    def test_not_enabled(self, model):
+        wrapper = BFloat16OptimWrapper(sgd(model), enabled=False)
+        with wrapper.optim_context(model):
+            assert model(torch.ones(2, 4)).dtype == torch.float32
+
+    @pytest.mark.parametrize('native, dtype', [(True, torch.bfloat16),
+                                               (False, torch.float32)])
+    def test_auto(self, model, monkeypatch, capsys, native, dtype):
+        """It follows the processor, and says so."""
+        MMLogger.get_instance(f'auto-{native}')
+        monkeypatch.setattr(bfloat16, 'native_bfloat16', lambda:
+                            (native, 'a CPU'))
+        wrapper = BFloat16OptimWrapper(sgd(model), enabled='auto')
+        with wrapper.optim_context(model):
+            assert model(torch.ones(2, 4)).dtype == dtype
+        name = str(dtype).removeprefix('torch.')
+        assert f'Precision: {name} (auto, on a CPU)' in capsys.readouterr().out
+
+    def test_unknown(self, model):
+        with pytest.raises(ValueError, match="got 'sometimes'"):
+            BFloat16OptimWrapper(sgd(model), enabled='sometimes')
+
+
+def without_bfloat16(monkeypatch):
+    monkeypatch.setattr(bfloat16, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'V100')
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
+                        lambda including_emulation: False)
 
 
 class TestUseMixedPrecision:
 
     @staticmethod
-    def changed(**wrapper):
+    def changed(auto=False, **wrapper):
         cfg = Config(dict(optim_wrapper=dict(optimizer=dict(), **wrapper)))
-        use_mixed_precision(cfg)
+        use_mixed_precision(cfg, auto)
         return cfg.optim_wrapper
 
-    def test_where_there_is_bfloat16(self, monkeypatch):
-        monkeypatch.setattr(bfloat16, 'has_bfloat16', lambda: True)
+    def test_where_there_is_bfloat16(self):
         wrapper = self.changed(type='OptimWrapper', clip_grad=dict(max_norm=1))
         assert wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
         assert wrapper.clip_grad.max_norm == 1
         assert self.changed().type == 'mmdensecl.BFloat16OptimWrapper'
 
     def test_where_there_is_none(self, monkeypatch):
-        monkeypatch.setattr(bfloat16, 'has_bfloat16', lambda: False)
+        without_bfloat16(monkeypatch)
         wrapper = self.changed(type='OptimWrapper')
         assert wrapper.type == 'AmpOptimWrapper'
         assert wrapper.loss_scale == 'dynamic'
+
+    @pytest.mark.parametrize('before', [
+        'OptimWrapper', 'AmpOptimWrapper', 'mmdensecl.BFloat16OptimWrapper'
+    ])
+    def test_auto(self, before):
+        wrapper = self.changed(auto=True, type=before)
+        assert wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
+        assert wrapper.enabled == 'auto'
+
+    def test_on_overrides_auto(self):
+        wrapper = self.changed(
+            type='mmdensecl.BFloat16OptimWrapper', enabled='auto')
+        assert wrapper.enabled is True
 
     def test_leaves_mixed_precision_alone(self):
         wrapper = self.changed(type='AmpOptimWrapper', loss_scale=8.)
@@ -80,13 +121,24 @@ class TestUseMixedPrecision:
         with pytest.raises(ValueError, match='cannot replace .*type=Apex'):
             self.changed(type='ApexOptimWrapper')
 
-    @pytest.mark.parametrize('gpu, native, expected', [
-        ('cpu', False, True),
-        ('cuda', True, True),
-        ('cuda', False, False),
+
+class TestNativeBFloat16:
+
+    @pytest.mark.parametrize('units, expected', [
+        (('_is_amx_tile_supported', '_is_avx512_bf16_supported'),
+         (True, 'a CPU with AMX')),
+        (('_is_avx512_bf16_supported', ), (True, 'a CPU with AVX512-BF16')),
+        ((), (False, 'a CPU without AMX or AVX512-BF16')),
     ])
-    def test_has_bfloat16(self, monkeypatch, gpu, native, expected):
-        monkeypatch.setattr(bfloat16, 'get_device', lambda: gpu)
+    def test_cpu(self, monkeypatch, units, expected):
+        for name in ('_is_amx_tile_supported', '_is_avx512_bf16_supported'):
+            monkeypatch.setattr(
+                torch.cpu, name, lambda x=name: x in units, raising=False)
+        assert bfloat16.native_bfloat16() == expected
+
+    @pytest.mark.parametrize('native', [True, False])
+    def test_gpu(self, monkeypatch, native):
+        without_bfloat16(monkeypatch)
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
                             lambda including_emulation: native)
-        assert bfloat16.has_bfloat16() == expected
+        assert bfloat16.native_bfloat16() == (native, 'V100')

@@ -140,6 +140,33 @@ class TestHttp:
         again = CheckpointLoader.load_checkpoint(f'{address}/good.pth')
         assert torch.equal(again['a'], torch.ones(2))
 
+    def test_broken_connection(self, tmp_path, address, monkeypatch):
+        """Nothing is left that a later call would take for the file."""
+        file = tmp_path / 'www' / 'cut.pth'
+        torch.save(dict(a=torch.ones(9000)), file)
+        whole, size = file.read_bytes(), file.stat().st_size
+        send_head = http.server.SimpleHTTPRequestHandler.send_head
+
+        def announce_more(self):
+            file.write_bytes(whole[:size // 2])
+            found = send_head(self)
+            return found
+
+        def send_header(self, name, value):
+            value = size if name == 'Content-Length' else value
+            http.server.BaseHTTPRequestHandler.send_header(self, name, value)
+
+        with monkeypatch.context() as broken:
+            kind = http.server.SimpleHTTPRequestHandler
+            broken.setattr(kind, 'send_head', announce_more)
+            broken.setattr(kind, 'send_header', send_header, raising=False)
+            with pytest.raises(OSError, match=f'after {size // 2} of {size}'):
+                CheckpointLoader.load_checkpoint(f'{address}/cut.pth')
+        assert not [*(tmp_path / 'home').rglob('*.p*')]
+        file.write_bytes(whole)
+        loaded = CheckpointLoader.load_checkpoint(f'{address}/cut.pth')
+        assert torch.equal(loaded['a'], torch.ones(9000))
+
     def test_files_of_one_name_are_kept_apart(self, tmp_path, address):
         for number in (1., 2.):
             folder = tmp_path / 'www' / str(number)

@@ -16,7 +16,7 @@ from mmdensecl.engine import (ContrastMonitorHook, LambdaWarmupHook,
                               QueueLengthHook, UnlabeledDataHook)
 from mmdensecl.engine.hooks import fit_queue_len, unlabeled_data_hook
 from mmdensecl.engine.hooks.unlabeled_data_hook import unlabeled_parts
-from mmdensecl.models.queue import FeatureQueue
+from mmdensecl.models.modules import FeatureQueue
 from mmdensecl.testing import write_pictures
 
 
@@ -180,7 +180,7 @@ class TestQueueLength:
             cfg=dict(resume=resume))
         runner.train()
         assert len(model.queue) == (12 if resume else 10)
-        assert torch.equal(model.queue.keys, saved.model.queue.keys) == resume
+        assert torch.equal(model.queue.negatives, saved.model.queue.negatives) == resume
         expected = 'as in the checkpoint' if resume else 'start afresh'
         assert any(expected in text for _, text in messages)
 
@@ -444,7 +444,7 @@ class TestContrastMonitor:
         return warnings_of(messages)
 
     def test_a_healthy_run_is_left_alone(self, make_runner, messages):
-        texts = self.watch(make_runner, messages, dense_position=60.)
+        texts = self.watch(make_runner, messages, position_r2=60.)
         assert not any('collapsed' in t or 'early' in t or 'place' in t
                        for t in texts)
 
@@ -454,7 +454,7 @@ class TestContrastMonitor:
 
     def test_places_instead_of_pictures(self, make_runner, messages):
         texts = self.watch(
-            make_runner, messages, dense_position=97., dense_acc=99.9)
+            make_runner, messages, position_r2=97., dense_acc=99.9)
         assert sum('place alone explains 97.0%' in t for t in texts) == 1
         assert not any('this early' in t for t in texts)
 

@@ -11,22 +11,21 @@ def numbered(start, count, dim=2):
 
 
 class TestFeatureQueue:
-
     def test_starts_with_random_directions(self):
         queue = FeatureQueue(50, 3)
-        assert queue.keys.shape == (50, 3)
-        torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(50))
+        assert queue.negatives.shape == (50, 3)
+        torch.testing.assert_close(queue.negatives.norm(dim=1), torch.ones(50))
         # All directions, not one corner: the mean of 50 is near 0.
-        assert (queue.keys.mean(dim=0).abs() < 0.4).all()
+        assert (queue.negatives.mean(dim=0).abs() < 0.4).all()
         assert len(queue) == 50
         assert queue.pointer == 0 and queue.fill == 0
 
     def test_enqueue(self):
         queue = FeatureQueue(5, 2)
-        before = queue.keys.clone()
+        before = queue.negatives.clone()
         queue.enqueue(numbered(1, 3))
-        assert queue.keys[:3].tolist() == [[1, 1], [2, 2], [3, 3]]
-        assert torch.equal(queue.keys[3:], before[3:])
+        assert queue.negatives[:3].tolist() == [[1, 1], [2, 2], [3, 3]]
+        assert torch.equal(queue.negatives[3:], before[3:])
         assert queue.pointer == 3
         assert queue.fill == pytest.approx(0.6)
 
@@ -34,7 +33,7 @@ class TestFeatureQueue:
         queue = FeatureQueue(5, 1)
         queue.enqueue(numbered(1, 3, 1))
         queue.enqueue(numbered(4, 4, 1))
-        assert queue.keys.flatten().tolist() == [6, 7, 3, 4, 5]
+        assert queue.negatives.flatten().tolist() == [6, 7, 3, 4, 5]
         assert queue.pointer == 2
         assert queue.fill == 1
 
@@ -43,22 +42,23 @@ class TestFeatureQueue:
         queue.enqueue(numbered(1, 1, 1))
         queue.enqueue(numbered(2, 7, 1))
         # As if one by one: 6, 7 and 8 stay, each at its place.
-        assert queue.keys.flatten().tolist() == [7, 8, 6]
+        assert queue.negatives.flatten().tolist() == [7, 8, 6]
         assert queue.pointer == 2
 
     @pytest.mark.parametrize('length', [1, 3, 7])
-    @pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (2, 5, 3), (7, 7),
-                                       (9, 1, 0, 4), (20, 2)])
+    @pytest.mark.parametrize(
+        'sizes', [(1, 1, 1, 1), (2, 5, 3), (7, 7), (9, 1, 0, 4), (20, 2)]
+    )
     def test_against_one_by_one(self, length, sizes):
         queue = FeatureQueue(length, 2)
-        rows, pointer, number = queue.keys.tolist(), 0, 1
+        rows, pointer, number = queue.negatives.tolist(), 0, 1
         for size in sizes:
             queue.enqueue(numbered(number, size))
             for i in range(number, number + size):
                 rows[pointer] = [i, i]
                 pointer = (pointer + 1) % length
             number += size
-            assert queue.keys.tolist() == rows
+            assert queue.negatives.tolist() == rows
             assert queue.pointer == pointer
             assert queue.fill == pytest.approx(min(1, (number - 1) / length))
 
@@ -66,26 +66,54 @@ class TestFeatureQueue:
         queue, keys = FeatureQueue(4, 2), numbered(1, 2)
         queue.enqueue(keys)
         keys.zero_()
-        assert queue.keys[:2].tolist() == [[1, 1], [2, 2]]
+        assert queue.negatives[:2].tolist() == [[1, 1], [2, 2]]
+
+    def test_backward_finds_the_negatives_of_its_forward(self):
+        """Enqueue comes before the backward pass of a step."""
+        queue = FeatureQueue(3, 2)
+        before = queue.negatives.clone()
+        query = torch.ones(1, 2, requires_grad=True)
+        score = (query @ queue.negatives.t()).exp().sum()
+        queue.enqueue(numbered(1, 3))
+        score.backward()
+        expected = before.sum(dim=1).exp() @ before
+        torch.testing.assert_close(query.grad[0], expected)
+        assert queue.negatives.tolist() == numbered(1, 3).tolist()
+
+    def test_state_dict_is_up_to_date(self):
+        queue = FeatureQueue(3, 2)
+        queue.enqueue(numbered(1, 2))
+        queue.enqueue(numbered(3, 2))
+        state = queue.state_dict()
+        assert state['keys'].tolist() == [[4, 4], [2, 2], [3, 3]]
+        assert state['enqueued'] == 4
+
+    def test_loading_forgets_what_was_enqueued(self):
+        queue = FeatureQueue(3, 2)
+        saved = FeatureQueue(3, 2).state_dict()
+        queue.enqueue(numbered(1, 2))
+        queue.load_state_dict(saved)
+        assert torch.equal(queue.negatives, saved['keys'])
+        assert queue.pointer == 0
 
     def test_no_gradient(self):
         queue = FeatureQueue(4, 2)
         queue.enqueue(numbered(1, 2).requires_grad_())
-        assert not queue.keys.requires_grad
+        assert not queue.negatives.requires_grad
         assert list(queue.parameters()) == []
 
     def test_half_precision_keys(self):
         queue = FeatureQueue(4, 2)
         queue.enqueue(numbered(1, 2).bfloat16())
-        assert queue.keys.dtype == torch.float32
-        assert queue.keys[:2].tolist() == [[1, 1], [2, 2]]
+        assert queue.negatives.dtype == torch.float32
+        assert queue.negatives[:2].tolist() == [[1, 1], [2, 2]]
 
     def test_resize(self):
         queue = FeatureQueue(4, 3)
         queue.enqueue(numbered(1, 3, 3))
         queue.resize(7)
-        assert queue.keys.shape == (7, 3)
-        torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(7))
+        assert queue.negatives.shape == (7, 3)
+        torch.testing.assert_close(queue.negatives.norm(dim=1), torch.ones(7))
         assert queue.pointer == 0 and queue.fill == 0
         assert set(queue.state_dict()) == {'keys', 'enqueued'}
 
@@ -95,7 +123,7 @@ class TestFeatureQueue:
         other.load_state_dict(queue.state_dict())
         for x in (queue, other):
             x.enqueue(numbered(8, 2))
-        assert torch.equal(queue.keys, other.keys)
+        assert torch.equal(queue.negatives, other.negatives)
         assert queue.pointer == other.pointer == 4
         assert queue.fill == other.fill == 1
 
@@ -108,14 +136,15 @@ class TestFeatureQueue:
             for name, x in FeatureQueue(length, dim).state_dict().items()
         }
         with pytest.raises(
-                ValueError,
-                match=rf'"queue.keys" of \({length}, {dim}\).*'
-                rf'\(5, 2\).*queue_len={length} and model.feat_dim={dim}'):
+            ValueError,
+            match=rf'"queue.keys" of \({length}, {dim}\).*'
+            rf'\(5, 2\).*queue_len={length} and model.feat_dim={dim}',
+        ):
             model.load_state_dict(saved, strict=strict)
 
     @pytest.mark.parametrize('length, dim', [(0, 2), (-1, 2), (2, 0)])
     def test_exception(self, length, dim):
         with pytest.raises(
-                ValueError,
-                match=f'at least 1, got length={length}, dim={dim}'):
+            ValueError, match=f'at least 1, got length={length}, dim={dim}'
+        ):
             FeatureQueue(length, dim)

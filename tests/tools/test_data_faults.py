@@ -194,7 +194,7 @@ def load_with_little_memory(connection):
 
 @pytest.mark.skipif(not os.path.ismount('/dev/shm'), reason='has no /dev/shm')
 def test_too_little_shared_memory_is_said():
-    """What docs/robustness.md tells users to look for."""
+    """What docs/reliability.md tells users to look for."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context('fork').Process(
         target=load_with_little_memory, args=(theirs, ))

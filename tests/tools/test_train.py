@@ -48,8 +48,8 @@ class TestTrain:
         for name in ('lr', 'eta', 'time', 'data_time', 'loss', 'loss_global',
                      'loss_dense', 'global_pos_sim', 'global_neg_sim',
                      'global_acc', 'dense_pos_sim', 'dense_neg_sim',
-                     'dense_acc', 'dense_position', 'match_distinct',
-                     'match_right', 'feat_std', 'queue_fill'):
+                     'dense_acc', 'position_r2', 'match_coverage',
+                     'match_acc', 'feat_std', 'queue_fill'):
             assert f'{name}: ' in line, name
         state = final(folder)['state_dict']
         # Six batches of four keys, around the end of a queue of 14.

@@ -3,7 +3,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from mmdensecl.models.features import Features, features_of
+from mmdensecl.models.modules import Features, backbone_features
 from mmdensecl.visualization import draw_matches, legend, strongest_matches
 from mmdensecl.visualization.similarity_maps import (similarity_maps,
                                                      spread_cells)
@@ -16,7 +16,7 @@ def features(order):
     """Cells of a 2 x 2 grid with orthogonal features, in that order."""
     cells = torch.eye(4)[:, order][None]
     return Features(
-        torch.ones(1, 1), grid=torch.ones(1, 1, 4), cells=cells, shape=(2, 2))
+        torch.ones(1, 1), dense_proj=torch.ones(1, 1, 4), backbone_feats=cells, shape=(2, 2))
 
 
 WHOLE = [0., 0., 10., 10., 0.]
@@ -50,8 +50,8 @@ def test_strongest_first_and_only_mutual():
     key = torch.zeros(1, 2, 2)
     key[0, :, 0] = torch.tensor([1., 0.])
     key[0, :, 1] = torch.tensor([0., 1.])
-    q = Features(torch.ones(1, 1), cells=query, shape=(2, 2))
-    k = Features(torch.ones(1, 1), cells=key, shape=(1, 2))
+    q = Features(torch.ones(1, 1), backbone_feats=query, shape=(2, 2))
+    k = Features(torch.ones(1, 1), backbone_feats=key, shape=(1, 2))
     matches = strongest_matches(q, k, 0)
     np.testing.assert_allclose(matches.similarity, [1., 0.8], rtol=1e-6)
     np.testing.assert_allclose(matches.query, [[0.25, 0.25], [0.75, 0.25]])
@@ -64,8 +64,8 @@ def test_lines_end_at_the_cells():
     one = features([0, 1, 2, 3])
     views = torch.tensor([[WHOLE, ELSEWHERE]])
     figure, ax = plt.subplots()
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    draw_matches(ax, picture, picture, strongest_matches(one, one, 0, views))
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    draw_matches(ax, image, image, strongest_matches(one, one, 0, views))
     legend(figure)
     assert len(ax.lines) == 4
     for line in ax.lines:
@@ -78,7 +78,7 @@ def test_lines_end_at_the_cells():
 def test_margin_leaves_the_outer_cells_out():
     cells = torch.eye(16)[None]
     one = Features(
-        torch.ones(1, 1), grid=torch.ones(1, 1, 16), cells=cells, shape=(4, 4))
+        torch.ones(1, 1), dense_proj=torch.ones(1, 1, 16), backbone_feats=cells, shape=(4, 4))
     views = torch.tensor([[WHOLE, WHOLE]])
     assert len(strongest_matches(one, one, 0, views, top=99).query) == 16
     inner = strongest_matches(one, one, 0, views, top=99, margin=1)
@@ -90,7 +90,7 @@ def test_margin_leaves_the_outer_cells_out():
 def test_similarity_maps_peak_where_the_cell_went():
     """A grid of 4 x 4 orthogonal cells, the key's one column further."""
     cells = torch.eye(16).view(1, 16, 4, 4)
-    query, key = features_of(cells), features_of(cells.roll(-1, dims=3))
+    query, key = backbone_features(cells), backbone_features(cells.roll(-1, dims=3))
     maps = similarity_maps(query, key, [(3, 2), (0, 1)])
     assert maps.shape == (2, 4, 4)
     assert [divmod(int(x.argmax()), 4) for x in maps] == [(3, 1), (0, 0)]

@@ -22,9 +22,9 @@ from mmdensecl.benchmark.log import log_rows
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import find_resumable
 from mmdensecl.models.correspondence import BackboneSimilarity
-from mmdensecl.models.features import Features
-from mmdensecl.models.geometry import locate_cells, stack_views
-from mmdensecl.models.monitors import feature_std, match_monitors
+from mmdensecl.models.modules import Features
+from mmdensecl.models.correspondence import locate_positions, stack_views
+from mmdensecl.models.metrics import feature_std, match_metrics
 from mmdensecl.registry import DATASETS, MODELS
 from mmdensecl.visualization import draw_matches, legend, strongest_matches
 
@@ -35,8 +35,8 @@ BATCH = 32
 DRAWN_SIZE = 192
 MARGIN = 2  # of 12 x 12 cells, marked by zero padding
 ROWS = (
-    ('match_right', 'matches within one cell of the true spot', '{:.1f}%'),
-    ('match_distinct', 'distinct cells matched', '{:.1f}%'),
+    ('match_acc', 'matches within one cell of the true spot', '{:.1f}%'),
+    ('match_coverage', 'distinct cells matched', '{:.1f}%'),
     ('retrieval', f'own other view found among {BATCH}', '{:.1f}%'),
     ('feat_std', 'feature spread (1 isotropic, 0 collapsed)', '{:.2f}'),
 )
@@ -81,7 +81,7 @@ def encode(model, batch: dict) -> Tuple[Features, Features, torch.Tensor]:
     data = model.data_preprocessor(batch, False)
     query, key = (
         model.encode(model.backbone, model.neck, x) for x in data['inputs'])
-    return query, key, stack_views(data['data_samples'], query.vector.device)
+    return query, key, stack_views(data['data_samples'], query.global_proj.device)
 
 
 @torch.no_grad()
@@ -91,10 +91,10 @@ def measure(model, batches: List[dict]) -> Dict[str, float]:
     for batch in batches:
         query, key, views = encode(model, batch)
         match = BackboneSimilarity()(query, key, views)
-        values = match_monitors(match, query, key, views)
-        values['feat_std'] = feature_std(query.vector)
+        values = match_metrics(match, query, key, views)
+        values['feat_std'] = feature_std(query.global_proj)
         # Which picture of the batch is most like mine, by its other view?
-        nearest = (query.vector @ key.vector.t()).argmax(dim=1)
+        nearest = (query.global_proj @ key.global_proj.t()).argmax(dim=1)
         own = torch.arange(len(nearest), device=nearest.device)
         values['retrieval'] = 100 * (nearest == own).float().mean()
         for name, value in values.items():
@@ -131,7 +131,7 @@ def draw(models, batch: dict, count: int, path: Path) -> None:
         layout='constrained')
     for row, (name, model) in enumerate(models.items()):
         query, key, views = encode(model, batch)
-        there = locate_cells(views[:, 0], views[:, 1], query.shape, key.shape)
+        there = locate_positions(views[:, 0], views[:, 1], query.shape, key.shape)
         # From each stretch of the batch the picture whose views overlap most.
         overlap = there.inside.float().mean(dim=1)
         chosen = [

@@ -3,7 +3,7 @@
 
 Every operation is the same formula as theirs up to the rounding of a grey
 level, taken from the library that is fastest at it on one core;
-`tools/analysis_tools/benchmark_data.py --profile` compares them.
+`tools/benchmarks/benchmark_data.py --profile` compares them.
 """
 from typing import Sequence
 

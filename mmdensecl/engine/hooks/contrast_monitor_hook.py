@@ -24,7 +24,7 @@ class ContrastMonitorHook(Hook):
             is suspiciously easy to beat. Defaults to 99.
         early (float): Share of the run that counts as early. Defaults to
             0.1.
-        max_position (float): ``dense_position`` in percent, above which the
+        max_position (float): ``position_r2`` in percent, above which the
             dense branch knows the place of a cell and little else. Defaults
             to 90.
         min_category_entropy (float): ``category_entropy`` in percent, below
@@ -132,15 +132,15 @@ class ContrastMonitorHook(Hook):
                 f'category_entropy is {entropy:.1f}% (100 is an even spread), '
                 'so the category loss teaches little. Lower category_weight, '
                 'or start it later with mmdensecl.LambdaWarmupHook.')
-        position = mean('dense_position', 0.)
+        position = mean('position_r2', 0.)
         if position > self.max_position:
             self._warn(
-                runner, 'dense_position',
+                runner, 'position_r2',
                 'The dense branch tells where a cell lies, not what it shows: '
                 f'the place alone explains {position:.1f}% of its variance '
-                '(dense_position), so the dense loss may teach the backbone '
-                "little. Zero padding gives the place away: see README.md's "
-                'FAQ.')
+                '(position_r2), so the dense loss may teach the backbone '
+                'little. Zero padding reveals the position: see the questions '
+                'in docs/pretraining.md.')
             # The same fault makes all positives easy to tell.
             self.warned.add('dense_acc')
         # In a short run the queue may only just be full after that share.

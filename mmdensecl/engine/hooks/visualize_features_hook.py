@@ -1,7 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import random
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Iterator
 
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from mmdensecl.registry import HOOKS
 from .sample_predictions_hook import spread_evenly
@@ -105,23 +103,16 @@ class VisualizeFeaturesHook(Hook):
         # Imported here: most runs draw nothing, and scikit-learn is optional.
         from matplotlib.figure import Figure
 
-        from mmdensecl.api import FrozenBackbone, as_rgb
+        from mmdensecl.transfer.feature_extractor import FrozenBackbone, as_rgb
         from mmdensecl.datasets.transforms.loading import decode_rgb
-        from mmdensecl.models.features import features_of
+        from mmdensecl.models.modules import backbone_features
         from mmdensecl.visualization import draw_matches, legend
-        from mmdensecl.visualization.dense_maps import (draw_maps, pca_colors,
-                                                        see)
+        from mmdensecl.visualization.dense_maps import (draw_maps, extract_map,
+                                                        pca_colors)
         from mmdensecl.visualization.figures import to_array
         from mmdensecl.visualization.matches import strongest_matches
         from mmdensecl.visualization.views import ViewDrawer
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
-        preprocessor = model.data_preprocessor
-        backbone = FrozenBackbone(
-            deepcopy(model.backbone), {},
-            preprocessor.mean.flatten().tolist(),
-            preprocessor.std.flatten().tolist()).to(preprocessor.device)
-
+        backbone = FrozenBackbone.copy_of(runner.model)
         dataset = runner.train_dataloader.dataset
         infos = [
             dataset.get_data_info(i)
@@ -130,10 +121,11 @@ class VisualizeFeaturesHook(Hook):
         files = [dataset.read(x) for x in infos]
         names = [Path(x['img_path']).name for x in infos]
         seen = [
-            see(backbone, as_rgb(decode_rgb(x), self.size), self.margin)
+            extract_map(backbone, as_rgb(decode_rgb(x), self.size),
+                        self.margin)
             for x in files
         ]
-        figure = draw_maps([x.picture for x in seen], names,
+        figure = draw_maps([x.image for x in seen], names,
                            pca_colors([x.map for x in seen], SEED))
         step = runner.epoch + 1
         runner.visualizer.add_image('features', to_array(figure), step=step)
@@ -143,7 +135,7 @@ class VisualizeFeaturesHook(Hook):
         axes = figure.subplots(1, len(files), squeeze=False)[0]
         for ax, name, file in zip(axes, names, files):
             pair = drawer.draw(file, 1, SEED)
-            query, key = (features_of(backbone(x).cpu()) for x in pair[:2])
+            query, key = (backbone_features(backbone(x).cpu()) for x in pair[:2])
             matches = strongest_matches(query, key, 0, pair.views, self.top,
                                         self.margin)
             draw_matches(ax, pair.query[0], pair.key[0], matches)

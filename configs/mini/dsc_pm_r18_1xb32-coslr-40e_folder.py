@@ -1,6 +1,0 @@
-_base_ = [
-    './densecl_r18_1xb32-coslr-40e_folder.py', '../_base_/models/dsc_pm.py'
-]
-
-# DSC-PM, our interpretation of the paper: docs/dsc.md.
-model = {{_base_.dsc_pm}}
