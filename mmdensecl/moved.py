@@ -28,6 +28,7 @@ NAMES = {
         'is_probe',
     )
 }
+RENAMED = {'engine.ExactEpochLoop': 'engine.ResumableEpochLoop'}
 ROOT = __name__.partition('.')[0]
 
 
@@ -35,12 +36,16 @@ def getattr_moved(package: str) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package that names were moved out of."""
 
     def __getattr__(name: str) -> Any:
-        new = NAMES.get(f'{package}.{name}'.partition('.')[2])
+        old = f'{package}.{name}'.partition('.')[2]
+        if old in RENAMED:
+            new, _, name = RENAMED[old].rpartition('.')
+        else:
+            new = NAMES.get(old)
         if new is None:
             raise AttributeError(
                 f"module '{package}' has no attribute '{name}'"
             )
-        return _warn_and_get(f'{package}.{name}', new, name)
+        return _warn_and_get(f'{ROOT}.{old}', new, name)
 
     return __getattr__
 
@@ -59,14 +64,14 @@ def _getattr_of(old: str, new: str) -> Callable[[str], Any]:
     def __getattr__(name: str) -> Any:
         if name.startswith('__'):  # asked by the import system
             raise AttributeError(name)
-        return _warn_and_get(old, new, name)
+        return _warn_and_get(f'{old}.{name}', new, name)
 
     return __getattr__
 
 
 def _warn_and_get(old: str, new: str, name: str) -> Any:
     warnings.warn(
-        f'{old} has moved to {ROOT}.{new}; the old path goes with the next '
+        f'{old} is now {ROOT}.{new}.{name}; the old name goes with the next '
         'release',
         DeprecationWarning,
         stacklevel=3,

@@ -11,12 +11,12 @@ from .hooks import (CheckpointKeysHook, ContrastMonitorHook, LambdaWarmupHook,
                     VisualizeFeaturesHook, add_checkpoint_check)
 from .launch import prepare_cpu_launch
 from .resume import find_resumable
-from .train_loop import ExactEpochLoop
+from .train_loop import ResumableEpochLoop
 from .work_dir_lock import lock_work_dir
 
 __all__ = [
     'BFloat16OptimWrapper', 'CheckpointKeysHook', 'ContrastMonitorHook',
-    'ExactEpochLoop', 'LambdaWarmupHook', 'QueueLengthHook',
+    'LambdaWarmupHook', 'QueueLengthHook', 'ResumableEpochLoop',
     'SafeCheckpointHook',
     'SamplePredictionsHook', 'TerminationHook', 'UnlabeledDataHook',
     'VisualizeFeaturesHook', 'add_checkpoint_check', 'check_weight_sources',

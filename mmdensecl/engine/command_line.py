@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Callable, Iterator, Type
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from .config import check_data_root, merge_options, parse_options
 
@@ -119,5 +120,8 @@ def one_line_errors(*kinds: Type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
+        if is_main_process():  # the other ranks have the same
+            print(
+                f'{osp.basename(sys.argv[0])}: error: {error}',
+                file=sys.stderr)
         sys.exit(2)

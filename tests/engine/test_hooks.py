@@ -267,7 +267,7 @@ class TestUnlabeledData:
                 ToyContrast(), [UnlabeledDataHook()],
                 count=40,
                 pipeline=[break_some],
-                train_cfg=dict(type='mmdensecl.ExactEpochLoop', max_epochs=1))
+                train_cfg=dict(type='mmdensecl.ResumableEpochLoop', max_epochs=1))
             path = Path(runner.work_dir, 'unreadable.txt')
             path.write_bytes(noted)
             runner._train_loop = runner.build_train_loop(runner._train_loop)

@@ -1,6 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The benchmark_*.py scripts run, small; what does not vary is checked."""
 import json
+import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -8,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from forks import run_script
 from mmengine.config import Config
 
@@ -134,6 +137,30 @@ def test_data(tmp_path, flags):
                 assert row['mean_difference'] < 1
     else:
         assert len(rows) == 7
+
+
+@pytest.mark.slow
+def test_gpu(tmp_path):
+    """Parts end, fail or are skipped, and the table says so."""
+    script = SCRIPTS / 'gpu.sh'
+    done = subprocess.run(
+        ['bash', script, '--tiny', '--out', tmp_path, '--minutes', '15',
+         '--parts', 'tests', 'compiled', 'mini', 'data', '--mini', 'x.py'],
+        env={**os.environ, 'PYTHON': sys.executable},
+        stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    text = (tmp_path / 'gpu.md').read_text()
+    assert text in done.stdout
+    assert text.startswith('## On a GPU\n\n')
+    rows = dict(re.findall(r'\| (.*?) \|.*\| (.*?) \| `.*` \|\n', text))
+    assert rows['part `mini`'].startswith('failed: ')
+    assert 'x.py' in rows['part `mini`']
+    if not torch.cuda.is_available():
+        assert rows['tests that need a GPU'] == 'GPU: not run'
+        assert rows['part `compiled`'].startswith('not run: ')
+        assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
+    assert '### Two views of 224 pixels' in text
+    assert '\n| mmpretrain | ' in text
 
 
 # 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past

@@ -17,19 +17,20 @@ import sys
 import tarfile
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import measure
-import mmpretrain
 import torch
+from mmengine.config import Config
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PRELOAD = [
     'torch._dynamo', 'mmengine.runner', 'mmpretrain.models',
-    'mmpretrain.datasets', 'mmpretrain.evaluation', 'mmdensecl.models',
-    'mmdensecl.datasets', 'mmdensecl.engine', 'matplotlib.pyplot', 'pytest'
+    'mmpretrain.datasets', 'mmdensecl.models', 'mmdensecl.datasets',
+    'mmdensecl.engine', 'matplotlib.pyplot', 'pytest'
 ]
 SUMMARY = 'On a GPU'
 NOT_RUN = 'GPU: not run'
@@ -38,24 +39,20 @@ BFLOAT16 = 'configs/densecl_r50_8xb32-coslr-200e_amp.py'
 DEVICE_VIEWS = 'configs/densecl_r50_8xb32-coslr-200e_fast.py'
 PUBLISHED = 'configs/densecl_r50_8xb32-coslr-800e_coco.py'
 MINI = 'configs/mini/densecl_r18_1xb32-coslr-40e_folder.py'
-# The log that the authors published of COCO, 800 epochs: weighted losses,
-# global and dense.
-AUTHORS = {
-    50: (4.29, 4.39),
-    100: (4.84, 4.75),
-    150: (4.96, 4.79),
-    200: (4.98, 4.78)
-}
+# The authors' log of COCO, 800 epochs: weighted losses, global and dense.
+AUTHORS = {50: '4.29 / 4.39', 100: '4.84 / 4.75', 150: '4.96 / 4.79',
+           200: '4.98 / 4.78'}
 PIECE = 15 * 2**20  # bytes
 # mmpretrain's own recipe on a folder, with our cast to bfloat16.
 MMPRETRAIN = f"""
-_base_ = '{Path(mmpretrain.__file__).parent}/.mim/configs/densecl/densecl_resnet50_8xb32-coslr-200e_in1k.py'
+_base_ = ('{Path(find_spec('mmpretrain').origin).parent}/.mim/configs/densecl/'
+          'densecl_resnet50_8xb32-coslr-200e_in1k.py')
 custom_imports = dict(imports=['baselines'])
 optim_wrapper = dict(type='mmdensecl.BFloat16OptimWrapper')
 train_dataloader = dict(pin_memory=True, dataset=dict(
     _delete_=True, type='CustomDataset', data_root='', with_label=False,
     pipeline={{{{_base_.train_pipeline}}}}))
-"""  # noqa: E501
+"""
 CHANNELS_LAST = f"""
 _base_ = '{ROOT}/{BFLOAT16}'
 model = dict(channels_last=True)
@@ -68,31 +65,19 @@ model = dict(compile_encoders=True)
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=os.environ.get('OUT', 'work_dirs/gpu'),
-        help='folder of gpu.md, gpu.log and the weights; by default $OUT, '
-        'else work_dirs/gpu')
-    parser.add_argument(
-        '--minutes', type=float, default=9, help='after which all has ended')
-    parser.add_argument('--tiny', action='store_true', help='small and short')
-    parser.add_argument(
-        '--parts', nargs='+', choices=PARTS, default=[*PARTS], metavar='PART')
-    parser.add_argument(
-        '--data',
-        type=Path,
-        help='folder of images, or of .tar shards of them, to train on; by '
-        'default gpu_data, else images that are drawn here')
-    parser.add_argument(
-        '--mini', default=MINI, help='config of the part of that name')
-    parser.add_argument(
-        '--mini-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
+    add = parser.add_argument
+    add('--out', type=Path, default=os.environ.get('OUT', 'work_dirs/gpu'),
+        help='folder for gpu.md, gpu.log and the backbone')
+    add('--minutes', type=float, default=9, help='after which all has ended')
+    add('--tiny', action='store_true', help='small and short')
+    add('--parts', nargs='+', choices=PARTS, default=[*PARTS], metavar='PART')
+    add('--data', type=Path, help='images, or .tar shards of them, to train '
+        'on; by default gpu_data, else drawn ones')
+    add('--mini', default=MINI, help='config of the part of that name')
+    add('--mini-options', nargs='+', default=[], metavar='KEY=VALUE',
         help='settings of it, as of tools/train.py --cfg-options')
-    parser.add_argument('--scratch', type=Path, help=argparse.SUPPRESS)
+    add('--commit', help='to name, where there is no git')
+    add('--scratch', type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -135,6 +120,7 @@ class Session:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.end = time.monotonic() + 60 * args.minutes
+        self.reserve = 12 * args.minutes * ('mini' in args.parts)
         self.args, self.tiny, self.scratch = args, args.tiny, args.scratch
         self.out = args.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -150,18 +136,16 @@ class Session:
             if process.exitcode != 0:
                 self.context = multiprocessing.get_context('spawn')
         self.workers = max(1, min(14, len(os.sched_getaffinity(0)) - 2))
+        self.steps: dict[int, float] = {}  # seconds of a step, by batch
         # By title: the command, and the rows of a table.
         self.tables: dict[str, tuple[str, list[dict]]] = {SUMMARY: ('', [])}
 
     def left(self) -> float:
-        return self.end - time.monotonic() - 5
+        """Seconds for this part; the last one keeps its own.
 
-    def command(self, script: str, argv: list) -> str:
-        words = ' '.join(
-            f'"{x}"' if ' ' in str(x) else str(x) for x in (script, *argv))
-        for folder in (f'{ROOT}/', f'{self.scratch}/'):
-            words = words.replace(folder, '')
-        return f'python {words}'
+        And 20 are for what comes before this object, and after the parts.
+        """
+        return self.end - time.monotonic() - 20 - self.reserve
 
     def find(self, what: str, baseline: str, target: str, measured: str,
              how: str) -> None:
@@ -170,30 +154,32 @@ class Session:
             measured = NOT_RUN
         elif self.tiny:
             measured += ' (--tiny)'
-        self.tables[SUMMARY][1].append(
-            dict(
-                what=what,
-                baseline=baseline,
-                target=target,
-                measured=measured,
-                command=f'`{how}`'))
+        row = dict(what=what, baseline=baseline, target=target,
+                   measured=measured, command=f'`{how}`')
+        self.tables[SUMMARY][1].append(row)
 
     def write(self) -> None:
         """All that is known so far, as Markdown."""
         git = subprocess.run(['git', 'describe', '--always', '--dirty'],
-                             cwd=ROOT,
-                             capture_output=True,
-                             text=True)
-        where = (f'{torch.cuda.get_device_name() if self.cuda else NOT_RUN}, '
-                 f'{os.cpu_count()} CPU cores, torch {torch.__version__}, '
-                 f'commit {git.stdout.strip() or "unknown"}, '
+                             cwd=ROOT, capture_output=True, text=True).stdout
+        device = torch.cuda.get_device_name() if self.cuda else NOT_RUN
+        where = (f'{device}, {os.cpu_count()} CPU cores, torch '
+                 f'{torch.__version__}, commit '
+                 f'{self.args.commit or git.strip() or "unknown"}, '
                  f'{time.strftime("%Y-%m-%d")}')
         with (self.out / 'gpu.md').open('w') as file:
             for title, (how, rows) in self.tables.items():
-                level = '##' if title == SUMMARY else '###'
-                how = where if title == SUMMARY else f'`{how}`'
-                file.write(f'{level} {title}\n\n{how}\n\n')
-                file.write(f'{measure.markdown(rows)}\n\n' if rows else '')
+                first = title == SUMMARY
+                print('##' if first else '###', title, file=file)
+                print(f'\n{where}\n' if first else f'\n`{how}`\n', file=file)
+                print(measure.markdown(rows) + '\n' if rows else '', file=file)
+
+    def command(self, script: str, argv: list) -> str:
+        words = ' '.join(
+            f'"{x}"' if ' ' in str(x) else str(x) for x in (script, *argv))
+        for folder in (f'{ROOT}/', f'{self.scratch}/'):
+            words = words.replace(folder, '')
+        return f'python {words}'
 
     def run(self, script: str, argv: list, seconds: float, until=None,
             save: bool = False) -> str:
@@ -207,9 +193,8 @@ class Session:
         process = self.context.Process(
             target=child, args=(script, argv, str(self.log)))
         process.start()
-        seconds = min(seconds * (3 if self.tiny else 1), self.left())
-        end = time.monotonic() + seconds
-        enough = False
+        seconds = min(seconds * self.args.minutes / 9, self.left())
+        end, enough = time.monotonic() + seconds, False
         while process.is_alive() and time.monotonic() < end and not enough:
             process.join(0.3)
             enough = until is not None and until()
@@ -235,28 +220,26 @@ class Session:
         script, out = f'tools/benchmarks/{name}.py', self.scratch / 'x.json'
         self.run(script, [*argv, '--out', out], seconds)
         content = json.loads(out.read_text())
-        self.tables[content['title']] = (self.command(script, argv),
-                                         content['rows'])
-        return content['rows']
+        rows = content['rows']
+        self.tables[content['title']] = self.command(script, argv), rows
+        return rows
 
     def train(self, name: str, config: str, batch: int, images: Path,
-              interval: int, until: float, seconds: float, workers: int = 0,
-              flags=(), save: bool = False, **options) -> tuple:
+              interval: int, until: float, seconds: float, options=(),
+              flags=(), save: bool = False) -> tuple[str, list[dict]]:
         """Train up to an iteration or a time; command, and the log's rows."""
         options = {
             'train_dataloader.batch_size': batch,
-            'train_dataloader.num_workers': workers or self.workers,
+            'train_dataloader.num_workers': self.workers,
             'train_dataloader.dataset.data_root': images,
             'default_hooks.logger.interval': interval,
             'log_processor.window_size': interval,
             'env_cfg.cudnn_benchmark': True,
-            **options
+            **dict(options)
         }
         folder = self.scratch / name
-        argv = [
-            config, '--work-dir', folder, *flags, '--cfg-options',
-            *(f'{k}={v}' for k, v in options.items())
-        ]
+        argv = [config, '--work-dir', folder, *flags, '--cfg-options']
+        argv += [f'{k}={v}' for k, v in options.items()]
 
         def enough() -> bool:
             rows = scalars(folder)
@@ -287,37 +270,32 @@ class Session:
         if not folder.exists():
             from benchmark_data import draw_jpegs
             folder.mkdir()
-            draw_jpegs(folder, 4 if self.tiny else 256, seed=0)
+            draw_jpegs(folder, 4 if self.tiny else 128, seed=0)
             for path in [*folder.iterdir()]:
-                for i in range(64):
+                for i in range(100):
                     os.link(path, path.with_name(f'{path.stem}_{i}.jpg'))
         return folder
 
 
 def tests(s: Session) -> None:
     argv = ['-m', 'gpu', 'tests/gpu', '-q', '-rs', '-W', 'ignore']
-    failure = None
     try:
-        text = s.run('pytest', argv, 100)
+        found = last_line(s.run('pytest', argv, 100))
     except RuntimeError as error:
-        failure = str(error)
-        text = s.log.read_text(errors='replace')
-    lines = re.findall(r'^(?:FAILED|ERROR|SKIPPED).*', text, re.MULTILINE)
-    s.tables['Tests'] = (s.command('-m pytest', argv),
-                         [dict(line=x.replace('|', '/')) for x in lines])
-    s.find('tests that need a GPU', '', 'all pass', failure or last_line(text),
+        failed = re.findall('^FAILED .*::(.*)', s.log.read_text(), re.M)
+        found = '; '.join([str(error), *failed]).replace('|', '/')
+    s.find('tests that need a GPU', '', 'all pass', found,
            'pytest -m gpu tests/gpu')
 
 
 def step(s: Session) -> None:
     sizes = [(2, 64, 1)] if s.tiny else [(32, 224, 7), (256, 224, 7)]
     for batch, size, rounds in sizes:
-        argv = [
-            '--batch', batch, '--size', size, '--rounds', rounds,
-            '--precision', 'bfloat16', '--baselines', 'mmpretrain MoCo-v2'
-        ]
+        argv = ['--batch', batch, '--size', size, '--rounds', rounds,
+                '--precision', 'bfloat16', '--baselines', 'mmpretrain MoCo-v2']
         rows = s.bench('benchmark_step', argv, 90)
         ours = {row['what']: row for row in rows}['mmdensecl DenseCL']
+        s.steps[batch] = ours['seconds']
         for what, baseline, target, column in (
             ('step', PEER, '0.7x', 'to_mmpretrain_DenseCL'),
             ('peak memory of a step', PEER, '0.6x', 'memory_ratio'),
@@ -333,178 +311,162 @@ def loss(s: Session) -> None:
         argv = ['--batch', batch, '--precision', 'bfloat16']
         argv += ['--queue-len', 4096, '--rounds', 1] if s.tiny else []
         ours, *_ = s.bench('benchmark_loss', argv, 40)
-        for what, target, column in (('time', '0.5x', 'time_ratio'),
-                                     ('extra memory', '1/20 = 0.05x',
-                                      'memory_ratio')):
+        for what, target, column in (
+            ('time', '0.5x', 'time_ratio'),
+            ('extra memory', '1/20 = 0.05x', 'memory_ratio')):
             s.find(f'dense loss, batch {batch}: {what}', 'mmpretrain', target,
                    f'{ours[column]:.3g}x',
                    f'benchmark_loss.py --batch {batch} --precision bfloat16')
 
 
 def data(s: Session) -> None:
-    argv = ['--num-images', 2 if s.tiny else 96]
-    argv += ['--rounds', 1 if s.tiny else 3]
+    number, rounds = (2, 1) if s.tiny else (96, 3)
+    argv = ['--num-images', number, '--rounds', rounds]
     for row in s.bench('benchmark_data', argv, 60):
         if row['what'].startswith('mmdensecl'):
-            s.find(
-                f'two views: {row["what"]}', 'mmpretrain', '',
-                f'{row["images_a_second"]:.0f} images a second, '
-                f'{row["speed_ratio"]:.1f}x', 'benchmark_data.py')
+            s.find(f'two views: {row["what"]}', 'mmpretrain', '',
+                   f'{row["images_a_second"]:.0f} images a second, '
+                   f'{row["speed_ratio"]:.1f}x', 'benchmark_data.py')
 
 
 def run(s: Session) -> None:
     theirs = s.scratch / 'mmpretrain_densecl.py'
     theirs.write_text(MMPRETRAIN)
     small, large = (2, 2) if s.tiny else (32, 256)
-    many, few = s.workers, min(4, s.workers)
-    # Views alone are what this compares.
-    eager = {'model.compile_encoders': False, 'model.channels_last': False}
-    plans = {
-        (f'mmdensecl, {small}', many): (BFLOAT16, {}),
-        (f'mmdensecl, {large}', many): (BFLOAT16, {}),
-        (f'mmdensecl, {large}, device views', many): (DEVICE_VIEWS, eager),
-        (f'mmdensecl, {large}', few): (BFLOAT16, {}),
-        (f'mmdensecl, {large}, device views', few): (DEVICE_VIEWS, eager),
-        (f'{PEER}, {large}', many): (theirs, {}),
-    }
+    few, many = min(4, s.workers), s.workers
+    interval, until = (1, 2) if s.tiny else (10, 40)
     seconds, table = {}, []
     title = 'A run of ResNet-50 in bfloat16: Runner, hooks and logging'
-    for i, ((name, workers), (config, options)) in enumerate(plans.items()):
-        interval, until = (1, 3) if s.tiny else (10, 40)
-        batch = small if i == 0 else large
-        if s.tiny:
-            places = ['model.data_preprocessor.size'] if options else [
-                'train_dataloader.dataset.pipeline.1.' +
-                ('transforms.0.0.scale' if config is theirs else 'size')]
-            options = {**options, **dict.fromkeys(places, 64)}
-        how, rows = s.train(f'run{i}', config, batch, s.photographs(),
-                            interval, until, 60, workers, **options)
+    for i, (config, batch, workers) in enumerate([
+        (BFLOAT16, small, many), (BFLOAT16, large, many),
+        (DEVICE_VIEWS, large, many), (BFLOAT16, large, few),
+        (DEVICE_VIEWS, large, few), (theirs, large, many)]):
+        options = {'train_dataloader.num_workers': workers}
+        if config is DEVICE_VIEWS:  # alone
+            options['model.compile_encoders'] = False
+            options['model.channels_last'] = False
+        name = {BFLOAT16: 'mmdensecl', DEVICE_VIEWS: 'mmdensecl, device views'}
+        row = dict(what=name.get(config, PEER), batch=batch, workers=workers)
+        try:
+            how, rows = s.train(f'run{i}', str(config), batch,
+                                s.photographs(), interval, until, 60, options)
+        except RuntimeError as error:
+            s.find(f'run: {row}', '', '', str(error), 'gpu.sh --parts run')
+            continue
         rows = [x for x in rows if x['step'] > interval] or rows
-        taken = seconds[name, workers] = median(x['time'] for x in rows)
-        table.append(
-            dict(
-                what=name,
-                workers=workers,
-                seconds=taken,
-                images_a_second=batch / taken,
-                waiting_for_data=median(x['data_time'] for x in rows),
-                peak_MiB=max(x.get('memory', 0) for x in rows)))
-        s.tables.setdefault(title, (how, table))
+        taken = seconds[config, batch, workers] = median(
+            x['time'] for x in rows)
+        waiting = median(x['data_time'] for x in rows)
+        table.append(dict(
+            row, seconds=taken, images_a_second=batch / taken,
+            waiting_for_data=waiting, peak_MiB=rows[-1].get('memory', 0)))
+        s.tables[title] = how, table
+
+    def compare(what, baseline, target, ours, theirs):
+        if ours and theirs:
+            s.find(what, baseline, target, f'{ours / theirs:.2f}x',
+                   'gpu.sh --parts step run')
+
     for workers in (many, few):
-        ratio = (seconds[f'mmdensecl, {large}', workers] /
-                 seconds[f'mmdensecl, {large}, device views', workers])
-        s.find(f'views on the device, {workers} workers', 'views by workers',
-               '1.3x as fast', f'{ratio:.2f}x', 'gpu.sh --parts run')
-    for title, (_, rows) in s.tables.items():  # the steps, measured before
-        found = re.match(r'Training step .*, (\d+) images', title)
-        name = f'mmdensecl, {found.group(1)}' if found else None
-        if (name, many) in seconds:
-            bare = {row['what']: row['seconds'] for row in rows}
-            ratio = seconds[name, many] / bare['mmdensecl DenseCL']
-            s.find(f'iteration of a run, batch {found.group(1)}', 'bare step',
-                   '1.03x', f'{ratio:.2f}x', 'gpu.sh --parts step run')
+        compare(f'time of a run, views by {workers} workers',
+                'views on the device', '1.3x or more',
+                seconds.get((BFLOAT16, large, workers)),
+                seconds.get((DEVICE_VIEWS, large, workers)))
+    compare(f'time of a run, batch {large}', PEER, '',
+            seconds.get((BFLOAT16, large, many)),
+            seconds.get((theirs, large, many)))
+    for batch in dict.fromkeys([small, large]):
+        compare(f'time of a run, batch {batch}', 'bare step', '1.03x',
+                seconds.get((BFLOAT16, batch, many)), s.steps.get(batch))
 
 
-def compile_(s: Session) -> None:
+def compiled(s: Session) -> None:
     if not s.cuda:
         raise Skip('torch.compile is meant for GPUs')
     configs = s.scratch / 'channels_last.py', s.scratch / 'compiled.py'
     configs[0].write_text(CHANNELS_LAST)
     configs[1].write_text(COMPILED)
-    argv = ['--batch', 4 if s.tiny else 256, '--rounds', 3, '--precision']
-    argv += ['bfloat16', '--baselines', 'DenseCL', '--configs', *configs]
+    argv = ['--batch', 4 if s.tiny else 256, '--rounds', 3, '--precision',
+            'bfloat16', '--baselines', 'DenseCL', '--configs', *configs]
     rows = s.bench('benchmark_step', argv, 150)
-    seconds = {row['what']: row['seconds'] for row in rows}
-    for fast, slow in (('channels_last', 'DenseCL'), ('compiled',
-                                                      'channels_last')):
-        ratio = seconds[f'mmdensecl {slow}'] / seconds[f'mmdensecl {fast}']
-        s.find(fast, slow, '1.3x as fast', f'{ratio:.2f}x',
-               'gpu.sh --parts compile')
+    seconds = {row['what'].split()[-1]: row['seconds'] for row in rows
+               if row['what'].startswith('mmdensecl')}
+    for fast, slow in (('channels_last', 'DenseCL'),
+                       ('compiled', 'channels_last')):
+        s.find(fast, slow, '1.3x as fast',
+               f'{seconds[slow] / seconds[fast]:.2f}x',
+               'gpu.sh --parts compiled')
 
 
 def recipe(s: Session) -> None:
-    options = {}
-    if s.tiny:
-        options['train_dataloader.dataset.pipeline.1.size'] = 64
+    batch, interval, until = (4, 1, 2) if s.tiny else (256, 50, 250)
     sources = (ROOT / 'mmdensecl/models').rglob('*.py')
-    if any('virtual_ranks' in x.read_text() for x in sources):
-        options['model.virtual_ranks'] = 2 if s.tiny else 8
-    batch, interval, until = (4, 1, 3) if s.tiny else (256, 50, 250)
+    known = any('virtual_ranks' in x.read_text() for x in sources)
+    options = {'model.virtual_ranks': 2 if s.tiny else 8} if known else {}
     how, rows = s.train('recipe', PUBLISHED, batch, s.images(), interval,
-                        until, 170, **options)
+                        until, 170, options)
     table = []
     for row in rows:
         ours = f'{row["loss_global"]:.2f} / {row["loss_dense"]:.2f}'
-        theirs = '{} / {}'.format(*AUTHORS.get(row['step'], '??'))
-        table.append(
-            dict(
-                iteration=row['step'],
-                ours=ours,
-                authors=theirs,
-                seconds=row['time']))
+        theirs = AUTHORS.get(row['step'], '?')
+        table.append(dict(iteration=row['step'], ours=ours, authors=theirs,
+                          seconds=row['time']))
         s.find(f'weighted losses, iteration {row["step"]}',
                f"authors' log of COCO: {theirs}", '', ours,
                'gpu.sh --parts recipe')
-    s.tables['The published recipe, weighted losses: global / dense'] = (how,
+    s.tables['The published recipe: weighted losses, global / dense'] = (how,
                                                                          table)
 
 
 def mini(s: Session) -> None:
     """Train with the time that is left, and keep the backbone."""
     options = dict(x.split('=', 1) for x in s.args.mini_options)
-    batch = int(options.pop('train_dataloader.batch_size', 32))
+    own = Config.fromfile(s.args.mini).train_dataloader.batch_size
+    batch = int(options.pop('train_dataloader.batch_size', own))
     images = sum(x.suffix.lower() in ('.jpg', '.jpeg', '.png')
                  for x in s.images().rglob('*'))
-    args = s.args.mini, batch, s.images(), 2 if s.tiny else 20
+    args = s.args.mini, batch, s.images(), 1 if s.tiny else 20
     flags = ['--amp'] if s.cuda else []
     start = time.monotonic()
-    _, rows = s.train('speed', *args, 4 if s.tiny else 60, 45, flags=flags,
-                      **options)
+    _, rows = s.train('speed', *args, 2 if s.tiny else 60, 45, options, flags)
     seconds = rows[-1]['time']
     startup = time.monotonic() - start - rows[-1]['step'] * seconds
     budget = 5 if s.tiny else s.left() - 25
-    epochs = (budget - startup) * 0.9 / seconds // max(1, images // batch)
-    options['train_cfg.max_epochs'] = max(1, int(epochs))
-    options['param_scheduler.T_max'] = max(1, int(epochs))
-    how, rows = s.train('mini', *args, float('inf'), budget, flags=flags,
-                        save=True, **options)
-    table = [{k: row[k] for k in ('step', 'loss', 'lr', 'time')}
-             for row in rows[::len(rows) // 10 + 1]]
-    s.tables[f'The mini network on {images} images'] = how, table
+    epochs = 0.9 * (budget - startup) / seconds // max(1, images // batch)
+    epochs = max(1, int(epochs))
+    options['train_cfg.max_epochs'] = epochs
+    options['param_scheduler.T_max'] = epochs
+    how, rows = s.train('mini', *args, float('inf'), budget, options, flags,
+                        save=True)
+    s.tables[f'The mini network, {epochs} epochs of {images} images'] = (
+        how, [{k: row[k] for k in ('step', 'loss', 'time')}
+              for row in rows[::len(rows) // 10 + 1]])
     (s.out / 'mini_scalars.json').write_text(
-        '\n'.join(map(json.dumps, rows)) + '\n')
-    checkpoints = (s.scratch / 'mini').glob('*.pth')
-    newest = max(checkpoints, key=lambda x: x.stat().st_mtime)
+        ''.join(json.dumps(row) + '\n' for row in rows))
+    newest = max((s.scratch / 'mini').glob('*.pth'),
+                 key=lambda x: x.stat().st_mtime)
     s.run('tools/model_converters/publish_backbone.py',
           [newest, s.scratch / 'backbone'], 30)
     path, = s.scratch.glob('backbone-*.pth')
-    state = torch.load(path, weights_only=True)['state_dict']
-    torch.save(
-        dict(state_dict={
-            k: v.half() if v.is_floating_point() else v
-            for k, v in state.items()
-        }), path)
+    backbone = torch.load(path, weights_only=True)['state_dict']
+    torch.save(dict(state_dict={
+        k: v.half() if v.is_floating_point() else v
+        for k, v in backbone.items()}), path)
     content = path.read_bytes()
-    for i, begin in enumerate(range(0, len(content), PIECE)):
-        piece = content[begin:begin + PIECE]
-        (s.out / f'backbone.pth.{i}').write_bytes(piece)
+    for i in range(0, len(content), PIECE):
+        (s.out / f'backbone.pth.{i // PIECE}').write_bytes(
+            content[i:i + PIECE])
 
 
-PARTS = dict(
-    tests=tests,
-    step=step,
-    loss=loss,
-    recipe=recipe,
-    run=run,
-    data=data,
-    compile=compile_,
-    mini=mini)
+PARTS = {f.__name__: f
+         for f in (tests, step, loss, recipe, run, data, compiled, mini)}
 
 
 def main() -> None:
     s = Session(parse_args())
     for name in s.args.parts:
         begin, state = time.monotonic(), 'done'
+        s.reserve *= name != 'mini'
         try:
             if s.left() < 15:
                 raise Skip('no time is left')
@@ -519,10 +481,8 @@ def main() -> None:
             s.find(f'part `{name}`', '', '', '', f'gpu.sh --parts {name}')
             s.tables[SUMMARY][1][-1]['measured'] = state
         s.write()
-        print(
-            f'{name}: {state}, {time.monotonic() - begin:.0f} s, '
-            f'{s.left():.0f} s left',
-            flush=True)
+        print(f'{name}: {state}, {time.monotonic() - begin:.0f} s, '
+              f'{s.left():.0f} s left', flush=True)
     print((s.out / 'gpu.md').read_text())
 
 

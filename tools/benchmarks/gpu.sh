@@ -7,9 +7,8 @@
 #   bash tools/benchmarks/gpu.sh --tiny             the same, small: also on a CPU
 #   bash tools/benchmarks/gpu.sh --help             all options
 #
-# The machine needs torch, torchvision, OpenCV, matplotlib and pytest. What it
-# lacks beyond that may lie in gpu_wheels/, see gpu_wheels.sh: no network is
-# needed.
+# It needs what the tests need, but no network: a machine with torch gets the
+# rest by gpu_wheels.sh. Images to train on may lie in gpu_data/.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 python="${PYTHON:-python3}"

@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import matplotlib
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from mmdensecl import FrozenBackbone, load_backbone
-from mmdensecl.engine import merge_options
-from mmdensecl.engine.command_line import run_quietly
+from mmdensecl.engine.command_line import (
+    add_config_options,
+    load_config,
+    run_quietly,
+)
 from mmdensecl.evaluation.matching import (
     STANDARD_ERRORS,
     Accuracy,
@@ -107,13 +109,7 @@ def parse_args() -> argparse.Namespace:
     )
     add('--pairs', type=int, default=16, help='pairs of views for the test')
     add('--device', default='cpu')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config, "a.b=c"',
-    )
+    add_config_options(parser)
     args = parser.parse_args()
     for name, least in (('top', 1), ('margin', 0), ('pairs', 8), ('size', 1)):
         value = getattr(args, name)
@@ -279,8 +275,7 @@ def report(found: Comparison) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, draw, print."""
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     drawer = ViewDrawer(cfg, args.size or 2 * ViewDrawer(cfg).size)
     files = [x for x in (args.image, args.image2) if x]

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from mmengine.config import Config, DictAction
 from mmengine.utils import track_iter_progress
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
 from mmdensecl import load_backbone
-from mmdensecl.engine import merge_options
-from mmdensecl.engine.command_line import run_quietly
+from mmdensecl.engine.command_line import (
+    add_config_options,
+    load_config,
+    run_quietly,
+)
 from mmdensecl.transfer.feature_extractor import as_rgb
 from mmdensecl.visualization.dense_maps import (
     ImageMap,
@@ -84,13 +86,7 @@ def parse_args() -> argparse.Namespace:
     )
     add('--seed', type=int, default=0)
     add('--device', default='cpu')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config, "a.b=c"',
-    )
+    add_config_options(parser)
     args = parser.parse_args()
     least = dict(size=16, margin=0, segments=1, neighbours=1, max_images=1)
     for name, value in least.items():
@@ -254,8 +250,7 @@ def extract_all(
 
 def run(args: argparse.Namespace) -> None:
     """Extract, draw, write."""
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args)
     files = list_files(args)
     if args.patch and len(files) < 2:
         raise ValueError(

@@ -11,7 +11,7 @@ param_scheduler = dict(
 )
 
 # Resumes exactly, also in the middle of an epoch.
-train_cfg = dict(type='mmdensecl.ExactEpochLoop', max_epochs=max_epochs)
+train_cfg = dict(type='mmdensecl.ResumableEpochLoop', max_epochs=max_epochs)
 
 # The learning rate is meant for 8 x 32 pictures; --auto-scale-lr follows.
 auto_scale_lr = dict(base_batch_size=256)

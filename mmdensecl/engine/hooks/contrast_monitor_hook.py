@@ -88,10 +88,10 @@ class ContrastMonitorHook(Hook):
 
     @staticmethod
     def _go_on(runner) -> str:
-        return (f'{last_good(runner.work_dir)} Lower '
-                'optim_wrapper.optimizer.lr, or add '
-                'optim_wrapper.clip_grad=dict(max_norm=10), and go on with '
-                '--resume.')
+        return (f'{last_good(runner.work_dir)} Resume from it with '
+                '--resume and --cfg-options '
+                'optim_wrapper.clip_grad.max_norm=10, or train on with a lower '
+                'optim_wrapper.optimizer.lr and load_from=CHECKPOINT.')
 
     def _stop(self, runner, data_batch, outputs) -> None:
         values = ', '.join(f'{name}={torch.as_tensor(x).item():g}'
