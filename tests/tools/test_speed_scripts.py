@@ -166,7 +166,7 @@ def test_gpu(tmp_path):
 # 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past
 # the end of their memory, in channels_last on a CPU.
 TINY = f"""
-_base_ = '{ROOT}/configs/mini/densecl_r18_1xb32-coslr-40e_folder.py'
+_base_ = '{ROOT}/configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
 model = dict(
     queue_len=16, backbone=dict(stem_channels=16, base_channels=16),
     neck=dict(in_channels=128, hid_channels=16))

@@ -38,7 +38,7 @@ PEER = 'mmpretrain DenseCL'
 BFLOAT16 = 'configs/densecl_r50_8xb32-coslr-200e_amp.py'
 DEVICE_VIEWS = 'configs/densecl_r50_8xb32-coslr-200e_fast.py'
 PUBLISHED = 'configs/densecl_r50_8xb32-coslr-800e_coco.py'
-MINI = 'configs/mini/densecl_r18_1xb32-coslr-40e_folder.py'
+MINI = 'configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
 # The authors' log of COCO, 800 epochs: weighted losses, global and dense.
 AUTHORS = {50: '4.29 / 4.39', 100: '4.84 / 4.75', 150: '4.96 / 4.79',
            200: '4.98 / 4.78'}
