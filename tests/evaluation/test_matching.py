@@ -98,7 +98,7 @@ class TestAccuracy:
         noisy = pixels_of_cells(pairs.query) + 200 * torch.randn(4, 48, 8, 8)
         query, key = map(backbone_features, (noisy, pixels_of_cells(pairs.key)))
         found = match_accuracy(query, key, pairs.views)
-        logged = match_metrics(BackboneSimilarity()(query, key), query,
+        logged = match_metrics(BackboneSimilarity()(query, key, None), query,
                                 key._replace(dense_proj=key.backbone_feats),
                                 pairs.views)['match_acc']
         assert 5 < logged < 95
