@@ -1,4 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import ast
 import inspect
 from argparse import ArgumentParser
 from difflib import get_close_matches
@@ -111,7 +112,7 @@ def _present_value(cfg: Config, name: str) -> Any:
 
 
 def check_data_root(cfg: Config) -> None:
-    """See that a ``data_root`` of the config is where its data comes from.
+    """See that a ``data_root`` of a config is where its data comes from.
 
     A base config has put its own value into its dataloaders already, so that
     a child's new value would change nothing.
@@ -125,19 +126,33 @@ def check_data_root(cfg: Config) -> None:
     root = cfg.get('data_root')
     loader = cfg.get('train_dataloader') or {}
     used = (loader.get('dataset') or {}).get('data_root')
-    if not isinstance(root, str) or not isinstance(used, str):
+    if (not isinstance(root, str) or not isinstance(used, str)
+            or 'data_root' not in _assigned_in(cfg.filename)):
         return
-    below = root.rstrip('/') or '/'
-    if not any(x.rstrip('/') == below or x.startswith(f'{below.rstrip("/")}/')
-               for node, _ in dicts(dict(cfg.items()))
-               for key, x in node.items()
-               if isinstance(x, str) and not (key == 'data_root'
-                                              and 'train_dataloader' in node)):
+    root = root.rstrip('/') or '/'
+    below = root if root == '/' else f'{root}/'
+    parts = {k: x for k, x in cfg.items() if k != 'data_root'}
+    values = [x for node, _ in dicts(parts) for x in node.values()]
+    if not any(
+            isinstance(x, str) and f'{x}/'.startswith(below) for x in values):
         raise ValueError(
             f'{cfg.filename} sets data_root={root!r}, but its training data '
             f'is at {used!r}, which a base config has put there. Add the line '
             'train_dataloader = dict(dataset=dict(data_root=data_root)), or '
             'leave data_root out and use --data-root')
+
+
+def _assigned_in(filename: str | None) -> set[str]:
+    """Variables that a config file itself sets, not a base of it."""
+    if not filename or not filename.endswith('.py'):
+        return set()
+    with open(filename, encoding='utf-8') as file:
+        body = ast.parse(file.read()).body
+    return {
+        target.id
+        for node in body if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(target, ast.Name)
+    }
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:

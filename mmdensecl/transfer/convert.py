@@ -115,12 +115,12 @@ def describe_file(backbone: Backbone) -> dict[str, object]:
     """
     run = dict(backbone.run)
     saved = run.pop('backbone', None)
-    if isinstance(saved, dict) and backbone.arch:
+    if isinstance(saved, dict) and saved_geometry(saved):
         run['backbone'] = saved_geometry(saved)
     return dict(
         arch=backbone.arch,
         source=backbone.source,
-        versions=dict(mmdensecl=__version__, torch=torch.__version__),
+        versions=dict(mmdensecl=__version__, torch=str(torch.__version__)),
         run=run,
     )
 

@@ -84,11 +84,8 @@ class PretrainedBackbone:
         self.sha256 = sha256
         self.prefix = prefix
         self.strict = strict
-        self.allow_random = (
-            [allow_random]
-            if isinstance(allow_random, str)
-            else list(allow_random)
-        )
+        names = allow_random
+        self.allow_random = [names] if isinstance(names, str) else [*names]
 
     def __call__(self, module: nn.Module) -> None:
         """Read the file and :meth:`load` it into a module, in place."""
@@ -111,29 +108,19 @@ class PretrainedBackbone:
                 f'"{self.checkpoint}" is another file than expected: got '
                 f'sha256 {backbone.sha256}, expected {self.sha256}'
             )
-        own = {
-            k: v
-            for k, v in module.state_dict().items()
-            if isinstance(v, Tensor)
-        }
+        state = module.state_dict()
+        own = {k: x for k, x in state.items() if isinstance(x, Tensor)}
         given = backbone.state_dict
         fits = {
             name: given[name]
-            for name, x in own.items()
-            if name in given and not _mismatch(given[name], x)
+            for name in own.keys() & given.keys()
+            if not _mismatch(given[name], own[name])
         }
         problems = self._problems(module, own, given, fits)
         if not fits or (problems and self.strict):
-            raise ValueError(
-                '\n'.join(
-                    [
-                        f'{self._file(backbone)}, does not fit the '
-                        f'{type(module).__name__} of the model',
-                        *problems,
-                        *_hints(own, backbone),
-                    ]
-                )
-            )
+            what = f'does not fit the {type(module).__name__} of the model'
+            lines = [f'{self._file(backbone)}, {what}', *problems]
+            raise ValueError('\n'.join(lines + _hints(own, backbone)))
         self._initialise_children(module)
         module.load_state_dict(fits, strict=False)
         self._finalize(module, backbone)
@@ -147,10 +134,8 @@ class PretrainedBackbone:
         types = [getattr(x['type'], '__name__', x['type']) for x in cfgs]
         ours = [x.endswith(type(self).__name__) for x in types]
         # mmengine always runs its own Pretrained after the others.
-        if any(ours) and (
-            not ours[-1]
-            or not {'Pretrained', 'PretrainedInit'}.isdisjoint(types)
-        ):
+        others = {'Pretrained', 'PretrainedInit'}.intersection(types)
+        if any(ours) and (others or not ours[-1]):
             raise ValueError(
                 'PretrainedBackbone must be the last of init_cfg, and without '
                 '"Pretrained", or the others overwrite what it loads; got '
@@ -165,42 +150,29 @@ class PretrainedBackbone:
         fits: Mapping[str, Tensor],
     ) -> list[str]:
         """What would stay random, and what the module should have had."""
-        rest = [
-            name
-            for name in own
-            if name not in fits and not name.endswith(COUNTER)
-        ]
-        wrong = [name for name in rest if not self._may_be_random(name)]
+        rest = [x for x in own if x not in fits and not x.endswith(COUNTER)]
+        wrong = [x for x in rest if not self._may_be_random(x)]
+        shapes = [x for x in wrong if x in given]
         # Stages that the module does not have, such as layer4 of a C4
         # backbone, are nobody's loss; other blocks of the same stage are.
-        stages = _stages(own)
-        frozen = {
-            k for k, x in module.named_parameters() if not x.requires_grad
-        }
+        deeper = [
+            x for x in given if x not in own and _stage(x) in _stages(own)
+        ]
+        trains = {k: x.requires_grad for k, x in module.named_parameters()}
         problems = {
             'not in the file, would stay random': [
-                name for name in wrong if name not in given
+                x for x in wrong if x not in given
             ],
             'of another shape or type, would stay random': [
-                f'{name}: {_mismatch(given[name], own[name])}'
-                for name in wrong
-                if name in given
+                f'{x}: {_mismatch(given[x], own[x])}' for x in shapes
             ],
-            'in the file without a place in the module': [
-                name
-                for name in given
-                if name not in own and name.partition('.')[0] in stages
-            ],
+            'in the file without a place in the module': deeper,
             'random and frozen, would never be trained (lower frozen_stages, '
             'or do without allow_random)': [
-                name for name in rest if name in frozen and name not in wrong
+                x for x in rest if x not in wrong and not trains.get(x, True)
             ],
         }
-        return [
-            f'{len(names)} {what}: {_some(names)}'
-            for what, names in problems.items()
-            if names
-        ]
+        return _listed(problems, '{} ')
 
     def _may_be_random(self, name: str) -> bool:
         return any(
@@ -222,9 +194,8 @@ class PretrainedBackbone:
                 child, 'is_init', False
             ):
                 child.init_weights()
-                update_init_info(
-                    child, init_info=f'init_weights of {type(child).__name__}'
-                )
+                info = f'init_weights of {type(child).__name__}'
+                update_init_info(child, init_info=info)
 
     def _finalize(self, module: nn.Module, backbone: Backbone) -> None:
         """Tell mmengine and the host to leave the weights alone."""
@@ -235,15 +206,12 @@ class PretrainedBackbone:
         # last norm of each block after init_weights.
         module.init_cfg = dict(type='Pretrained', checkpoint=self.checkpoint)
         if hasattr(module, '_params_init_info'):
-            update_init_info(
-                module, init_info=f'PretrainedBackbone: {self._file(backbone)}'
-            )
+            info = f'PretrainedBackbone: {self._file(backbone)}'
+            update_init_info(module, init_info=info)
 
     def _file(self, backbone: Backbone) -> str:
-        return (
-            f'"{self.checkpoint}" (sha256 {backbone.sha256[:8]}), '
-            f'{backbone.source}'
-        )
+        sha256 = backbone.sha256[:8]
+        return f'"{self.checkpoint}" (sha256 {sha256}), {backbone.source}'
 
     def _report(
         self,
@@ -255,116 +223,102 @@ class PretrainedBackbone:
     ) -> None:
         """Say what was loaded, what not, and what the file also holds."""
         hub = MessageHub.get_current_instance()
-        hub.update_info(
-            LOADED,
-            {**hub.get_info(LOADED, {}), backbone.sha256: self.checkpoint},
-        )
-        kept = [name for name in own if name not in fits]
-        stages = _stages(own)
-        trains = {k: x.requires_grad for k, x in module.named_parameters()}
+        loaded = hub.get_info(LOADED, {})
+        hub.update_info(LOADED, {**loaded, backbone.sha256: self.checkpoint})
+        kind = type(module).__name__
+        counters = [x for x in own if x not in fits and x.endswith(COUNTER)]
+        stages, given = _stages(own), _stages(backbone.state_dict)
+        trained = {
+            _stage(name)
+            for name, x in module.named_parameters()
+            if x.requires_grad
+        }
         details = {
-            'will not train, frozen': [
-                x
-                for x in stages
-                if not any(
-                    trains.get(k, k not in fits)
-                    for k in own
-                    if k.startswith(f'{x}.')
-                )
-            ],
-            'not in the file, stay at 0': [
-                x for x in kept if x.endswith(COUNTER)
-            ],
+            'will not train, frozen': [x for x in stages if x not in trained],
+            'not in the file, stay at 0': counters,
             'random, as allow_random permits': [
                 x
-                for x in kept
-                if not x.endswith(COUNTER) and self._may_be_random(x)
+                for x in own
+                if x not in fits
+                and x not in counters
+                and self._may_be_random(x)
             ],
             'in the file but not needed': [
-                *(x for x in _stages(backbone.state_dict) if x not in stages),
+                *(x for x in given if x not in stages),
                 *backbone.left_out,
             ],
         }
-        lines = [
+        head = (
             f'loaded {len(fits)}/{len(own)} tensors of '
-            f'{backbone.arch or "a backbone"} into {type(module).__name__} '
-            f'from {self._file(backbone)}'
-        ]
-        lines += [
-            f'{what}: {_some(names)}'
-            for what, names in details.items()
-            if names
-        ]
+            f'{backbone.arch or "a backbone"} into {kind} from '
+            f'{self._file(backbone)}'
+        )
+        lines = [head, *_listed(details)]
         if getattr(module, 'norm_eval', False):
-            lines.append(
-                'norm_eval=True: no batch norm updates its statistics'
-            )
-        if (
-            'layer4' in _stages(backbone.state_dict)
-            and 'layer3' in stages
-            and 'layer4' not in stages
-        ):
+            lines.append('norm_eval=True: batch norms keep their statistics')
+        if 'layer3' in stages and 'layer4' in given.keys() - stages.keys():
             lines.append(
                 'if this is a C4 detector, its roi_head.shared_head '
                 'has layer4 and needs an init_cfg like this one'
             )
         print_log('; '.join(lines), logger='current')
         if problems:
-            print_log(
-                '\n'.join([f'strict=False: {lines[0]}', *problems]),
-                logger='current',
-                level=logging.WARNING,
-            )
+            _warn('\n'.join([f'strict=False: {head}', *problems]))
         if any(
             hasattr(part, 'conv3') and getattr(part, 'style', None) == 'caffe'
             for part in module.modules()
         ):
-            print_log(
-                f"{type(module).__name__} has style='caffe', and most such "
-                'configs feed BGR pictures that are not divided by their std. '
-                "Unless the checkpoint was trained so, set style='pytorch' "
-                'and the RGB statistics of ImageNet in the data preprocessor',
-                logger='current',
-                level=logging.WARNING,
+            _warn(
+                f"{kind} has style='caffe', and most such configs feed BGR "
+                'images that are not divided by their std. Unless the '
+                "checkpoint was trained so, set style='pytorch' and the RGB "
+                'statistics of ImageNet in the data preprocessor'
             )
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
 
 
 def _mismatch(given: Tensor, own: Tensor) -> str:
     """What keeps a tensor from being loaded; empty if nothing does."""
-    kinds = ('is_floating_point', 'is_complex')
-    if (
-        given.shape == own.shape
-        and all(getattr(given, x)() == getattr(own, x)() for x in kinds)
-        and ((given.dtype == torch.bool) == (own.dtype == torch.bool))
-    ):
+    kinds = [
+        (x.shape, x.is_floating_point(), x.is_complex(), x.dtype == torch.bool)
+        for x in (given, own)
+    ]
+    if kinds[0] == kinds[1]:
         return ''
-    return 'got {} {}, expected {} {}'.format(
-        *(
-            f(x)
-            for x in (given, own)
-            for f in (lambda x: tuple(x.shape), lambda x: x.dtype)
-        )
-    )
+    got, expected = (f'{(*x.shape,)} {x.dtype}' for x in (given, own))
+    return f'got {got}, expected {expected}'
+
+
+def _stage(name: str) -> str:
+    return name.partition('.')[0]
 
 
 def _stages(names: Iterable[str]) -> dict[str, None]:
     """``conv1``, ``bn1``, ``layer1`` and so on, in order."""
-    return dict.fromkeys(name.partition('.')[0] for name in names)
+    return dict.fromkeys(map(_stage, names))
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+def _listed(groups: Mapping[str, list[str]], count: str = '') -> list[str]:
+    """A line for each group that has names, with at most eight of them."""
+    lines = []
+    for what, names in groups.items():
+        more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+        head = count.format(len(names)) + what
+        lines += [f'{head}: {", ".join(names[:8])}{more}'] * bool(names)
+    return lines
 
 
 def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
     """What to do about the usual reasons."""
-    given = backbone.state_dict
     arch = describe_architecture(own)
-    hints = []
     own_deep, given_deep = (
-        any(x.startswith('stem.') for x in state) for state in (own, given)
+        any(x.startswith('stem.') for x in state)
+        for state in (own, backbone.state_dict)
     )
+    hints = []
     if own_deep and not given_deep:
         hints.append(
             'The module has a deep stem and the file a plain one: use '
@@ -382,9 +336,9 @@ def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
         ]
     elif any(name.startswith('backbone.') for name in own):
         hints.append('This is a whole model: put init_cfg into its backbone.')
-    hints.append(
+    return [
+        *hints,
         'If some tensors are meant to stay random, name them by '
         "allow_random=['conv_offset'], for example; strict=False loads "
-        'whatever fits.'
-    )
-    return hints
+        'whatever fits.',
+    ]

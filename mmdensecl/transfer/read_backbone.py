@@ -137,12 +137,13 @@ def read_backbone(
     """
     tree, sha256 = _load(str(path))
     if not isinstance(tree, Mapping):
+        kind = type(tree).__name__
         raise ValueError(
-            f'"{path}" is no checkpoint: it holds a '
-            f'{type(tree).__name__}, not a dictionary of tensors'
+            f'"{path}" is no checkpoint: it holds a {kind}, not a dictionary '
+            'of tensors'
         )
     leaves = dict(_leaves(tree))
-    tensors = {k: v for k, v in leaves.items() if isinstance(v, Tensor)}
+    tensors = {k: x for k, x in leaves.items() if isinstance(x, Tensor)}
     if not tensors:
         raise NoBackboneError(f'"{path}" holds no tensors at all')
     if prefix is None:
@@ -152,20 +153,26 @@ def read_backbone(
         tensors, place = _at(tensors, prefix, path)
     start = f'{place}.' if place else ''
     state = _below(tensors, start)
+    # What stands in place of a weight and is no tensor, such as a text.
+    others = {
+        _strip(k): x
+        for k, x in leaves.items()
+        if not isinstance(x, Tensor) and WEIGHT.search(k)
+    }
+    others = _below(others, f'{_strip(place)}.' if _strip(place) else '')
     if is_resnet(state):
-        state = {k: v for k, v in state.items() if RESNET.match(k)}
+        state = {k: x for k, x in state.items() if RESNET.match(k)}
         state |= _shared_head(tensors, start, state)
-    _check_values(state, path)
-    _check_types(leaves, start, path)
+        others = {k: x for k, x in others.items() if RESNET.match(k)}
+    _check({**state, **others}, path)
     taken = {id(x) for x in state.values()}
+    rest = [k for k, x in tensors.items() if id(x) not in taken]
     return Backbone(
         state_dict=state,
         source=_source(tree, tensors, place),
         prefix=start,
         arch=describe_architecture(state),
-        left_out=_groups(
-            (k for k, v in tensors.items() if id(v) not in taken), start
-        ),
+        left_out=_groups(rest, start),
         sha256=sha256,
         run=read_run(tree),
     )
@@ -243,10 +250,9 @@ def _unwrapped(tensors: Mapping[str, Tensor], path: Any) -> dict[str, Tensor]:
     return {name: tensors[raw] for name, raw in plain.items()}
 
 
-def _below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {
-        k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)
-    }
+def _below(tensors: Mapping[str, Any], start: str) -> dict[str, Any]:
+    found = (k for k in tensors if k.startswith(start))
+    return {k[len(start) :]: tensors[k] for k in found}
 
 
 def _resnets(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -256,11 +262,7 @@ def _resnets(tensors: Mapping[str, Tensor]) -> list[str]:
         for name in tensors
         if f'.{name}'.endswith(f'.{FIRST_BLOCK}')
     ]
-    return [
-        start[:-1]
-        for start in starts
-        if any(start + stem in tensors for stem in STEMS)
-    ]
+    return [x[:-1] for x in starts if any(x + y in tensors for y in STEMS)]
 
 
 def _quote(places: list[str]) -> str:
@@ -270,14 +272,10 @@ def _quote(places: list[str]) -> str:
 def _choose(tensors: Mapping[str, Tensor], path: Any) -> str:
     """The place of the backbone."""
     found = _resnets(tensors)
-    known = [
-        '.'.join(filter(None, (head, place)))
-        for head in (*AVERAGED, '')
-        for place, _, _ in PLACES
-    ]
-    for place in known:
-        if place in found:
-            return place
+    for head in (*(f'{x}.' for x in AVERAGED), ''):
+        for place, _, _ in PLACES:
+            if f'{head}{place}'.strip('.') in found:
+                return f'{head}{place}'.strip('.')
     if not found and _below(tensors, 'backbone.'):
         return 'backbone'
     encoders = [x for x in found if COPIES.isdisjoint(x.split('.'))]
@@ -336,41 +334,31 @@ def _shared_head(
     if not start.endswith('backbone.') or 'layer4.0.conv1.weight' in state:
         return {}
     head = f'{start[: -len("backbone.")]}roi_head.shared_head.'
-    return {
-        k: v
-        for k, v in _below(tensors, head).items()
-        if k.startswith('layer4.')
-    }
+    found = _below(tensors, f'{head}layer4.')
+    return {f'layer4.{k}': x for k, x in found.items()}
 
 
 def _source(tree: Mapping, tensors: Mapping[str, Tensor], place: str) -> str:
-    averaged = place.split('.')[0] in AVERAGED
-    if averaged:
-        place = place.partition('.')[2]
+    head, _, rest = place.partition('.')
+    if head in AVERAGED:
+        return f'{_source(tree, tensors, rest)}, averaged (EMA) weights'
     if not place and tree.get('author') == 'DenseCL':
-        words = "DenseCL authors' released weights"
-    else:
-        words = next(
-            (
-                words
-                for known, also, words in PLACES
-                if known == place and any(x.startswith(also) for x in tensors)
-            ),
-            f'unknown checkpoint with a backbone under "{place}."',
-        )
-    return words + (', averaged (EMA) weights' if averaged else '')
+        return "DenseCL authors' released weights"
+    for known, also, words in PLACES:
+        if known == place and any(x.startswith(also) for x in tensors):
+            return words
+    return f'unknown checkpoint with a backbone under "{place}."'
 
 
 def _groups(names: Iterable[str], start: str) -> tuple[str, ...]:
     """What names begin with, down to where they leave ``start``."""
     groups: dict[str, None] = {}
     for name in names:
-        parts, depth = name.split('.'), 1
-        while depth < len(parts) and start.startswith(
-            '.'.join(parts[:depth]) + '.'
-        ):
-            depth += 1
-        groups['.'.join(parts[:depth])] = None
+        group, _, rest = name.partition('.')
+        while rest and start.startswith(f'{group}.'):
+            part, _, rest = rest.partition('.')
+            group = f'{group}.{part}'
+        groups[group] = None
     return tuple(groups)
 
 
@@ -380,61 +368,29 @@ def _listed(tensors: Mapping[str, Tensor], most: int = 8) -> str:
     return ', '.join(groups[:most]) + more
 
 
-def _is_float(x: Tensor) -> bool:
-    """Whether torch computes with it; not with numbers of a byte."""
-    return x.is_floating_point() and x.element_size() > 1
-
-
-def _check_values(state: Mapping[str, Tensor], path: Any) -> None:
-    """Refuse what no network of use consists of."""
-    problems = (
-        (
-            'are sparse, quantised or without data',
-            lambda name, x: (
-                x.is_meta or x.is_quantized or x.layout != torch.strided
-            ),
-            'Save them as plain tensors.',
-        ),
+def _problem(name: str, x: Any) -> str:
+    """What keeps a tensor from being of use; empty if nothing does."""
+    if not isinstance(x, Tensor):
+        return 'are no tensors'
+    if x.is_meta or x.is_quantized or x.layout != torch.strided:
+        return 'are sparse, quantised or without data'
+    if not x.is_floating_point() or x.element_size() == 1:
         # Other integers are indices and counters.
-        (
-            'are no floating-point numbers of 16 bits or more',
-            lambda name, x: (
-                not _is_float(x)
-                and (x.is_floating_point() or WEIGHT.search(name))
-            ),
-            'Quantised weights cannot be trained; take those that they are of.',
-        ),
-        (
-            'hold NaN or infinity',
-            lambda name, x: _is_float(x) and not x.isfinite().all(),
-            'The run that wrote it had diverged; take an earlier checkpoint.',
-        ),
-        (
-            'hold only zeros',
-            lambda name, x: CONVOLUTION.search(name) and not x.any(),
-            'No training ends so; the file is not what it was meant to be.',
-        ),
-    )
-    for what, is_bad, then in problems:
-        bad = [name for name, x in state.items() if is_bad(name, x)]
-        if bad:
-            raise ValueError(
-                f'{len(bad)} of {len(state)} backbone tensors of "{path}" '
-                f'{what}: {", ".join(bad[:5])}'
-                f'{", ..." if len(bad) > 5 else ""}. {then}'
-            )
+        if x.is_floating_point() or WEIGHT.search(name):
+            return 'are no floating-point numbers of 16 bits or more'
+    elif not x.isfinite().all():
+        return 'hold NaN or infinity (take a checkpoint of before that)'
+    if CONVOLUTION.search(name) and not x.any():
+        return 'hold only zeros'
+    return ''
 
 
-def _check_types(leaves: Mapping[str, Any], start: str, path: Any) -> None:
-    """Refuse a weight of the backbone that is no tensor, such as a text."""
-    bad = [
-        f'{name} is a {type(x).__name__}'
-        for name, x in leaves.items()
-        if not isinstance(x, Tensor)
-        and WEIGHT.search(name)
-        and (name.startswith(start) or _strip(name).startswith(start))
-    ]
-    if bad:
+def _check(state: Mapping[str, Any], path: Any) -> None:
+    """Refuse what no network of use consists of."""
+    problems = {name: _problem(name, x) for name, x in state.items()}
+    for what in filter(None, problems.values()):
+        bad = [name for name, x in problems.items() if x == what]
         raise ValueError(
-            f'Weights of "{path}" are no tensors: {", ".join(bad[:5])}'
+            f'{len(bad)} of {len(state)} backbone tensors of "{path}" {what}: '
+            f'{", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}'
         )

@@ -157,23 +157,37 @@ class TestOptionsAsTyped:
         for name in read:
             merge_options(cfg, {name: cfg.get(name)})
 
-    def test_data_root_that_moves_nothing(self):
-        cfg = Config(
-            dict(
-                data_root='/my/images',
-                train_dataloader=dict(dataset=dict(data_root='data/old'))))
+    @pytest.fixture
+    def base(self, tmp_path):
+        (tmp_path / 'base.py').write_text(
+            "data_root = 'data/old'\n"
+            'train_dataloader = dict(dataset=dict(data_root=data_root))\n')
+
+        def child(text):
+            path = tmp_path / 'child.py'
+            path.write_text(f"_base_ = './base.py'\n{text}")
+            return Config.fromfile(path)
+
+        return child
+
+    def test_data_root_that_moves_nothing(self, base):
         with pytest.raises(
                 ValueError,
                 match="data_root='/my/images', but .*'data/old'.*"
-                'dataset=dict\\(data_root=data_root'):
-            check_data_root(cfg)
+                r'dataset=dict\(data_root=data_root'):
+            check_data_root(base("data_root = '/my/images'"))
 
-    def test_data_root_that_is_used(self, cfg):
-        check_data_root(cfg)
-        cfg.data_root = 'data/old/'
-        check_data_root(cfg)
-        cfg.pop('data_root')
-        check_data_root(cfg)
+    @pytest.mark.parametrize('text', [
+        '',
+        "data_root = 'data/old/'",
+        "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
+        "data_root = '/my/images'\n"
+        'train_dataloader = dict(dataset=dict(data_root=data_root))',
+        "data_root = '/my'\n"
+        "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
+    ])
+    def test_data_root_that_is_used(self, base, text):
+        check_data_root(base(text))
 
 
 class TestPretrainedForPreTraining:

@@ -222,7 +222,7 @@ class TestFiles:
     def test_what_is_missing_is_named(self, root, cityscapes):
         with pytest.raises(FileNotFoundError, match='no list.*val.txt'):
             list_pairs(root, 'val')
-        with pytest.raises(FileNotFoundError, match='neither laid out like'):
+        with pytest.raises(FileNotFoundError, match='There is no list'):
             list_pairs(cityscapes, 'train')
         next(cityscapes.glob('gtFine/val/a/*')).unlink()
         with pytest.raises(FileNotFoundError, match='a_0_gtFine_labelTrain'):

@@ -80,7 +80,7 @@ class TestCorrespondence:
                              '3,2')
         assert code == 0, err
         assert 'random weights' in out and 'chance' in out
-        assert 'standard errors' in out and 'These features' in out
+        assert 'standard errors' in out and 'features match object' in out
         for name in ('c.png', 'c_cells.png'):
             image = np.asarray(
                 Image.open(workplace / 'made' / name).convert('RGB'))

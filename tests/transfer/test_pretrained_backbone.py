@@ -422,7 +422,7 @@ def test_log_and_init_info(file18, log):
 
 @pytest.mark.parametrize('changes, expected', [
     (dict(frozen_stages=1, norm_eval=True),
-     'will not train, frozen: conv1, bn1, layer1; norm_eval=True: no batch'),
+     'will not train, frozen: conv1, bn1, layer1; in'),
     (dict(frozen_stages=0, norm_eval=False),
      'will not train, frozen: conv1, bn1'),
     (dict(norm_eval=False), None),
@@ -434,6 +434,7 @@ def test_what_will_not_train(file18, log, changes, expected):
         assert 'will not train' not in line and 'norm_eval' not in line
     else:
         assert expected in line and 'layer2' not in line
+        assert ('norm_eval=True: batch norms' in line) == changes['norm_eval']
 
 
 def test_without_custom_imports(file18, tmp_path):

@@ -245,8 +245,8 @@ class TestRefusals:
     @pytest.mark.parametrize('change, words', [
         (lambda x: x.bool(), 'no floating-point.*bn1.weight'),
         (lambda x: x.to(torch.complex64), 'no floating-point.*bn1.weight'),
-        (lambda x: 'text', 'no tensors: .*bn1.weight is a str'),
-        (lambda x: None, 'no tensors: .*bn1.weight is a NoneType'),
+        (lambda x: 'text', 'no tensors: .*bn1.weight'),
+        (lambda x: None, '1 of .* no tensors: bn1.weight'),
         (lambda x: x.to_sparse(), 'sparse, quantised or without.*bn1.weight'),
         (lambda x: x.to('meta'), 'sparse, quantised or without.*bn1.weight'),
         (lambda x: torch.quantize_per_tensor(x, 1., 0, torch.qint8),

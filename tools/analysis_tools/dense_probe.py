@@ -453,11 +453,13 @@ def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Probe, print, draw."""
-    roots = [x.resolve() for x in args.data_root]
-    headings = [f'{x}: ' for x in short_names(roots)]
+    headings = [''] * len(args.data_root)
+    if len(headings) > 1:
+        names = short_names([x.resolve() for x in args.data_root])
+        headings = [f'{name}: ' for name in names]
     parts: list = [
-        LabelledPart(root, heading if len(roots) > 1 else '', args)
-        for root, heading in zip(roots, headings, strict=True)
+        LabelledPart(root, heading, args)
+        for root, heading in zip(args.data_root, headings, strict=True)
     ]
     if args.unlabeled is not None:
         parts.append(UnlabeledPart(args))
