@@ -170,6 +170,7 @@ _base_ = '{ROOT}/configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
 model = dict(
     queue_len=16, backbone=dict(stem_channels=16, base_channels=16),
     neck=dict(in_channels=128, hid_channels=16))
+optim_wrapper = dict(enabled=False)  # the same precision on all processors
 train_dataloader = dict(
     batch_size=2, num_workers=0, persistent_workers=False,
     dataset=dict(data_root='pictures'))
