@@ -54,7 +54,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine'])
+    locations=['mmdensecl.engine', 'mmdensecl.benchmark.hooks'])
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,

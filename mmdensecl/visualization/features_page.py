@@ -9,10 +9,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from mmdensecl.benchmark.report.text import clean
 from .dense_maps import Neighbours, segment_colors
 
 THUMBNAIL = 360  # of the longer side, in pixels
+
+
+def clean(text: object) -> str:
+    """One line of printable characters, safe to look at."""
+    return ''.join(x if x.isprintable() else ' ' for x in str(text)).strip()
 
 
 def _data_uri(image: Image.Image, kind: str) -> str:

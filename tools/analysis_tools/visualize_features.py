@@ -17,7 +17,6 @@ from torchvision.transforms.v2 import functional as F
 
 from mmdensecl import load_backbone
 from mmdensecl.api import as_rgb
-from mmdensecl.benchmark.report.text import clean
 from mmdensecl.datasets.listing import search_folder
 from mmdensecl.datasets.unlabeled import IMG_EXTENSIONS
 from mmdensecl.engine import merge_options
