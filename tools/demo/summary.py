@@ -18,7 +18,7 @@ from mmengine.runner import load_state_dict, set_random_seed
 from rich.console import Console
 from rich.table import Table
 
-from mmdensecl.benchmark.log import log_rows
+from mmdensecl.benchmark.results import log_rows
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import find_resumable
 from mmdensecl.models.correspondence import BackboneSimilarity
