@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITES = ROOT / 'configs' / 'benchmarks' / 'suites'
 SWEEPS = SUITES.with_name('sweeps.yml')
 MINI = ROOT / 'configs' / 'mini' / 'densecl_r18w16_1xb64-coslr-11e.py'
-NO_DATA = """docs/benchmarks.md says what goes where; name the folder above the
+NO_DATA = """docs/evaluation.md says what goes where; name the folder above the
 data with --data-root or MMDENSECL_DATA_ROOT, or leave tasks out with --tasks
 """
 
