@@ -127,7 +127,7 @@ def check_data_root(cfg: Config) -> None:
     loader = cfg.get('train_dataloader') or {}
     used = (loader.get('dataset') or {}).get('data_root')
     if (not isinstance(root, str) or not isinstance(used, str)
-            or 'data_root' not in _assigned_in(cfg.filename)):
+            or not {'_base_', 'data_root'} <= _assigned_in(cfg.filename)):
         return
     root = root.rstrip('/') or '/'
     below = root if root == '/' else f'{root}/'

@@ -105,7 +105,7 @@ def last_line(text: str) -> str:
 
 def scalars(folder: Path) -> list[dict]:
     """The rows of a run's log; its last line may not be whole yet."""
-    text = ''.join(x.read_text() for x in folder.glob('*/*/scalars.json'))
+    text = ''.join(x.read_text('utf-8') for x in folder.glob('*/*/scalars.json'))
     lines = text.splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith('\n')]
     return [row for row in rows if 'loss' in row]
@@ -125,7 +125,7 @@ class Session:
         self.out = args.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.log = self.out / 'gpu.log'
-        self.log.write_text('')
+        self.log.write_text('', 'utf-8')
         self.cuda = torch.cuda.is_available()
         self.context = multiprocessing.get_context('forkserver')
         self.context.set_forkserver_preload(PRELOAD)
@@ -167,7 +167,7 @@ class Session:
                  f'{torch.__version__}, commit '
                  f'{self.args.commit or git.strip() or "unknown"}, '
                  f'{time.strftime("%Y-%m-%d")}')
-        with (self.out / 'gpu.md').open('w') as file:
+        with (self.out / 'gpu.md').open('w', encoding='utf-8') as file:
             for title, (how, rows) in self.tables.items():
                 first = title == SUMMARY
                 print('##' if first else '###', title, file=file)
@@ -186,7 +186,7 @@ class Session:
         """Run a script until it ends, or is enough; what it printed."""
         argv = [str(x) for x in argv]
         place = self.log.stat().st_size
-        with self.log.open('a') as file:
+        with self.log.open('a', encoding='utf-8') as file:
             file.write(f'\n$ {self.command(script, argv)}\n')
         if script.endswith('.py'):
             script = str(ROOT / script)
@@ -219,7 +219,7 @@ class Session:
         """Run a script of this folder; its rows become a table."""
         script, out = f'tools/benchmarks/{name}.py', self.scratch / 'x.json'
         self.run(script, [*argv, '--out', out], seconds)
-        content = json.loads(out.read_text())
+        content = json.loads(out.read_text('utf-8'))
         rows = content['rows']
         self.tables[content['title']] = self.command(script, argv), rows
         return rows
@@ -282,7 +282,7 @@ def tests(s: Session) -> None:
     try:
         found = last_line(s.run('pytest', argv, 100))
     except RuntimeError as error:
-        failed = re.findall('^FAILED .*::(.*)', s.log.read_text(), re.M)
+        failed = re.findall('^FAILED .*::(.*)', s.log.read_text('utf-8'), re.M)
         found = '; '.join([str(error), *failed]).replace('|', '/')
     s.find('tests that need a GPU', '', 'all pass', found,
            'pytest -m gpu tests/gpu')
@@ -331,7 +331,7 @@ def data(s: Session) -> None:
 
 def run(s: Session) -> None:
     theirs = s.scratch / 'mmpretrain_densecl.py'
-    theirs.write_text(MMPRETRAIN)
+    theirs.write_text(MMPRETRAIN, 'utf-8')
     small, large = (2, 2) if s.tiny else (32, 256)
     few, many = min(4, s.workers), s.workers
     interval, until = (1, 2) if s.tiny else (10, 40)
@@ -384,8 +384,8 @@ def compiled(s: Session) -> None:
     if not s.cuda:
         raise Skip('torch.compile is meant for GPUs')
     configs = s.scratch / 'channels_last.py', s.scratch / 'compiled.py'
-    configs[0].write_text(CHANNELS_LAST)
-    configs[1].write_text(COMPILED)
+    configs[0].write_text(CHANNELS_LAST, 'utf-8')
+    configs[1].write_text(COMPILED, 'utf-8')
     argv = ['--batch', 4 if s.tiny else 256, '--rounds', 3, '--precision',
             'bfloat16', '--baselines', 'DenseCL', '--configs', *configs]
     rows = s.bench('benchmark_step', argv, 150)
@@ -401,7 +401,7 @@ def compiled(s: Session) -> None:
 def recipe(s: Session) -> None:
     batch, interval, until = (4, 1, 2) if s.tiny else (256, 50, 250)
     sources = (ROOT / 'mmdensecl/models').rglob('*.py')
-    known = any('virtual_ranks' in x.read_text() for x in sources)
+    known = any('virtual_ranks' in x.read_text('utf-8') for x in sources)
     options = {'model.virtual_ranks': 2 if s.tiny else 8} if known else {}
     how, rows = s.train('recipe', PUBLISHED, batch, s.images(), interval,
                         until, 170, options)
@@ -442,7 +442,7 @@ def mini(s: Session) -> None:
         how, [{k: row[k] for k in ('step', 'loss', 'time')}
               for row in rows[::len(rows) // 10 + 1]])
     (s.out / 'mini_scalars.json').write_text(
-        ''.join(json.dumps(row) + '\n' for row in rows))
+        ''.join(json.dumps(row) + '\n' for row in rows), 'utf-8')
     newest = max((s.scratch / 'mini').glob('*.pth'),
                  key=lambda x: x.stat().st_mtime)
     s.run('tools/model_converters/publish_backbone.py',
@@ -474,7 +474,7 @@ def main() -> None:
         except Skip as error:
             state = f'not run: {error}'
         except Exception as error:
-            with s.log.open('a') as file:
+            with s.log.open('a', encoding='utf-8') as file:
                 traceback.print_exc(file=file)
             state = f'failed: {error}'
         if state != 'done':
@@ -483,7 +483,7 @@ def main() -> None:
         s.write()
         print(f'{name}: {state}, {time.monotonic() - begin:.0f} s, '
               f'{s.left():.0f} s left', flush=True)
-    print((s.out / 'gpu.md').read_text())
+    print((s.out / 'gpu.md').read_text('utf-8'))
 
 
 if __name__ == '__main__':
