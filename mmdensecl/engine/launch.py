@@ -67,3 +67,12 @@ def prepare_cpu_launch(cfg: Config) -> None:
             logger='current',
             level=logging.WARNING,
         )
+
+
+def leave_ranks() -> None:
+    """Leave the process group, where there is one.
+
+    Else gloo's threads may abort a process that exits before another.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
