@@ -126,7 +126,8 @@ class SamplePredictionsHook(Hook):
             options['pred_score_thr'] = self.score_thr
         for kind in ('gt', 'pred'):
             path = folder / f'{index:05d}_{kind}.png'
-            if not any(name.startswith(f'{kind}_') for name in sample):
+            names = sample.keys()  # a sample itself is not iterable
+            if not any(name.startswith(f'{kind}_') for name in names):
                 continue  # a test set may have no labels
             runner.visualizer.add_datasample(
                 path.stem,
