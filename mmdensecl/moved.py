@@ -28,7 +28,11 @@ NAMES = {
         'is_probe',
     )
 }
-RENAMED = {'engine.ExactEpochLoop': 'engine.ResumableEpochLoop'}
+RENAMED = {
+    'datasets.DrawViews': 'datasets.SampleTwoCropParams',
+    'datasets.PackPicture': 'datasets.PackImage',
+    'engine.ExactEpochLoop': 'engine.ResumableEpochLoop',
+}
 ROOT = __name__.partition('.')[0]
 
 
@@ -54,7 +58,7 @@ def register_moved_modules() -> None:
     """Let the old modules be imported."""
     for old, new in MODULES.items():
         module = ModuleType(f'{ROOT}.{old}', f'Moved to ``{ROOT}.{new}``.')
-        module.__getattr__ = _getattr_of(module.__name__, new)
+        vars(module)['__getattr__'] = _getattr_of(module.__name__, new)
         sys.modules.setdefault(module.__name__, module)
         if '.' not in old:
             setattr(sys.modules[ROOT], old, module)

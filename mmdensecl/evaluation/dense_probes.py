@@ -20,11 +20,13 @@ IGNORED = 255  # in masks: borders, and what is too hard to tell
 VOC_LISTS = 'ImageSets/Segmentation'
 CITYSCAPES_IMAGES = 'leftImg8bit'
 END, MASK_END = '_leftImg8bit', '_gtFine_labelTrainIds.png'
-# The order of Cityscapes' train ids.
-CITYSCAPES_CLASSES = (
-    'road sidewalk building wall fence pole light sign vegetation terrain sky '
-    'person rider car truck bus train motorcycle bicycle'
-).split()
+# In the order of Cityscapes' train ids.
+CITYSCAPES_CLASSES = [
+    *('road', 'sidewalk', 'building', 'wall', 'fence', 'pole'),
+    *('traffic light', 'traffic sign', 'vegetation', 'terrain', 'sky'),
+    *('person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle'),
+    'bicycle',
+]
 
 
 class SegmentationPair(NamedTuple):
@@ -35,17 +37,11 @@ class SegmentationPair(NamedTuple):
 
 
 class LabelledCells(NamedTuple):
-    """The features and labels of an image.
+    """The features and labels of an image."""
 
-    Attributes:
-        cells: Features, (C, h, w).
-        mask: Class of each pixel, uint8, (H, W).
-        labels: Class of each cell, from :func:`label_cells`, (h * w, ).
-    """
-
-    cells: Tensor
-    mask: Tensor
-    labels: Tensor
+    cells: Tensor  # (C, h, w)
+    mask: Tensor  # class of each pixel, uint8, (H, W)
+    labels: Tensor  # class of each cell, from label_cells, (h * w, )
 
 
 def list_pairs(
@@ -109,15 +105,10 @@ def list_pairs(
 
 
 def read_class_names(root: str | Path, num_classes: int) -> list[str]:
-    """Names of the classes, where the dataset states them.
+    """Names of the classes; "class 3" for one that the dataset does not name.
 
-    Args:
-        root: The dataset; ``class_names.txt`` names the classes, one a line,
-            with or without the background, which is class 0.
-        num_classes: How many its masks show.
-
-    Returns:
-        As many names; "class 3" for one that is not stated.
+    ``class_names.txt`` has one a line, with or without the background, which
+    is class 0; Cityscapes has its own.
     """
     file = Path(root) / 'class_names.txt'
     if file.is_file():
@@ -126,19 +117,13 @@ def read_class_names(root: str | Path, num_classes: int) -> list[str]:
             names = ['background', *names]
     else:
         is_cityscapes = (Path(root) / CITYSCAPES_IMAGES).is_dir()
-        names = [*CITYSCAPES_CLASSES] if is_cityscapes else []
+        names = CITYSCAPES_CLASSES if is_cityscapes else []
     names = names[:num_classes]
     return names + [f'class {i}' for i in range(len(names), num_classes)]
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """The class of each pixel: the indices of a palette or grey PNG.
-
-    Args:
-        path: The file.
-
-    Returns:
-        uint8, (H, W).
+    """The class of each pixel, uint8, (H, W), of a palette or grey PNG.
 
     Raises:
         ValueError: The image holds no indices.
@@ -155,12 +140,7 @@ def read_mask(path: str | Path) -> Tensor:
 def label_cells(
     mask: Tensor, shape: tuple[int, int], num_classes: int
 ) -> Tensor:
-    """The class of each cell: that of most of its pixels.
-
-    Args:
-        mask: uint8, (H, W).
-        shape: Height and width of the grid.
-        num_classes: Number of classes.
+    """The class of each cell of a grid (h, w): that of most of its pixels.
 
     Returns:
         long, (h * w, ); ``IGNORED`` where half of a cell or more is.
@@ -186,11 +166,6 @@ def draw_cells(
 
     As many images as there are, drawn with replacement, so that the spread
     over seeds includes that of the choice of images; then cells of them.
-
-    Args:
-        items: The training set.
-        seed: Seed of both draws.
-        max_cells: Number of cells at most.
 
     Returns:
         Features (N, C) and classes (N, ).
@@ -223,15 +198,7 @@ def fit_knn(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Scorer:
-    """The vote of :func:`.probes.knn_votes`, by cells.
-
-    Args:
-        cells: (N, C).
-        labels: Classes, (N, ).
-        num_classes: Number of classes.
-        k: Neighbours that vote.
-        temperature: Temperature of their weights.
-    """
+    """The vote of the ``k`` nearest cells, see :func:`.probes.knn_votes`."""
 
     def score(queries: Tensor) -> Tensor:
         similarity, index = nearest(cells, queries, min(k, len(cells)))
@@ -248,15 +215,10 @@ def fit_linear(
     weight_decay: float = 1e-2,
     max_iters: int = 50,
 ) -> Scorer:
-    """Multinomial logistic regression on standardised features.
+    """Multinomial logistic regression on standardised features, by L-BFGS.
 
-    Args:
-        cells: (N, C).
-        labels: Classes, (N, ).
-        num_classes: Number of classes.
-        weight_decay: Half of it times the squared weights is added to the
-            mean cross-entropy.
-        max_iters: Iterations of L-BFGS.
+    Half of ``weight_decay`` times the squared weights is added to the mean
+    cross-entropy.
     """
     mean = cells.mean(dim=0)
     std = cells.std(dim=0, correction=0).clamp(min=1e-6)
@@ -289,13 +251,6 @@ def predict_mask(scorer: Scorer, item: LabelledCells) -> Tensor:
 
     The scores of the cells are resized bilinearly to the mask, and each pixel
     gets the class with the highest.
-
-    Args:
-        scorer: From :func:`fit_linear` or :func:`fit_knn`.
-        item: The image.
-
-    Returns:
-        long, (H, W).
     """
     scores = scorer(item.cells.flatten(1).T)
     # Channels last, which is several times faster from here on.
@@ -308,18 +263,11 @@ def predict_mask(scorer: Scorer, item: LabelledCells) -> Tensor:
 def mean_iou(
     scorer: Scorer, items: Sequence[LabelledCells], num_classes: int
 ) -> float:
-    """Mean IoU over the labelled pixels of all images together.
-
-    Args:
-        scorer: From :func:`fit_linear` or :func:`fit_knn`.
-        items: The validation set.
-        num_classes: Number of classes.
-
-    Returns:
-        In percent, the mean over the classes that the masks show.
+    """Mean IoU in percent over the labelled pixels of all images together.
 
     Raises:
-        ValueError: They show none.
+        ValueError: The masks show no class; those that they do not show do
+            not count.
     """
     counts = torch.zeros((num_classes + 1) * num_classes, dtype=torch.long)
     for item in items:
@@ -346,14 +294,7 @@ def dense_probes(
     num_classes: int,
     seed: int,
 ) -> dict[str, float]:
-    """Mean IoU of each probe, for one draw of training images.
-
-    Args:
-        train: Images to fit to.
-        val: Images to score.
-        num_classes: Number of classes.
-        seed: Seed of the draw.
-    """
+    """Mean IoU of each probe, for one draw of training cells."""
     cells, labels = draw_cells(train, seed)
     return {
         name: mean_iou(fit(cells, labels, num_classes), val, num_classes)
@@ -386,35 +327,30 @@ class SegmentationImages:
             [mask for masks in self.masks.values() for mask in masks]
         )
         self.classes = read_class_names(root, self.num_classes)
-        self._labels: dict[tuple[str, int, tuple[int, int]], Tensor] = {}
+        self._labels: dict[tuple, Tensor] = {}
 
     def extract(
         self, backbone: Callable[[list[Tensor]], list[Tensor]]
     ) -> dict[str, list[LabelledCells]]:
         """Features and labels of each split.
 
-        Args:
-            backbone: From images to maps (C, h, w), such as ``extract_dense``
-                of :class:`mmdensecl.FrozenBackbone`.
+        ``backbone`` makes maps (C, h, w) of images, such as ``extract_dense``
+        of :class:`mmdensecl.FrozenBackbone`.
         """
         return {
             split: [
-                LabelledCells(
-                    cells.float().cpu(),
-                    self.masks[split][i],
-                    self._cell_labels(split, i, cells.shape[1:]),
+                LabelledCells(x.float().cpu(), mask, self._label(mask, x))
+                for x, mask in zip(
+                    backbone(images), self.masks[split], strict=True
                 )
-                for i, cells in enumerate(backbone(images))
             ]
             for split, images in self.images.items()
         }
 
-    def _cell_labels(
-        self, split: str, index: int, shape: tuple[int, int]
-    ) -> Tensor:
-        key = split, index, tuple(shape)
+    def _label(self, mask: Tensor, cells: Tensor) -> Tensor:
+        """The cells' classes; those of one grid serve many backbones."""
+        shape = cells.shape[1], cells.shape[2]
+        key = id(mask), shape
         if key not in self._labels:
-            self._labels[key] = label_cells(
-                self.masks[split][index], shape, self.num_classes
-            )
+            self._labels[key] = label_cells(mask, shape, self.num_classes)
         return self._labels[key]

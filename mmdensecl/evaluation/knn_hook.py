@@ -172,12 +172,7 @@ class KNNHook(Hook):
 
 
 class CentreCrops(Dataset):
-    """The centres of labelled images.
-
-    Args:
-        items: Paths and class numbers.
-        size: Side of a crop in pixels.
-    """
+    """The centres of labelled images, of ``size`` pixels."""
 
     def __init__(self, items: Labelled, size: int) -> None:
         self.items, self.size = items, size

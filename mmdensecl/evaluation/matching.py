@@ -24,17 +24,11 @@ BATCH = 16
 
 
 class Pairs(NamedTuple):
-    """Pairs of views.
+    """Pairs of views."""
 
-    Attributes:
-        query: uint8, (N, 3, S, S).
-        key: uint8, (N, 3, S, S).
-        views: Crop coordinates, (N, 2, 5).
-    """
-
-    query: Tensor
-    key: Tensor
-    views: Tensor
+    query: Tensor  # uint8, (N, 3, S, S)
+    key: Tensor  # uint8, (N, 3, S, S)
+    views: Tensor  # crop coordinates, (N, 2, 5)
 
 
 class Accuracy(NamedTuple):
@@ -61,12 +55,7 @@ def match_accuracy(query: Features, key: Features, views: Tensor) -> Accuracy:
 
     Each query cell is matched with the most similar key cell, DenseCL's own
     rule. Counted are the cells whose position the key shows: the same ones
-    whatever the features are.
-
-    Args:
-        query: Of the one view.
-        key: Of the other, on a grid of the same shape.
-        views: Crop coordinates, (N, 2, 5).
+    whatever the features are. ``views`` are crop coordinates, (N, 2, 5).
     """
     there = locate_positions(views[:, 0], views[:, 1], query.shape, key.shape)
     found = nearest_cells(query.backbone_feats, key.backbone_feats)
@@ -86,20 +75,15 @@ def match_accuracy(query: Features, key: Features, views: Tensor) -> Accuracy:
 
 
 def measure(encode: Callable[[Tensor], Tensor], pairs: Pairs) -> Accuracy:
-    """The accuracy of an encoder on pairs of views.
-
-    Args:
-        encode: From uint8 views (N, 3, S, S) to maps, such as
-            :class:`mmdensecl.FrozenBackbone`.
-        pairs: The views.
-    """
+    """The accuracy of an encoder, from views to maps, on pairs of views."""
     found = []
     for query, key, views in zip(
         *(x.split(BATCH) for x in pairs), strict=True
     ):
         with torch.no_grad():
             maps = [encode(x).float().cpu() for x in (query, key)]
-        found.append(match_accuracy(*map(backbone_features, maps), views))
+        a, b = map(backbone_features, maps)
+        found.append(match_accuracy(a, b, views))
     return Accuracy(*map(torch.cat, zip(*found, strict=True)))
 
 
@@ -164,10 +148,6 @@ def compare(trained: Accuracy, random: Accuracy) -> Comparison:
     """Compare features with random weights, with the position, with chance.
 
     Pair by pair, so that easy and hard pairs cancel out.
-
-    Args:
-        trained: Of the features.
-        random: Of random weights, on the same pairs.
     """
     known = trained.right.isfinite() & random.right.isfinite()
     right = trained.right[known]

@@ -70,9 +70,9 @@ class ProbeLoop(BaseLoop):
             train_dataloader = runner.build_dataloader(
                 train_dataloader, seed=runner.seed
             )
-        self.train_dataloader = train_dataloader
+        self.train_dataloader: Any = train_dataloader
         _check_order('test_dataloader', self.dataloader)
-        _check_order('test_cfg.train_dataloader', train_dataloader)
+        _check_order('test_cfg.train_dataloader', self.train_dataloader)
         self.pool = pool
         model = runner.model
         self.model = model.module if is_model_wrapper(model) else model
@@ -81,11 +81,7 @@ class ProbeLoop(BaseLoop):
             broadcast(tensor)  # what a seed may not have made equal
 
     def run(self) -> dict[str, float]:
-        """Extract, fit and report.
-
-        Returns:
-            The metrics, on every rank.
-        """
+        """Extract, fit and report the metrics, on every rank."""
         self.runner.call_hook('before_test')
         self.runner.call_hook('before_test_epoch')
         self.runner.model.eval()
@@ -104,12 +100,8 @@ class ProbeLoop(BaseLoop):
         return metrics[0]
 
     @torch.no_grad()
-    def extract(self, name: str, dataloader: DataLoader) -> tuple:
+    def extract(self, name: str, dataloader: Any) -> tuple:
         """Features and targets of a dataset, in its order.
-
-        Args:
-            name: Of the dataset, for the log.
-            dataloader: Its images.
 
         Returns:
             On the CPU of rank 0, shapes (N, D) and (N, ...); elsewhere empty.
@@ -123,7 +115,8 @@ class ProbeLoop(BaseLoop):
             if self.pool is None:
                 maps = maps.mean((2, 3), keepdim=True)
             else:
-                maps = F.avg_pool2d(maps, *self.pool)
+                kernel, stride = self.pool
+                maps = F.avg_pool2d(maps, kernel, stride)
             target = torch.stack(
                 [self.target(x, dataset) for x in batch['data_samples']]
             ).to(maps.device)
@@ -146,12 +139,7 @@ class ProbeLoop(BaseLoop):
         return torch.cat(features)[:count], torch.cat(targets)[:count]
 
     def target(self, sample: Any, dataset: Any) -> Tensor:
-        """Class number of an image, a scalar.
-
-        Args:
-            sample: What the pipeline packed.
-            dataset: Where it comes from.
-        """
+        """Class number of an image, a scalar."""
         return sample.gt_label[0]
 
     @abstractmethod
@@ -162,20 +150,10 @@ class ProbeLoop(BaseLoop):
         test_features: Tensor,
         test_targets: Tensor,
     ) -> dict[str, float]:
-        """Fit to the training set and measure on the test set.
-
-        Args:
-            train_features: Shape (N, D).
-            train_targets: Shape (N, ...).
-            test_features: Shape (M, D).
-            test_targets: Shape (M, ...).
-
-        Returns:
-            The metrics, in percent.
-        """
+        """Fit to the training set and measure on the test set, in percent."""
 
 
-def _check_order(name: str, loader: DataLoader) -> None:
+def _check_order(name: str, loader: Any) -> None:
     sampler = loader.sampler
     in_order = isinstance(sampler, SequentialSampler) or (
         getattr(sampler, 'shuffle', True) is False
@@ -257,8 +235,9 @@ class SVMLoop(ProbeLoop):
 
     def fit(self, *parts: Tensor) -> dict[str, float]:
         """``svm/mAP`` and each class's AP, see :meth:`ProbeLoop.fit`."""
-        arrays = (x.numpy() for x in parts)
-        mean, each = svm_map(*arrays, costs=self.costs, n_jobs=self.n_jobs)
+        options: dict[str, Any] = dict(costs=self.costs, n_jobs=self.n_jobs)
+        arrays: Any = [x.numpy() for x in parts]
+        mean, each = svm_map(*arrays, **options)
         classes = self.dataloader.dataset.metainfo['classes']
         names = [f'svm/{x}' for x in classes]
         return {'svm/mAP': mean, **dict(zip(names, each, strict=True))}
@@ -286,13 +265,14 @@ class LowShotLoop(SVMLoop):
 
     def fit(self, *parts: Tensor) -> dict[str, float]:
         """``low_shot/k{k}_mAP`` and ``_std``, see :meth:`ProbeLoop.fit`."""
-        results = low_shot_map(
-            *(x.numpy() for x in parts),
-            self.shots,
-            self.num_samples,
-            self.costs,
-            self.n_jobs,
+        options: dict[str, Any] = dict(
+            shots=self.shots,
+            num_samples=self.num_samples,
+            costs=self.costs,
+            n_jobs=self.n_jobs,
         )
+        arrays: Any = [x.numpy() for x in parts]
+        results = low_shot_map(*arrays, **options)
         metrics = {}
         for k, (mean, std) in results.items():
             metrics[f'low_shot/k{k}_mAP'] = mean

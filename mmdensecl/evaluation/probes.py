@@ -25,20 +25,14 @@ FOLDS = 3
 def nearest(
     bank: Tensor, queries: Tensor, k: int, block: int = 16384
 ) -> tuple[Tensor, Tensor]:
-    """The ``k`` rows of a bank that are most similar to each query.
+    """The ``k`` rows of a bank (N, C) most similar to each query (M, C).
 
-    Blockwise, so that neither the N x M similarities nor, on a GPU, the whole
-    bank are ever in memory.
-
-    Args:
-        bank: Shape (N, C), on any device.
-        queries: Shape (M, C); the work is done on their device.
-        k: At most N.
-        block: Rows of the bank, and of the queries, compared at a time.
+    Works on the device of the queries, blockwise, so that neither the N x M
+    similarities nor, on a GPU, the whole bank are ever in memory.
 
     Returns:
         Cosine similarities, the highest first, and the rows that have them,
-        each of shape (M, k).
+        each (M, k).
     """
     queries = F.normalize(queries)
     found = []
@@ -60,20 +54,11 @@ def nearest(
 def knn_votes(
     similarity: Tensor, labels: Tensor, num_classes: int, temperature: float
 ) -> Tensor:
-    """Weighted votes of neighbours.
+    """Weighted votes (M, num_classes) of neighbours (M, k).
 
     Each gives exp(similarity / temperature) to its class, as in `Unsupervised
     Feature Learning via Non-Parametric Instance Discrimination
     <https://arxiv.org/abs/1805.01978>`_, section 3.4.
-
-    Args:
-        similarity: Of each neighbour, (M, k).
-        labels: Its class, (M, k).
-        num_classes: Number of classes.
-        temperature: Temperature of the weights.
-
-    Returns:
-        Shape (M, num_classes).
     """
     votes = similarity.new_zeros(len(similarity), num_classes)
     return votes.scatter_add_(1, labels, (similarity / temperature).exp())
@@ -130,11 +115,7 @@ def knn_accuracy(
 
 
 def import_sklearn(name: str) -> ModuleType:
-    """A module of scikit-learn, which only the SVM probes need.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
-    """
+    """A module of scikit-learn, which only the SVM probes need."""
     try:
         return import_module(f'sklearn.{name}')
     except ModuleNotFoundError as error:
@@ -149,10 +130,6 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 
     The measure of VOC since 2010, which the SVM benchmark takes for VOC07
     too: the precision at a recall is the highest at that recall or above.
-
-    Args:
-        labels: Whether each image is positive, shape (N, ).
-        scores: Shape (N, ).
     """
     precision, recall, _ = import_sklearn('metrics').precision_recall_curve(
         labels, scores
@@ -226,15 +203,8 @@ def low_shot_map(
     estimate for unseen data. The samples are ours (fixed seeds); the
     authors' lists of images are not used.
 
-    Args:
-        train_features: As for :func:`svm_map`.
-        train_targets: As for :func:`svm_map`.
-        test_features: As for :func:`svm_map`.
-        test_targets: As for :func:`svm_map`.
-        shots: Values of k.
-        num_samples: Independent draws for each k.
-        costs: What to choose from.
-        n_jobs: Processes that share the fits, -1 for one on each core.
+    The arguments are those of :func:`svm_map`, the values of k, and the
+    number of draws for each.
 
     Returns:
         For each k the mean mAP over the samples and its standard deviation,

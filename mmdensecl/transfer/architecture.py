@@ -60,25 +60,15 @@ def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
     while f'layer{len(counts) + 1}.0.conv1.weight' in state:
         counts.append(len(blocks[str(len(counts) + 1)]))
     bottleneck = 'layer1.0.conv3.weight' in state
-    depth = next(
-        (
-            depth
-            for (kind, whole), depth in DEPTHS.items()
-            if kind == bottleneck and whole[: len(counts)] == tuple(counts)
-        ),
-        None,
-    )
-    if depth is None:
+    depths = [
+        depth
+        for (kind, whole), depth in DEPTHS.items()
+        if kind == bottleneck and whole[: len(counts)] == tuple(counts)
+    ]
+    if not depths:
         kind = 'bottleneck' if bottleneck else 'basic'
         return f'ResNet of {"-".join(map(str, counts))} {kind} blocks'
-    # V1c and V1d have three convolutions for a stem; V1d pools before the
-    # convolution of a shortcut, which moves it from index 0 to 1.
-    version = ''
-    if any(x in state for x in DEEP_STEMS):
-        shortcut = state.get('layer2.0.downsample.1.weight')
-        is_conv = shortcut is not None and shortcut.dim() == 4
-        version = 'V1d' if is_conv else 'V1c'
-    words = f'ResNet{version}-{depth}'
+    words = f'ResNet{_version(state)}-{depths[0]}'
     if width != (64, 64):
         words += f' with {width[0]} channels in layer1'
         if width[0] != width[1]:
@@ -88,6 +78,18 @@ def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
             f'layer{i + 1}' for i in range(len(counts), 4)
         )
     return words
+
+
+def _version(state: Mapping[str, Tensor]) -> str:
+    """V1c and V1d have three convolutions for a stem.
+
+    V1d pools before the convolution of a shortcut, which moves it from index
+    0 to 1.
+    """
+    if not any(x in state for x in DEEP_STEMS):
+        return ''
+    shortcut = state.get('layer2.0.downsample.1.weight')
+    return 'V1d' if shortcut is not None and shortcut.dim() == 4 else 'V1c'
 
 
 def infer_config(

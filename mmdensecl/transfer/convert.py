@@ -21,7 +21,7 @@ from mmdensecl.version import __version__
 
 from .architecture import DEPTHS, saved_geometry
 from .read_backbone import Backbone
-from .run_info import ENTRY, encode_run
+from .run_info import ENTRY
 
 TORCHVISION = re.compile(
     r'(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.)?'
@@ -33,11 +33,7 @@ TORCHVISION = re.compile(
 def to_detectron2_name(name: str) -> str:
     """Name in detectron2 of a tensor of a plain ResNet.
 
-    Args:
-        name: Such as 'layer1.0.downsample.1.weight'.
-
-    Returns:
-        Such as 'res2.0.shortcut.norm.weight'.
+    'layer1.0.downsample.1.weight' is 'res2.0.shortcut.norm.weight'.
 
     Raises:
         ValueError: A plain ResNet has no such tensor.
@@ -56,16 +52,12 @@ def to_detectron2_name(name: str) -> str:
 
 
 def missing_tensors(names: Iterable[str]) -> list[str]:
-    """What a ResNet lacks.
+    """What a ResNet lacks, by the names of its tensors.
 
-    Args:
-        names: Its tensors, under plain names.
-
-    Returns:
-        Names that torchvision's ResNet of this depth has besides, but for
-        counters of batches. Of a depth that is not known, blocks in between
-        are missed, but not the last of a stage. Empty for other backbones
-        than ResNets with a plain or a deep stem.
+    Names that torchvision's ResNet of this depth has besides, but for
+    counters of batches. Of a depth that is not known, blocks in between are
+    missed, but not the last of a stage. None for other backbones than ResNets
+    with a plain or a deep stem.
     """
     names = set(names)
     stem = {x for x in names if x.startswith('stem.')}
@@ -81,15 +73,13 @@ def missing_tensors(names: Iterable[str]) -> list[str]:
     if not any(counts):
         return []
     is_bottleneck = any('.conv3.' in x for x in names)
-    whole = next(
-        (
-            whole
-            for kind, whole in DEPTHS
-            if kind == is_bottleneck
-            and all(a in (0, b) for a, b in zip(counts, whole))
-        ),
-        counts,
-    )
+    known = [whole for kind, whole in DEPTHS if kind == is_bottleneck]
+    fits = [
+        whole
+        for whole in known
+        if all(a in (0, b) for a, b in zip(counts, whole, strict=True))
+    ]
+    whole = fits[0] if fits else counts
     with torch.device('meta'):
         resnet = ResNet(Bottleneck if is_bottleneck else BasicBlock, whole)
     skipped = ('fc.', 'conv1.', 'bn1.') if stem else ('fc.',)
@@ -103,15 +93,11 @@ def missing_tensors(names: Iterable[str]) -> list[str]:
 
 
 def describe_file(backbone: Backbone) -> dict[str, object]:
-    """What a published file says of itself.
+    """What a published file says of itself, as plain values.
 
-    Args:
-        backbone: From :func:`read_backbone`.
-
-    Returns:
-        Plain values: ``arch``, ``source``, ``versions``, and as ``run`` what
-        :func:`.run_info.read_run` found, of the backbone's config only what
-        no tensor shows.
+    ``arch``, ``source``, ``versions``, and as ``run`` what
+    :func:`.run_info.read_run` found, of the backbone's config only what no
+    tensor shows.
     """
     run = dict(backbone.run)
     saved = run.pop('backbone', None)
@@ -155,7 +141,8 @@ def encode_backbone(backbone: Backbone, to: str) -> bytes:
     }
     entry = describe_file(backbone)
     if to == 'safetensors':
-        return _encode_safetensors(state, encode_run(entry))
+        text = json.dumps(entry, sort_keys=True, default=str)
+        return _encode_safetensors(state, text)
     names = {}
     if to != 'openmmlab':  # plain ResNets only
         names = {k: to_detectron2_name(k) for k in state}

@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.datasets.unlabeled import UnreadableImageError
+from mmdensecl.models.modules import last_map
 from mmdensecl.registry import MODELS
 
 from .architecture import infer_config
@@ -82,7 +83,7 @@ class FrozenBackbone(nn.Module):
         super().train(False)
 
     @classmethod
-    def copy_of(cls, model: nn.Module) -> 'FrozenBackbone':
+    def copy_of(cls, model: Any) -> 'FrozenBackbone':
         """A frozen copy of the backbone of a model in training."""
         model = model.module if is_model_wrapper(model) else model
         preprocessor = model.data_preprocessor
@@ -128,13 +129,7 @@ class FrozenBackbone(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last map of a batch.
-
-        Args:
-            images: RGB, 0 to 255, uint8 or floating point, (N, 3, H, W).
-
-        Returns:
-            (N, C, h, w), not normalised over its channels.
+        """The last map (N, C, h, w) of a batch of RGB images of 0 to 255.
 
         Raises:
             ValueError: It is no batch of RGB images, or the backbone gives no
@@ -145,8 +140,7 @@ class FrozenBackbone(nn.Module):
                 'Expected a batch of RGB images (N, 3, H, W), '
                 f'got {tuple(images.shape)}'
             )
-        maps = self.backbone(self.normalize(images))
-        last = maps[-1] if isinstance(maps, tuple | list) else maps
+        last = last_map(self.backbone(self.normalize(images)))
         if last.dim() != 4:
             raise ValueError(
                 f'{type(self.backbone).__name__} gives no map (N, C, h, w) '
@@ -158,7 +152,7 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def extract_dense(
         self, image: ImageLike | Sequence[ImageLike], size: int | None = None
-    ) -> Tensor | list[Tensor]:
+    ) -> Any:
         """The dense map of an image, or of each of a list of them.
 
         Images keep their aspect ratio; those of one shape are batched.
@@ -177,7 +171,8 @@ class FrozenBackbone(nn.Module):
             ValueError: The file or object is no image, or not RGB.
         """
         if not isinstance(image, list | tuple):
-            return self(as_rgb(image, size)[None])[0]
+            one: Any = image
+            return self(as_rgb(one, size)[None])[0]
         images = [as_rgb(x, size) for x in image]
         by_shape: dict[tuple, list[int]] = {}
         for i, x in enumerate(images):
@@ -192,18 +187,10 @@ class FrozenBackbone(nn.Module):
 
 
 def as_rgb(image: ImageLike, size: int | None = None) -> Tensor:
-    """An image of any kind as a tensor.
+    """An image of any kind as a tensor, RGB, 0 to 255, (3, H, W).
 
-    Args:
-        image: As for :meth:`FrozenBackbone.extract_dense`, a single one.
-        size: Pixels to which the shorter side is resized; None keeps it.
-
-    Returns:
-        RGB, 0 to 255, (3, H, W).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no image, or not RGB.
+    Arguments and errors are those of :meth:`FrozenBackbone.extract_dense`,
+    for a single image.
     """
     if isinstance(image, str | os.PathLike):
         try:
@@ -227,9 +214,7 @@ def as_rgb(image: ImageLike, size: int | None = None) -> Tensor:
             'An image is a path, a PIL image, an array (H, W, 3) or a tensor '
             f'(3, H, W), got {got}'
         )
-    if size is not None:
-        image = F.resize(image, [size], antialias=True)
-    return image
+    return image if size is None else F.resize(image, [size], antialias=True)
 
 
 def load_backbone(
@@ -280,7 +265,7 @@ def load_backbone(
     scope = 'mmpretrain'
     if config is not None:
         cfg = config if isinstance(config, Config) else Config.fromfile(config)
-        model = cfg.get('model') or {}
+        model: Any = cfg.get('model') or {}
         if not isinstance(model.get('backbone'), dict):
             raise ValueError(
                 f'The config "{cfg.filename}" has no model.backbone'
@@ -295,13 +280,10 @@ def load_backbone(
     if found is None:
         module.init_weights()
     else:
-        PretrainedBackbone(path, prefix=prefix).load(module, found)
-        origin = dict(
-            checkpoint=str(path),
-            sha256=found.sha256,
-            source=found.source,
-            **{k: v for k, v in found.run.items() if k != 'backbone'},
-        )
+        PretrainedBackbone(str(path), prefix).load(module, found)
+        run = {k: x for k, x in found.run.items() if k != 'backbone'}
+        file = dict(checkpoint=str(path), sha256=found.sha256)
+        origin = {**run, **file, 'source': found.source}
     values = {k: rgb[k] for k in ('mean', 'std') if are_rgb(rgb.get(k))}
     return FrozenBackbone(
         module, backbone, scope=scope, origin=origin, **values
@@ -327,7 +309,7 @@ def _inferred(found: Any, path: Any) -> dict[str, Any]:
     return cfg
 
 
-def _build(cfg: dict, scope: str) -> nn.Module:
+def _build(cfg: dict, scope: str) -> Any:
     with DefaultScope.overwrite_default_scope(scope):
         return MODELS.build(cfg)
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -181,7 +182,7 @@ class PretrainedBackbone:
         )
 
     @staticmethod
-    def _initialise_children(module: nn.Module) -> None:
+    def _initialise_children(module: Any) -> None:
         """Run what mmengine would run after us, before us.
 
         Deformable convolutions, for one, draw their weights anew in their own
@@ -197,7 +198,7 @@ class PretrainedBackbone:
                 info = f'init_weights of {type(child).__name__}'
                 update_init_info(child, init_info=info)
 
-    def _finalize(self, module: nn.Module, backbone: Backbone) -> None:
+    def _finalize(self, module: Any, backbone: Backbone) -> None:
         """Tell mmengine and the host to leave the weights alone."""
         for part in module.modules():
             if hasattr(part, 'init_weights'):

@@ -201,7 +201,8 @@ def _load(path: str) -> tuple[Any, str]:
         return load_from_local(path, 'cpu'), digest.hexdigest()
     try:
         with safe_open(path, framework='pt') as content:
-            tree = {name: content.get_tensor(name) for name in content.keys()}
+            names = content.keys()
+            tree = {name: content.get_tensor(name) for name in names}
             header = content.metadata()
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-VIEWS = ('TwoViews', 'DrawViews')
+VIEWS = ('TwoViews', 'SampleTwoCropParams', 'DrawViews')
 # Entry of a published file: of its `meta`, or of a safetensors header.
 ENTRY = 'mmdensecl'
 
@@ -51,14 +51,10 @@ def read_run(tree: Mapping[str, Any]) -> dict[str, Any]:
     )
     scalars = _mapping(hub.get('log_scalars'))
     for key in ('position_r2', 'match_acc'):
-        if hasattr(history := scalars.get(f'train/{key}'), 'mean'):
+        history: Any = scalars.get(f'train/{key}')
+        if hasattr(history, 'mean'):
             run[key] = float(history.mean(10))
     return {k: v for k, v in run.items() if v is not None}
-
-
-def encode_run(entry: Mapping[str, Any]) -> str:
-    """An entry as the text of a safetensors header."""
-    return json.dumps(entry, sort_keys=True, default=str)
 
 
 def decode_run(header: Mapping[str, str] | None) -> dict[str, Any]:

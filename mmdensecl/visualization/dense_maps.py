@@ -191,8 +191,8 @@ def nearest_patches(
 
 def segment_colors(count: int) -> ListedColormap:
     """As many colours as segments."""
-    name = 'tab10' if count <= 10 else 'tab20'
-    return ListedColormap(plt.get_cmap(name).colors[:count])
+    palette = plt.get_cmap('tab10' if count <= 10 else 'tab20')
+    return ListedColormap([palette(i) for i in range(count)])
 
 
 def draw_maps(

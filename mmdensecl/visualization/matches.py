@@ -92,6 +92,7 @@ def strongest_matches(
     q, k = q[:, :, inner_q], k[:, :, inner_k]
     match = mutual_nearest_cells(q, k)
     similarity = torch.einsum('cp,cp->p', q[0], k[0][:, match.index[0]])
+    assert match.valid is not None  # of mutual matches
     strong = match.valid[0] & (similarity >= min_similarity)
     similarity[~strong] = -torch.inf
     similarity, chosen = similarity.topk(min(top, int(strong.sum())))

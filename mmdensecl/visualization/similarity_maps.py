@@ -2,6 +2,7 @@
 """Similarity of chosen cells of one view to all cells of another."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -85,15 +86,16 @@ def draw_similarity_maps(
     """
     scale = scale or shared_scale([maps])
     count = int(np.ceil(np.sqrt(len(cells))))
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.4))
+    left, right = parts
     _draw_cells(left.subplots(), query_view, cells, query_shape)
     axes = right.subplots(-(-len(cells) // count), count, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    there = None
+    there, (rows, columns) = None, maps.shape[1:]
     if views is not None:
         there = locate_positions(
-            views[None, 0], views[None, 1], query_shape, maps.shape[1:]
+            views[None, 0], views[None, 1], query_shape, (rows, columns)
         )
     grey = key_view.float().mean(dim=0)
     extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
@@ -128,7 +130,7 @@ def _draw_cells(
     ax.set_title('query view, its cells', fontsize=9)
     height, width = view.shape[1] / shape[0], view.shape[2] / shape[1]
     box = dict(boxstyle='round,pad=0.15', fc='black', ec='none', alpha=0.6)
-    middle = dict(ha='center', va='center', weight='bold', fontsize=8)
+    middle: dict = dict(ha='center', va='center', weight='bold', fontsize=8)
     for number, (row, column) in enumerate(cells, 1):
         x, y = column * width, row * height
         ax.add_patch(

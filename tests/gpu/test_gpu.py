@@ -14,7 +14,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmdensecl.datasets import DrawViews
+from mmdensecl.datasets import SampleTwoCropParams
 from mmdensecl.engine import BFloat16OptimWrapper
 from mmdensecl.models import info_nce, info_nce_reference
 from mmdensecl.models.data_preprocessors import render_views
@@ -204,7 +204,7 @@ def test_compile(twins):
 
 def test_device_views_are_those_of_the_cpu():
     """And nothing waits for the GPU."""
-    rng, draw = Random(2), DrawViews()
+    rng, draw = Random(2), SampleTwoCropParams()
     noise = np.random.default_rng(0)
     images, drawn = [], []
     for _ in range(8):

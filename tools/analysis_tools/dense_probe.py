@@ -239,7 +239,8 @@ class LabelledPart:
         """What is said of a checkpoint, column by column."""
         for column in self.columns.values():
             found = values[column]
-            yield column, difference(found[row.name], found[row.baseline])
+            base = found[str(row.baseline)]
+            yield column, difference(found[row.name], base)
 
     def references(self) -> dict[str, list[float]]:
         """Rows that need no features."""
@@ -285,8 +286,10 @@ class UnlabeledPart:
         if seed not in self.drawn:
             self.dataset.set_epoch(0, seed)
             batch = default_collate([self.dataset[i] for i in self.chosen])
-            views = stack_views(batch['data_samples'], torch.device('cpu'))
-            self.drawn[seed] = Pairs(*batch['inputs'], views)
+            device = torch.device('cpu')
+            views: Any = stack_views(batch['data_samples'], device)
+            query, key = batch['inputs']
+            self.drawn[seed] = Pairs(query, key, views)
         return self.drawn[seed]
 
     def measure(self, row: Row, seed: int) -> dict[str, float]:
@@ -298,7 +301,7 @@ class UnlabeledPart:
 
     def sentences(self, row: Row, values: Values) -> Iterator[tuple[str, str]]:
         """What is said of a checkpoint, image by image."""
-        names = row.name, row.baseline
+        names = row.name, str(row.baseline)
         found = compare(*(mean_accuracy(self.found[x]) for x in names))
         errors = ', '.join(f'{k}: {x:+.1f}' for k, x in found.errors.items())
         yield MATCHES, f'{found.sentence()} (Standard errors above {errors})'
@@ -373,7 +376,7 @@ def show(rows: Sequence[Row], values: Values, parts: Sequence) -> None:
             blank = [''] * (len(values) - 1)
             table.add_row(name, *blank, spread(found))
     console.print(table)
-    plain = dict(markup=False, highlight=False, soft_wrap=True)
+    plain: dict = dict(markup=False, highlight=False, soft_wrap=True)
     for row in (x for x in rows if x.baseline is not None):
         for part in parts:
             for column, text in part.sentences(row, values):

@@ -103,7 +103,9 @@ def last_line(text: str) -> str:
 
 def scalars(folder: Path) -> list[dict]:
     """The rows of a run's log; its last line may not be whole yet."""
-    text = ''.join(x.read_text() for x in folder.glob('*/*/scalars.json'))
+    text = ''.join(
+        x.read_text('utf-8') for x in folder.glob('*/*/scalars.json')
+    )
     lines = text.splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith('\n')]
     return [row for row in rows if 'loss' in row]
@@ -123,7 +125,7 @@ class Session:
         self.out = args.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.log = self.out / 'gpu.log'
-        self.log.write_text('')
+        self.log.write_text('', 'utf-8')
         self.cuda = torch.cuda.is_available()
         self.context = multiprocessing.get_context('forkserver')
         self.context.set_forkserver_preload(PRELOAD.split())
@@ -168,7 +170,7 @@ class Session:
         device = torch.cuda.get_device_name() if self.cuda else NOT_RUN
         where = f'{device}, {os.cpu_count()} CPU cores, commit {commit}, '
         where += f'torch {torch.__version__}, {time.strftime("%Y-%m-%d")}'
-        with (self.out / 'gpu.md').open('w') as file:
+        with (self.out / 'gpu.md').open('w', encoding='utf-8') as file:
             for title, (how, rows) in self.tables.items():
                 first = title == SUMMARY
                 print('##' if first else '###', title, file=file)
@@ -185,7 +187,7 @@ class Session:
         """Run a script until it ends, or is enough; what it printed."""
         argv = [str(x) for x in argv]
         place = self.log.stat().st_size
-        with self.log.open('a') as file:
+        with self.log.open('a', encoding='utf-8') as file:
             file.write(f'\n$ {self.command(script, argv)}\n')
         path = str(ROOT / script) if script.endswith('.py') else script
         args = path, argv, str(self.log)
@@ -215,7 +217,7 @@ class Session:
         """Run a script of this folder; its rows become a table."""
         script, out = f'tools/benchmarks/{name}.py', self.scratch / 'x.json'
         self.run(script, [*argv, '--out', out], seconds)
-        content = json.loads(out.read_text())
+        content = json.loads(out.read_text('utf-8'))
         how = self.command(script, argv)
         self.tables[content['title']] = how, content['rows']
         return content['rows']
@@ -280,7 +282,7 @@ def tests(s: Session) -> None:
     try:
         found = last_line(s.run('pytest', argv, 100))
     except RuntimeError as error:
-        failed = re.findall('^FAILED .*::(.*)', s.log.read_text(), re.M)
+        failed = re.findall('^FAILED .*::(.*)', s.log.read_text('utf-8'), re.M)
         found = '; '.join([str(error), *failed]).replace('|', '/')
     s.find('pytest -m gpu tests/gpu', '', 'all pass', found)
 
@@ -328,7 +330,7 @@ def data(s: Session) -> None:
 def run(s: Session) -> None:
     """ResNet-50 in bfloat16 with Runner, hooks and logging."""
     theirs = s.scratch / 'mmpretrain_densecl.py'
-    theirs.write_text(MMPRETRAIN)
+    theirs.write_text(MMPRETRAIN, 'utf-8')
     small, large = (2, 2) if s.tiny else (32, 256)
     few, many = min(4, s.workers), s.workers
     interval, until = (1, 2) if s.tiny else (10, 40)
@@ -375,8 +377,8 @@ def compiled(s: Session) -> None:
     if not s.cuda:
         raise Skip('torch.compile is meant for GPUs')
     configs = s.scratch / 'channels_last.py', s.scratch / 'compiled.py'
-    configs[0].write_text(CHANNELS_LAST)
-    configs[1].write_text(COMPILED)
+    configs[0].write_text(CHANNELS_LAST, 'utf-8')
+    configs[1].write_text(COMPILED, 'utf-8')
     argv = ['--batch', 4 if s.tiny else 256, '--precision', 'bfloat16']
     argv += ['--rounds', 3, '--baselines', 'DenseCL', '--configs', *configs]
     rows = s.bench('benchmark_step', argv, 150)
@@ -418,7 +420,7 @@ def mini(s: Session) -> None:
     _, rows = s.train('speed', config, options, until, 45, flags)
     seconds = rows[-1]['time']
     startup = time.monotonic() - start - rows[-1]['step'] * seconds
-    budget = 5 if s.tiny else s.left() - 25
+    budget = 40 if s.tiny else s.left() - 25
     images = sum(x.is_file() for x in folder.rglob('*'))
     steps = max(1, images // int(options['train_dataloader.batch_size']))
     epochs = max(1, int(0.9 * (budget - startup) / seconds / steps))
@@ -434,7 +436,7 @@ def mini(s: Session) -> None:
         ],
     )
     lines = [json.dumps(row) + '\n' for row in rows]
-    (s.out / 'mini_scalars.json').write_text(''.join(lines))
+    (s.out / 'mini_scalars.json').write_text(''.join(lines), 'utf-8')
     checkpoints = (s.scratch / 'mini').glob('*.pth')
     newest = max(checkpoints, key=lambda x: x.stat().st_mtime)
     argv = [newest, s.scratch / 'backbone']
@@ -465,7 +467,7 @@ def main() -> None:
                 raise Skip('no time is left')
             PARTS[name](s)
         except Exception as error:
-            with s.log.open('a') as file:
+            with s.log.open('a', encoding='utf-8') as file:
                 traceback.print_exc(file=file)
             skipped = isinstance(error, Skip)
             state = f'{"not run" if skipped else "failed"}: {error}'
@@ -474,7 +476,7 @@ def main() -> None:
         took = time.monotonic() - begin
         print(f'{name}: {state}, {took:.0f} s, {s.left():.0f} s left')
         sys.stdout.flush()
-    print((s.out / 'gpu.md').read_text())
+    print((s.out / 'gpu.md').read_text('utf-8'))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Draw which cells of two views match by a checkpoint's features, and test
-whether the features match object parts."""
+"""Draw which cells of two views match by a checkpoint's features.
+
+And test whether the features match object parts.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -180,7 +182,7 @@ def chosen_cells(words: Sequence[str], shape: tuple[int, int]) -> list[tuple]:
 
 def draw_all_matches(
     pairs: Sequence[FeaturePair],
-    images: Sequence[Tensor],
+    images: tuple[Tensor, Tensor],
     views: Tensor | None,
     args: argparse.Namespace,
 ) -> plt.Figure:
@@ -221,7 +223,7 @@ def draw_all_matches(
 
 def draw_all_maps(
     pairs: Sequence[FeaturePair],
-    images: Sequence[Tensor],
+    images: tuple[Tensor, Tensor],
     views: Tensor | None,
     words: Sequence[str],
 ) -> plt.Figure | None:
@@ -303,8 +305,9 @@ def run(args: argparse.Namespace) -> None:
         views = pairs.views[typical]
         images = [pairs.query[typical], pairs.key[typical]]
     found = [extract(k, v, images) for k, v in backbones.items()]
-    figures = {args.out: draw_all_matches(found, images, views, args)}
-    maps = draw_all_maps(found, images, views, args.cells)
+    both = images[0], images[1]
+    figures = {args.out: draw_all_matches(found, both, views, args)}
+    maps = draw_all_maps(found, both, views, args.cells)
     if maps is not None:
         figures[args.out.with_name(f'{args.out.stem}_cells.png')] = maps
     args.out.parent.mkdir(parents=True, exist_ok=True)

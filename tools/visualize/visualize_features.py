@@ -1,6 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Draw the dense features of images: as colours, as segments, and by their
-nearest patches, in PNGs and one HTML page that works offline."""
+"""Draw the dense features of images.
+
+As colours, as segments, and by their nearest patches, in PNGs and one HTML
+page that works offline.
+"""
 
 import argparse
 import os
@@ -221,7 +224,7 @@ def draw_neighbours(
         height, width = np.divide(entry.found.image.shape[:2], shape)
         row, column = divmod(int(place), shape[1])
         corner = column * width, row * height
-        style = dict(fill=False, edgecolor=MARK, linewidth=2.5)
+        style: dict = dict(fill=False, edgecolor=MARK, linewidth=2.5)
         ax.add_patch(Rectangle(corner, width, height, **style))
         ax.set_title(f'{words}, {entry.name}', fontsize=9, parse_math=False)
     figure.suptitle('Nearest patches in other images, by cosine similarity')
@@ -267,8 +270,8 @@ def run(args: argparse.Namespace) -> None:
     colors = pca_colors(maps, args.seed)
     labels = segments(maps, args.segments, args.seed)
     cell = cell_of(entries[0], args.patch)
-    sheet = (x[:SHEET] for x in (images, names, colors, labels))
-    figures = {'features.png': draw_maps(*sheet)}
+    sheet: tuple = images, names, colors, labels
+    figures = {'features.png': draw_maps(*(x[:SHEET] for x in sheet))}
     nearest = None
     if len(entries) > 1:
         nearest = nearest_patches(maps, 0, args.neighbours)
