@@ -338,7 +338,7 @@ def run(s: Session) -> None:
     plans = [(BFLOAT16, small, many), (theirs, large, many)]
     plans += [(BFLOAT16, large, many), (DEVICE_VIEWS, large, many)]
     plans += [(BFLOAT16, large, few), (DEVICE_VIEWS, large, few)]
-    for plan in plans:
+    for plan in dict.fromkeys(plans):
         config, batch, workers = plan
         options = s.loader(batch, s.photographs(), interval)
         options['train_dataloader.num_workers'] = workers
@@ -365,7 +365,7 @@ def run(s: Session) -> None:
         what = f'iteration of a run, batch {batch}'
         s.compare(what, 'bare step', '1.03x', time_, s.steps.get(batch))
     s.compare(what, PEER, '', time_, get((theirs, large, many)))
-    for workers in (many, few):
+    for workers in dict.fromkeys([many, few]):
         on_cpu = get((BFLOAT16, large, workers))
         on_gpu = get((DEVICE_VIEWS, large, workers))
         what = f'speed of a run, views on the device, {workers} workers'
@@ -403,7 +403,7 @@ def recipe(s: Session) -> None:
             for row in rows
         ],
     )
-    for row, theirs in zip(rows, AUTHORS, strict=False):
+    for row, theirs in zip(rows, AUTHORS[s.tiny * 4 :], strict=False):
         what = f'weighted losses, global / dense, iteration {row["step"]}'
         ours = f'{row["loss_global"]:.2f} / {row["loss_dense"]:.2f}'
         s.find(what, f"authors' log of COCO: {theirs}", '', ours)
