@@ -5,6 +5,7 @@ Importing this package changes nothing outside of it. mmengine reads
 checkpoints through ours (:mod:`mmdensecl.checkpoint`) as soon as a config
 names one of our types or one of our tools starts.
 """
+
 from importlib import import_module
 
 from .moved import register_moved_modules
@@ -14,7 +15,8 @@ from .version import __version__
 _LAZY = dict(
     FrozenBackbone='.transfer.feature_extractor',
     load_backbone='.transfer.feature_extractor',
-    register_models='.model_hub')
+    register_models='.model_hub',
+)
 
 __all__ = ['__version__', *_LAZY]
 

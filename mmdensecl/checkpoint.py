@@ -5,6 +5,7 @@ mmengine 0.10.7 saves its log history as pickled objects, which torch >= 2.6
 refuses to load by default, so upstream cannot resume its own checkpoints. The
 allow-list names exactly what a training checkpoint holds.
 """
+
 import hashlib
 import os
 import pickle
@@ -22,9 +23,13 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import (CheckpointLoader, get_deprecated_model_names,
-                             get_external_models, get_mmcls_models,
-                             get_torchvision_models)
+from mmengine.runner import (
+    CheckpointLoader,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 # How the files begin that torch.save writes, now and before 1.6.
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
@@ -39,10 +44,15 @@ def _history_statistic(owner: Any, name: str) -> Any:
 
     The real one would let a file walk from an allowed class to anything.
     """
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean',
-                                                  'current'):
+    if owner is not HistoryBuffer or name not in (
+        'min',
+        'max',
+        'mean',
+        'current',
+    ):
         raise UnsafeCheckpointError(
-            f'it asks for an attribute of {type(owner).__name__}')
+            f'it asks for an attribute of {type(owner).__name__}'
+        )
     return getattr(HistoryBuffer, name)
 
 
@@ -60,7 +70,7 @@ def _plain_dtype(kind: Any, *_: Any) -> np.dtype:
 
 
 def _allowed_globals() -> list:
-    reconstruct = np.ndarray((0, )).__reduce__()[0]
+    reconstruct = np.ndarray((0,)).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     return [
         HistoryBuffer,
@@ -100,9 +110,9 @@ def check_file(path: str | os.PathLike) -> str:
     return path
 
 
-def load_from_local(filename: str | os.PathLike,
-                    map_location: Any = None,
-                    mmap: bool = False) -> Any:
+def load_from_local(
+    filename: str | os.PathLike, map_location: Any = None, mmap: bool = False
+) -> Any:
     """Read a checkpoint without running anything it holds.
 
     What a program has allowed by `torch.serialization.add_safe_globals` is
@@ -135,7 +145,8 @@ def load_from_local(filename: str | os.PathLike,
                 filename,
                 map_location=map_location,
                 weights_only=True,
-                mmap=mmap and head == ZIP)
+                mmap=mmap and head == ZIP,
+            )
     except torch.OutOfMemoryError:  # of a GPU: no fault of the file
         raise
     except (pickle.UnpicklingError, UnsafeCheckpointError) as error:
@@ -150,7 +161,8 @@ def load_from_local(filename: str | os.PathLike,
         reason = _first_sentence(str(error)) or type(error).__name__
         raise ValueError(
             f'"{filename}" ({os.path.getsize(filename)} bytes) is truncated '
-            f'or not a PyTorch checkpoint: {reason}') from error
+            f'or not a PyTorch checkpoint: {reason}'
+        ) from error
     if isinstance(content, dict) and isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
     return content
@@ -172,8 +184,11 @@ def download(address: str) -> Path:
         The file, under its own name; files of one name from several addresses
         are kept apart.
     """
-    folder = Path(torch.hub.get_dir(), 'checkpoints',
-                  hashlib.sha256(address.encode()).hexdigest()[:16])
+    folder = Path(
+        torch.hub.get_dir(),
+        'checkpoints',
+        hashlib.sha256(address.encode()).hexdigest()[:16],
+    )
     name = Path(urlparse(address).path).name
     path = folder / (name if name not in ('', '..') else 'checkpoint')
     # Rank 0 first; then the others, for machines that share no disk with it.
@@ -198,13 +213,16 @@ def _fetch(address: str, path: Path) -> None:
                 response,
                 total=length,
                 description=path.name,
-                disable=not is_main_process())
+                disable=not is_main_process(),
+            )
             with progress as stream:
                 shutil.copyfileobj(stream, file)
         size = os.path.getsize(partial)
         if length and size != length:
-            raise OSError(f'"{address}" broke off after {size} of {length} '
-                          'bytes; try again')
+            raise OSError(
+                f'"{address}" broke off after {size} of {length} '
+                'bytes; try again'
+            )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -219,8 +237,8 @@ def load_from_zoo(filename: str, map_location: Any = None) -> Any:
     """Read a checkpoint by its name in a list of mmengine.
 
     Args:
-        filename: Such as `torchvision://resnet50`,
-            `open-mmlab://resnet50_v1c` or `mmcls://vgg11`.
+        filename: Such as `torchvision://resnet50`, `open-mmlab://resnet50_v1c`
+            or `mmcls://vgg11`.
         map_location: As for :func:`torch.load`.
 
     Returns:
@@ -238,23 +256,28 @@ def load_from_zoo(filename: str, map_location: Any = None) -> Any:
         addresses = get_external_models()
         name = get_deprecated_model_names().get(name, name)
     if name not in addresses:
-        raise ValueError(f'There is no "{name}" in {zoo}://; a file or an '
-                         'http(s) address will do as well')
+        raise ValueError(
+            f'There is no "{name}" in {zoo}://; a file or an '
+            'http(s) address will do as well'
+        )
     address = addresses[name]
     if address.startswith(('http://', 'https://')):
         content = load_from_http(address, map_location)
     else:  # the user's own list may name files beside it
         home = os.getenv('MMENGINE_HOME') or os.path.join(
-            os.getenv('XDG_CACHE_HOME') or '~/.cache', 'mmengine')
+            os.getenv('XDG_CACHE_HOME') or '~/.cache', 'mmengine'
+        )
         content = load_from_local(os.path.join(home, address), map_location)
     if zoo != 'mmcls':
         return content
     state = content.get('state_dict', content)
     return dict(
         state_dict={
-            k[len('backbone.'):]: v
-            for k, v in state.items() if k.startswith('backbone.')
-        })
+            k[len('backbone.') :]: v
+            for k, v in state.items()
+            if k.startswith('backbone.')
+        }
+    )
 
 
 def load_from_ceph(filename: str, map_location: Any = None) -> Any:
@@ -265,8 +288,9 @@ def load_from_ceph(filename: str, map_location: Any = None) -> Any:
 
 def load_from_pavi(filename: str, map_location: Any = None) -> Any:
     """Refuse `pavi://`, which mmengine would unpickle."""
-    raise ValueError(f'"{filename}" cannot be read safely. Download it and '
-                     'give the file')
+    raise ValueError(
+        f'"{filename}" cannot be read safely. Download it and give the file'
+    )
 
 
 def register_checkpoint_loader() -> None:
@@ -280,10 +304,16 @@ def register_checkpoint_loader() -> None:
     for loader, prefixes in (
         (load_from_local, ['']),
         (load_from_http, ['http://', 'https://']),
-        (load_from_zoo, [
-            'modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://',
-            'mmcls://'
-        ]),
+        (
+            load_from_zoo,
+            [
+                'modelzoo://',
+                'torchvision://',
+                'open-mmlab://',
+                'openmmlab://',
+                'mmcls://',
+            ],
+        ),
         (load_from_ceph, [r'(\S+\:)?s3://', r'(\S+\:)?petrel://']),
         (load_from_pavi, ['pavi://']),
     ):

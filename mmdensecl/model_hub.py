@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Our configs by name, in mmpretrain's hub of models."""
+
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +18,11 @@ def index_file() -> Path:
     for folder in folders:
         if (folder / 'model-index.yml').is_file():
             return folder / 'model-index.yml'
-    raise FileNotFoundError('There is no model-index.yml in '
-                            f'"{folders[0]}" nor in "{folders[1]}"; install '
-                            'mmdensecl anew')
+    raise FileNotFoundError(
+        'There is no model-index.yml in '
+        f'"{folders[0]}" nor in "{folders[1]}"; install '
+        'mmdensecl anew'
+    )
 
 
 @cache
@@ -29,5 +32,6 @@ def register_models() -> None:
     Afterwards `mmpretrain.list_models` and `mmpretrain.get_model` know them.
     """
     from mmpretrain import ModelHub
+
     index = index_file()
     ModelHub.register_model_index(index, config_prefix=index.parent)

@@ -28,7 +28,11 @@ NAMES = {
         'is_probe',
     )
 }
-RENAMED = {'engine.ExactEpochLoop': 'engine.ResumableEpochLoop'}
+RENAMED = {
+    'datasets.DrawViews': 'datasets.SampleTwoCropParams',
+    'datasets.PackPicture': 'datasets.PackImage',
+    'engine.ExactEpochLoop': 'engine.ResumableEpochLoop',
+}
 ROOT = __name__.partition('.')[0]
 
 

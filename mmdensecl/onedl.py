@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What the onedl fork of the hosts does not do by itself."""
+
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 

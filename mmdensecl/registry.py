@@ -1,12 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Registries of mmdensecl, scope ``mmdensecl``.
+"""Registries of mmdensecl, scope `mmdensecl`.
 
 Each is a child of mmengine's root registry, so a config of any host
-(mmpretrain, mmdet, mmseg) reaches the types here as ``mmdensecl.<Type>`` with
-its own ``default_scope`` and without ``custom_imports``: mmengine imports this
-module when it meets the prefix, and the module in ``locations`` when it looks
+(mmpretrain, mmdet, mmseg) reaches the types here as `mmdensecl.<Type>` with
+its own `default_scope` and without `custom_imports`: mmengine imports this
+module when it meets the prefix, and the module in `locations` when it looks
 a type up.
 """
+
 from functools import cache
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
@@ -23,8 +24,15 @@ from mmengine.registry import Registry
 from .checkpoint import register_checkpoint_loader
 
 __all__ = [
-    'DATA_SAMPLERS', 'DATASETS', 'HOOKS', 'LOOPS', 'MODELS', 'OPTIM_WRAPPERS',
-    'TASK_UTILS', 'TRANSFORMS', 'WEIGHT_INITIALIZERS'
+    'DATA_SAMPLERS',
+    'DATASETS',
+    'HOOKS',
+    'LOOPS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'TASK_UTILS',
+    'TRANSFORMS',
+    'WEIGHT_INITIALIZERS',
 ]
 
 _register_once = cache(register_checkpoint_loader)
@@ -43,48 +51,59 @@ MODELS = _Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmdensecl',
-    locations=['mmdensecl.models'])
+    locations=['mmdensecl.models'],
+)
 # Matching rules, see mmdensecl/models/correspondence.py.
 TASK_UTILS = _Registry(
     'task util',
     parent=MMENGINE_TASK_UTILS,
     scope='mmdensecl',
-    locations=['mmdensecl.models'])
+    locations=['mmdensecl.models'],
+)
 DATASETS = _Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='mmdensecl',
-    locations=['mmdensecl.datasets'])
+    locations=['mmdensecl.datasets'],
+)
 DATA_SAMPLERS = _Registry(
     'data sampler',
     parent=MMENGINE_DATA_SAMPLERS,
     scope='mmdensecl',
-    locations=['mmdensecl.datasets'])
+    locations=['mmdensecl.datasets'],
+)
 TRANSFORMS = _Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='mmdensecl',
-    locations=['mmdensecl.datasets'])
+    locations=['mmdensecl.datasets'],
+)
 HOOKS = _Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmdensecl',
     locations=[
-        'mmdensecl.engine', 'mmdensecl.evaluation', 'mmdensecl.benchmark.hooks'
-    ])
+        'mmdensecl.engine',
+        'mmdensecl.evaluation',
+        'mmdensecl.benchmark.hooks',
+    ],
+)
 OPTIM_WRAPPERS = _Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine'])
+    locations=['mmdensecl.engine'],
+)
 # Test loops that fit a probe to frozen features.
 LOOPS = _Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine', 'mmdensecl.evaluation'])
+    locations=['mmdensecl.engine', 'mmdensecl.evaluation'],
+)
 WEIGHT_INITIALIZERS = _Registry(
     'weight initializer',
     parent=MMENGINE_INITIALIZERS,
     scope='mmdensecl',
-    locations=['mmdensecl.transfer'])
+    locations=['mmdensecl.transfer'],
+)

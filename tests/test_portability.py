@@ -255,7 +255,8 @@ class TestPathsOfWindows:
         args = Namespace(
             config=windows,
             launcher='none',
-            cfg_options={},
+            cfg_options=[],
+            data_root=None,
             work_dir=None,
             local_rank=0)
         work_dir = command_line.read_config(args).work_dir

@@ -12,6 +12,7 @@ from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               make_parser, prepare_cpu_launch, read_config,
                               set_pretrained)
 from mmdensecl.engine.command_line import one_line_errors
+from mmdensecl.engine.launch import leave_ranks
 from mmdensecl.evaluation import is_probe
 
 
@@ -67,6 +68,7 @@ def main() -> None:
         metrics = Runner.from_cfg(cfg).test()
     if args.out and is_main_process():
         dump(metrics, args.out)
+    leave_ranks()
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               make_parser, prepare_cpu_launch, read_config,
                               set_pretrained, use_mixed_precision)
 from mmdensecl.engine.command_line import one_line_errors
+from mmdensecl.engine.launch import leave_ranks
 from mmdensecl.engine.resume import ResumeError, prepare_resume
 from mmdensecl.engine.safe_write import remove_unfinished
 from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
@@ -85,6 +86,7 @@ def main() -> None:
         if cfg.get('resume'):
             prepare_resume(cfg)
         Runner.from_cfg(cfg).train()
+    leave_ranks()
 
 
 if __name__ == '__main__':

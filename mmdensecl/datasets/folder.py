@@ -1,10 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Images of a folder, or named in a list."""
+
 import os
 import re
 from collections import deque
 from pathlib import Path
 
 from mmdensecl.registry import DATASETS
+
 from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, read_file
 
 
@@ -13,8 +16,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith('.') or name == '__MACOSX'
 
 
-def search_folder(root: str,
-                  extensions: tuple[str, ...] = IMG_EXTENSIONS) -> list[str]:
+def search_folder(
+    root: str, extensions: tuple[str, ...] = IMG_EXTENSIONS
+) -> list[str]:
     """Find the files below a folder that have one of some extensions.
 
     Hidden files and folders are left out. A folder that links lead to is
@@ -78,7 +82,8 @@ class UnlabeledFolder(UnlabeledDataset):
                 f'The data folder "{self.data_root}" does not exist (working '
                 f'directory: "{os.getcwd()}"). Point data_root at your '
                 'images, for example with --cfg-options '
-                'data_root=/path/to/images')
+                'data_root=/path/to/images'
+            )
         return [dict(img_path=name) for name in search_folder(self.data_root)]
 
     def read(self, info: dict) -> bytes:
@@ -108,10 +113,13 @@ class UnlabeledList(UnlabeledFolder):
             text = Path(self.ann_file).read_text(encoding='utf-8-sig')
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f'The list file "{self.ann_file}" does not exist') from error
+                f'The list file "{self.ann_file}" does not exist'
+            ) from error
         except UnicodeDecodeError as error:
-            raise ValueError(f'The list file "{self.ann_file}" is not UTF-8 '
-                             'text, one image a line') from error
+            raise ValueError(
+                f'The list file "{self.ann_file}" is not UTF-8 '
+                'text, one image a line'
+            ) from error
         lines = filter(None, map(str.strip, text.splitlines()))
         return [dict(img_path=self._without_label(line)) for line in lines]
 
@@ -119,4 +127,4 @@ class UnlabeledList(UnlabeledFolder):
     def _without_label(line: str) -> str:
         # One separator: of a long row of them each would be tried.
         label = re.search(r'[ \t,]-?\d+$', line)
-        return line[:label.start()].rstrip(' \t,') if label else line
+        return line[: label.start()].rstrip(' \t,') if label else line

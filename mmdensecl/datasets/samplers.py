@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""A sampler for shards."""
+
 from collections.abc import Iterator, Sized
 
 import numpy as np
@@ -36,12 +38,14 @@ class ShardSampler(Sampler):
         ValueError: `window` is less than 1.
     """
 
-    def __init__(self,
-                 dataset: Sized,
-                 window: int = 8,
-                 shuffle: bool = True,
-                 seed: int | None = None,
-                 round_up: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        window: int = 8,
+        shuffle: bool = True,
+        seed: int | None = None,
+        round_up: bool = True,
+    ) -> None:
         if window < 1:
             raise ValueError(f'window must be at least 1, got {window}')
         sizes = getattr(dataset, 'shard_sizes', None)
@@ -49,7 +53,8 @@ class ShardSampler(Sampler):
             raise TypeError(
                 'ShardSampler needs a dataset with shard_sizes, such as '
                 f'mmdensecl.UnlabeledShards, got {type(dataset).__name__}. '
-                "Take sampler=dict(type='DefaultSampler', shuffle=True)")
+                "Take sampler=dict(type='DefaultSampler', shuffle=True)"
+            )
         self.sizes = np.asarray(sizes)
         self.window = window
         self.shuffle = shuffle
@@ -63,7 +68,8 @@ class ShardSampler(Sampler):
         # This rank's part of the line of all images.
         self.start, self.end = (
             total * rank // self.world_size
-            for rank in (self.rank, self.rank + 1))
+            for rank in (self.rank, self.rank + 1)
+        )
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -74,7 +80,8 @@ class ShardSampler(Sampler):
         rng = np.random.default_rng((self.seed, self.epoch, self.rank + 1))
         for first in range(0, len(pieces), self.window):
             mixed = np.concatenate(
-                [np.arange(*x) for x in pieces[first:first + self.window]])
+                [np.arange(*x) for x in pieces[first : first + self.window]]
+            )
             if self.shuffle:
                 rng.shuffle(mixed)
             yield from mixed.tolist()

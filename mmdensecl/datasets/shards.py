@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Images in tar files, in the format of webdataset."""
+
 import glob
 import itertools
 import os
@@ -7,6 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from mmdensecl.registry import DATASETS
+
 from .folder import is_hidden
 from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, UnreadableImageError
 
@@ -16,8 +19,7 @@ def find_shards(pattern: str) -> list[str]:
 
     Args:
         pattern: A folder of .tar files, one such file, or paths with `*`, `?`
-            and braces as webdataset takes them:
-            `train-{000000..000127}.tar`.
+            and braces as webdataset takes them: `train-{000000..000127}.tar`.
 
     Returns:
         Absolute paths: a folder's and a glob's in the order of names, those of
@@ -32,14 +34,16 @@ def find_shards(pattern: str) -> list[str]:
         parts = [pattern]
         if '{' in pattern and not os.path.isfile(pattern):
             import braceexpand  # comes with webdataset, which is optional
+
             parts = list(braceexpand.braceexpand(pattern))
         paths = [path for part in parts for path in _matches(part)]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing or not paths:
+        what = f' "{missing[0]}"' if missing else f's in "{pattern}"'
         raise FileNotFoundError(
-            f'No shard "{missing[0]}"' if missing else
-            f'No shards in "{pattern}". Expected a folder with .tar files, or '
-            'a pattern such as train-{000000..000127}.tar')
+            f'No shard{what}. Expected a folder with .tar files, or a pattern '
+            'such as train-{000000..000127}.tar'
+        )
     return [os.path.abspath(path) for path in paths]
 
 
@@ -88,12 +92,16 @@ def search_shard(path: str) -> Iterator[dict]:
                 if member.offset <= before or member.size < 0:
                     # Some versions of tarfile would go back and forth forever.
                     raise tarfile.ReadError(
-                        f'the member "{member.name}" leads back')
+                        f'the member "{member.name}" leads back'
+                    )
                 before = member.offset
                 name = member.name.removeprefix('./')
-                if (member.isreg() and not member.issparse()
-                        and name.lower().endswith(IMG_EXTENSIONS)
-                        and not any(map(is_hidden, name.split('/')))):
+                if (
+                    member.isreg()
+                    and not member.issparse()
+                    and name.lower().endswith(IMG_EXTENSIONS)
+                    and not any(map(is_hidden, name.split('/')))
+                ):
                     found.append((name, member.offset_data, member.size))
             end = tar.offset
         # tarfile takes a damaged header for the end.
@@ -101,17 +109,24 @@ def search_shard(path: str) -> Iterator[dict]:
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(
-                    f'there is neither a member nor an end mark at byte {end}')
+                    f'there is neither a member nor an end mark at byte {end}'
+                )
     # The others are what numbers that make no sense lead to.
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError,
-            RecursionError) as error:
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f'The shard "{path}" is not a whole, uncompressed tar file: '
             f'{error or type(error).__name__}. Make or copy it again'
         ) from error
     for _, sample in itertools.groupby(found, lambda x: split_name(x[0])[0]):
         name, offset, size = min(
-            sample, key=lambda x: split_name(x[0])[1].count('.'))
+            sample, key=lambda x: split_name(x[0])[1].count('.')
+        )
         yield dict(img_path=name, shard=path, offset=offset, size=size)
 
 
@@ -128,13 +143,13 @@ class OpenFiles:
         self.pid = os.getpid()
 
     def __reduce__(self) -> tuple:
-        return OpenFiles, (self.limit, )
+        return OpenFiles, (self.limit,)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`."""
         if self.pid != os.getpid():  # a fork shares its parent's positions
             self.files, self.pid = {}, os.getpid()
-        file = self.files.pop(path, None) or open(path, 'rb')
+        file = self.files.pop(path, None) or open(path, 'rb')  # noqa: SIM115
         try:
             file.seek(offset)
             data = file.read(size)
@@ -190,5 +205,6 @@ class UnlabeledShards(UnlabeledDataset):
         data = self._files.read(info['shard'], info['offset'], info['size'])
         if len(data) != info['size']:
             raise UnreadableImageError(
-                f'"{info["shard"]}" has become shorter than it was')
+                f'"{info["shard"]}" has become shorter than it was'
+            )
         return data

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Images without labels: seeds, replacements for broken ones, limits."""
+
 import errno
 import os
 import stat
@@ -15,16 +16,33 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 
-IMG_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm',
-                  '.tif', '.tiff')
+IMG_EXTENSIONS = (
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.bmp',
+    '.webp',
+    '.ppm',
+    '.pgm',
+    '.tif',
+    '.tiff',
+)
 
 # Of an image's file: 179 million pixels, PIL's limit, of 4 x 16 bits are
 # 1.4 GB. All of a file is read into the memory.
 MAX_BYTES = 2**31
 # What says something of the file and not of the disk: asked again, it would
 # say the same. Errors without a number are a decoder's.
-LASTING = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR,
-           errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+LASTING = (
+    None,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 PAUSES = (1, 2, 4)  # seconds before a disk is asked again
 
 
@@ -50,12 +68,14 @@ def read_file(path: str) -> bytes:
         status = os.stat(path)
     except ValueError as error:  # as of a zero byte, from a list
         raise UnreadableImageError(
-            f'no file can have that name ({error})') from error
+            f'no file can have that name ({error})'
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableImageError('it is a folder, pipe, socket or device')
     if status.st_size > MAX_BYTES:
         raise UnreadableImageError(
-            f'{status.st_size:,} bytes are more than an image can have')
+            f'{status.st_size:,} bytes are more than an image can have'
+        )
     with open(path, 'rb') as file:
         return file.read()
 
@@ -69,7 +89,7 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
     Returns:
         What it returned on rank 0.
     """
-    result = [None, None]
+    result: list[Any] = [None, None]  # what it returned, or raised
     if is_main_process():
         try:
             result[0] = function()
@@ -111,19 +131,24 @@ class UnlabeledDataset(BaseDataset):
 
     takes_ann_file = False
 
-    def __init__(self,
-                 data_root: str,
-                 pipeline: Sequence[dict | Callable] = (),
-                 max_unreadable: float = 0.1,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        pipeline: Sequence[dict | Callable] = (),
+        max_unreadable: float = 0.1,
+        **kwargs,
+    ) -> None:
         if not 0 <= max_unreadable <= 1:
-            raise ValueError('max_unreadable is a share, 0 to 1, got '
-                             f'{max_unreadable}')
-        if kwargs.get('data_prefix') or (kwargs.get('ann_file')
-                                         and not self.takes_ann_file):
+            raise ValueError(
+                f'max_unreadable is a share, 0 to 1, got {max_unreadable}'
+            )
+        if kwargs.get('data_prefix') or (
+            kwargs.get('ann_file') and not self.takes_ann_file
+        ):
             raise TypeError(
                 f'{type(self).__name__} takes no data_prefix, and an ann_file '
-                'only as UnlabeledList. Put the folder into data_root.')
+                'only as UnlabeledList. Put the folder into data_root.'
+            )
         self.max_unreadable = max_unreadable
         # Both are in shared memory: workers read the one and write the other.
         self._clock = torch.tensor([0, -1]).share_memory_()  # seed, epoch
@@ -132,7 +157,8 @@ class UnlabeledDataset(BaseDataset):
         # an error in a worker, what the ranks know by then is there.
         self.unreadable_file: str | None = None
         super().__init__(
-            data_root=data_root, pipeline=list(pipeline), **kwargs)
+            data_root=data_root, pipeline=list(pipeline), **kwargs
+        )
 
     @abstractmethod
     def list_images(self) -> list[dict]:
@@ -151,11 +177,13 @@ class UnlabeledDataset(BaseDataset):
                 f'No images in "{self.data_root}". Expected files that end '
                 f'in one of {", ".join(IMG_EXTENSIONS)}, in any case, at any '
                 'depth. Point data_root at them, for example with '
-                '--cfg-options data_root=/path/to/images')
+                '--cfg-options data_root=/path/to/images'
+            )
         print_log(
             f'Found {len(infos):,} images in "{self.data_root}" in '
             f'{time.perf_counter() - begin:.1f} s',
-            logger='current')
+            logger='current',
+        )
         return infos
 
     def full_init(self) -> None:
@@ -190,7 +218,8 @@ class UnlabeledDataset(BaseDataset):
 
     def _finalize(self) -> None:
         self.unreadable = torch.zeros(
-            len(self), dtype=torch.bool).share_memory_()
+            len(self), dtype=torch.bool
+        ).share_memory_()
 
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         """Fix the random numbers of an epoch, also for running workers.
@@ -208,7 +237,10 @@ class UnlabeledDataset(BaseDataset):
             return int(torch.randint(2**62, ()))
         return int(
             np.random.SeedSequence((seed, epoch, idx)).generate_state(
-                1, np.uint64)[0] >> np.uint64(1))
+                1, np.uint64
+            )[0]
+            >> np.uint64(1)
+        )
 
     def __getitem__(self, idx: int) -> dict:
         """The image after the pipeline, or another where it is broken."""
@@ -232,7 +264,8 @@ class UnlabeledDataset(BaseDataset):
         raise RuntimeError(
             f'{self.max_refetch + 1} images drawn in a row from '
             f'"{self.data_root}" cannot be read. {last} If its disk is gone, '
-            'bring it back and resume with --resume')
+            'bring it back and resume with --resume'
+        )
 
     def _note(self, name: str) -> None:
         if self.unreadable_file is None:
@@ -240,8 +273,10 @@ class UnlabeledDataset(BaseDataset):
         line = f'{name}\n'.encode('utf-8', 'surrogateescape')
         # Where there is no room for it, the list at the epoch's end says so.
         # All ranks' workers append: by one call, which does not mix lines.
-        with suppress(OSError), open(
-                self.unreadable_file, 'ab', buffering=0) as file:
+        with (
+            suppress(OSError),
+            open(self.unreadable_file, 'ab', buffering=0) as file,
+        ):
             file.write(line)
 
     def retry(self, names: Collection[str], indices: range) -> None:
@@ -261,8 +296,9 @@ class UnlabeledDataset(BaseDataset):
                 except (UnreadableImageError, OSError):
                     self.unreadable[idx] = True
 
-    def _prepare_patiently(self, idx: int, seed: int,
-                           pauses: Iterator[int]) -> dict:
+    def _prepare_patiently(
+        self, idx: int, seed: int, pauses: Iterator[int]
+    ) -> dict:
         while True:
             try:
                 return self.prepare_data(idx, seed)
@@ -301,11 +337,15 @@ class UnlabeledDataset(BaseDataset):
         """
         count = int(self.unreadable.sum())
         if count > self.max_unreadable * len(self):
-            named = (f', as named in "{self.unreadable_file}",'
-                     if self.unreadable_file else ',')
+            named = (
+                f', as named in "{self.unreadable_file}",'
+                if self.unreadable_file
+                else ','
+            )
             raise RuntimeError(
                 f'{count} of {len(self)} images in "{self.data_root}" '
                 'cannot be read, more than max_unreadable='
                 f'{self.max_unreadable:g} allows.{detail} Mend or remove '
                 f'them{named} or raise the limit with --cfg-options '
-                'train_dataloader.dataset.max_unreadable=...')
+                'train_dataloader.dataset.max_unreadable=...'
+            )

@@ -1,18 +1,20 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What the command lines of the tools share."""
+
 import logging
 import os
 import os.path as osp
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, Type
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from mmdensecl.checkpoint import register_checkpoint_loader
 from mmdensecl.onedl import let_configs_name_mmseg
+
 from .config import check_data_root, merge_options, parse_options
 
 
@@ -30,23 +32,25 @@ def make_parser(description: str) -> ArgumentParser:
     """A parser with the flags of tools/train.py and tools/test.py.
 
     Args:
-        description (str): Of the tool.
+        description: Of the tool.
 
     Returns:
-        ArgumentParser: To be given more arguments.
+        To be given more arguments.
     """
     parser = ArgumentParser(description=description)
     parser.add_argument('config', help='config file path')
     parser.add_argument(
         '--work-dir',
         help='the dir to save logs and models, by default '
-        'work_dirs/<config stem>')
+        'work_dirs/<config stem>',
+    )
     add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher')
+        help='job launcher',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
 
@@ -60,11 +64,13 @@ def add_config_options(parser: ArgumentParser) -> None:
         default=[],
         metavar='KEY=VALUE',
         help='override settings of the config, "a.b=c"; a list is written '
-        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+        'key="[a,b]" or key=a,b; data_root=... moves every path below it',
+    )
     parser.add_argument(
         '--data-root',
         metavar='PATH',
-        help='folder of the data; moves every path below the config\'s own')
+        help="folder of the data; moves every path below the config's own",
+    )
 
 
 def load_config(args: Namespace) -> Config:
@@ -91,10 +97,10 @@ def read_config(args: Namespace) -> Config:
     """The config file with the shared flags merged in.
 
     Args:
-        args (Namespace): What a parser of :func:`make_parser` read.
+        args: What a parser of :func:`make_parser` read.
 
     Returns:
-        Config: With ``launcher`` and ``work_dir`` set.
+        With `launcher` and `work_dir` set.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args)
@@ -103,8 +109,9 @@ def read_config(args: Namespace) -> Config:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs',
-                                osp.splitext(osp.basename(args.config))[0])
+        cfg.work_dir = osp.join(
+            'work_dirs', osp.splitext(osp.basename(args.config))[0]
+        )
     return cfg
 
 
@@ -115,8 +122,8 @@ def run_quietly(run: Callable[[Namespace], None], args: Namespace) -> None:
     on stderr and exit status 2.
 
     Args:
-        run (Callable): The tool.
-        args (Namespace): Its command line.
+        run: The tool.
+        args: Its command line.
     """
     prepare_tool()
     logging.disable(logging.INFO)
@@ -125,17 +132,17 @@ def run_quietly(run: Callable[[Namespace], None], args: Namespace) -> None:
 
 
 @contextmanager
-def one_line_errors(*kinds: Type[Exception]) -> Iterator[None]:
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """End with a line on stderr and exit status 2, without a traceback.
 
     Args:
-        *kinds (Type[Exception]): The errors that say all there is to say.
+        *kinds: The errors that say all there is to say.
     """
     try:
         yield
     except kinds as error:
         if is_main_process():  # the other ranks have the same
             print(
-                f'{osp.basename(sys.argv[0])}: error: {error}',
-                file=sys.stderr)
+                f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr
+            )
         sys.exit(2)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Which checkpoint a run resumes from."""
+
 import logging
 import os
 import os.path as osp
@@ -23,8 +24,9 @@ class ResumeError(ValueError):
     """There are checkpoints, and none of them can be resumed from."""
 
 
-def find_resumable(work_dir: str | os.PathLike,
-                   parts: Sequence[str] = PARTS) -> str | None:
+def find_resumable(
+    work_dir: str | os.PathLike, parts: Sequence[str] = PARTS
+) -> str | None:
     """Find the newest checkpoint of a work_dir that can be read.
 
     It is the one that mmengine's `last_checkpoint` names, or, where that names
@@ -56,19 +58,22 @@ def find_resumable(work_dir: str | os.PathLike,
             print_log(
                 f'{reason}. It is passed over for "{path}".',
                 logger='current',
-                level=logging.WARNING)
+                level=logging.WARNING,
+            )
         return str(path)
     if passed:
         raise ResumeError(
-            f'"{work_dir}" has no checkpoint to resume from:\n  ' +
-            '\n  '.join(passed) +
-            '\nGive another file, --resume FILE, or start anew in another '
-            '--work-dir')
+            f'"{work_dir}" has no checkpoint to resume from:\n  '
+            + '\n  '.join(passed)
+            + '\nGive another file, --resume FILE, or start anew in another '
+            '--work-dir'
+        )
     if named is not None:
         raise ResumeError(
             f'"{work_dir}" has no checkpoint to resume from, but its '
             f'{POINTER} names {named!r}: there was one. Give its path, '
-            f'--resume FILE, or remove {POINTER} to start anew')
+            f'--resume FILE, or remove {POINTER} to start anew'
+        )
     return None
 
 
@@ -116,12 +121,16 @@ def last_good(work_dir: str | os.PathLike) -> str:
         found = find_resumable(work_dir)
     except ResumeError as error:
         return f'{error}.'
-    return (f'The last good checkpoint is {found}.'
-            if found else 'There is no checkpoint yet.')
+    return (
+        f'The last good checkpoint is {found}.'
+        if found
+        else 'There is no checkpoint yet.'
+    )
 
 
-def check_resumable(path: str | os.PathLike,
-                    parts: Sequence[str] = PARTS) -> None:
+def check_resumable(
+    path: str | os.PathLike, parts: Sequence[str] = PARTS
+) -> None:
     """Check that a run can resume from a checkpoint, without its tensors.
 
     Args:
@@ -141,13 +150,17 @@ def check_resumable(path: str | os.PathLike,
         raise ResumeError(
             f'"{path}" cannot be resumed from, as it lacks '
             f'{", ".join(lacking)} (save_optimizer and save_param_scheduler '
-            'of the checkpoint hook have to be True)')
+            'of the checkpoint hook have to be True)'
+        )
     meta = held['meta'] if isinstance(held['meta'], dict) else {}
     if not all(
-            isinstance(meta.get(key), int) and meta[key] >= 0
-            for key in ('epoch', 'iter')):
-        raise ResumeError(f'"{path}" cannot be resumed from, as its meta does '
-                          'not say which epoch and iter it is of')
+        isinstance(meta.get(key), int) and meta[key] >= 0
+        for key in ('epoch', 'iter')
+    ):
+        raise ResumeError(
+            f'"{path}" cannot be resumed from, as its meta does '
+            'not say which epoch and iter it is of'
+        )
 
 
 def prepare_resume(cfg: Config) -> None:
@@ -171,7 +184,7 @@ def prepare_resume(cfg: Config) -> None:
         set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
         init_dist(cfg.launcher, **env.get('dist_cfg', {}))
     # Without its state the learning rate would begin anew.
-    schedule = ('param_schedulers', ) if cfg.get('param_scheduler') else ()
+    schedule = ('param_schedulers',) if cfg.get('param_scheduler') else ()
 
     def choose() -> str | None:
         named = cfg.get('load_from')
@@ -184,6 +197,8 @@ def prepare_resume(cfg: Config) -> None:
     cfg.load_from = from_rank_0(choose)
     cfg.resume = cfg.load_from is not None
     print_log(
-        f'Resume from {cfg.load_from}' if cfg.resume else
-        f'"{cfg.work_dir}" has no checkpoint to resume: start anew',
-        logger='current')
+        f'Resume from {cfg.load_from}'
+        if cfg.resume
+        else f'"{cfg.work_dir}" has no checkpoint to resume: start anew',
+        logger='current',
+    )

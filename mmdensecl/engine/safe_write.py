@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Atomic file writes."""
+
 import errno
 import os
 from contextlib import suppress

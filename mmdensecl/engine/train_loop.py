@@ -1,10 +1,12 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""A training loop that resumes in the middle of an epoch."""
+
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from itertools import count, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
 from mmdensecl.registry import LOOPS
+
 from .rank_order import fix_order_of_sums
 
 # What the random numbers are for; each has a stream of its own.
@@ -36,12 +39,12 @@ def seed_generators(*entropy: int) -> None:
         torch.cuda.manual_seed(int(seeds[2]) >> 1)
 
 
-def sampler_of(loader: DataLoader) -> Sampler:
+def sampler_of(loader: DataLoader) -> Any:
     """The sampler that a loader's batches come from."""
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
-def describe_loader(loader: DataLoader) -> dict[str, int | str | None]:
+def describe_loader(loader: DataLoader) -> dict[str, Any]:
     """What the images of the n-th batch of an epoch depend on.
 
     Args:
@@ -52,18 +55,19 @@ def describe_loader(loader: DataLoader) -> dict[str, int | str | None]:
     """
     sampler = sampler_of(loader)
     return dict(
-        images=len(loader.dataset),
+        images=len(cast(Sized, loader.dataset)),
         batches=len(loader),
         batch_size=getattr(loader.batch_sampler, 'batch_size', None),
         world_size=get_world_size(),
         sampler=type(sampler).__name__,
-        sampler_seed=getattr(sampler, 'seed', None))
+        sampler_seed=getattr(sampler, 'seed', None),
+    )
 
 
 class _Tail(Sampler):
     """A sampler without its first indices; as long as the whole of it."""
 
-    def __init__(self, sampler: Sampler, start: int) -> None:
+    def __init__(self, sampler: Any, start: int) -> None:
         self.sampler = sampler
         self.start = start
 
@@ -88,8 +92,9 @@ def skip_batches(loader: DataLoader, batches: int) -> Iterator[int]:
     """
     batch_sampler = loader.batch_sampler
     # Torch forbids to change a loader's samplers, but not a sampler's own.
-    if (type(batch_sampler) is not BatchSampler
-            or isinstance(loader.dataset, IterableDataset)):
+    if type(batch_sampler) is not BatchSampler or isinstance(
+        loader.dataset, IterableDataset
+    ):
         yield batches
         return
     whole = batch_sampler.sampler
@@ -127,9 +132,11 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     # Of the message hub, which is saved, and loaded by a resume only.
     LAYOUT = 'loader_layout'
 
-    def __init__(self, runner, dataloader: DataLoader | dict,
-                 **kwargs) -> None:
+    def __init__(
+        self, runner, dataloader: DataLoader | dict, **kwargs
+    ) -> None:
         super().__init__(runner, dataloader, **kwargs)
+        self._iter: int
         self._skip = 0
 
     def run(self) -> torch.nn.Module:
@@ -169,7 +176,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         now = describe_loader(self.dataloader)
         saved = {**now, **saved}
         changes = [
-            f'{key}: {now[key]}, was {saved[key]}' for key in now
+            f'{key}: {now[key]}, was {saved[key]}'
+            for key in now
             if now[key] != saved[key]
         ]
         done = self._iter - self._epoch * saved['batches']
@@ -185,17 +193,20 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             print_log(
                 f'Epoch {self._epoch + 1} resumes after iteration '
                 f'{self._skip} of {now["batches"]}',
-                logger='current')
+                logger='current',
+            )
         if changes:
             print_log(
                 'The run resumes, but not as it would have gone on without '
-                f'the break ({"; ".join(changes)}). Weights, queues, optimiser '
-                'and learning rate are those of the checkpoint.',
+                f'the break ({"; ".join(changes)}). Weights, queues, '
+                'optimiser and learning rate are those of the checkpoint.',
                 logger='current',
-                level=logging.WARNING)
+                level=logging.WARNING,
+            )
             self._iter = self._epoch * now['batches'] + self._skip
             self.runner.optim_wrapper.initialize_count_status(
-                self.runner.model, self._iter, self._max_iters)
+                self.runner.model, self._iter, self._max_iters
+            )
 
     def _seed(self, purpose: int, number: int) -> None:
         seed_generators(self.runner.seed, get_rank(), purpose, number)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """One run in a work_dir at a time."""
+
 import errno
 import logging
 import os
@@ -54,23 +55,27 @@ def lock_work_dir(path: str | os.PathLike, launcher: str = 'none') -> bool:
             file.write_text(
                 f'process {os.getpid()} on {socket.gethostname()}, since '
                 f'{time.strftime("%Y-%m-%d %H:%M:%S")}\n',
-                encoding='utf-8')
+                encoding='utf-8',
+            )
     except Timeout as error:
         holder = file.read_text(encoding='utf-8').strip()
         raise WorkDirError(
             f'Another run works in "{path}": '
             f'{holder or "one that has just begun"}. Two would overwrite each '
             "other's checkpoints: wait for it, end it, or give another "
-            '--work-dir') from error
+            '--work-dir'
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise WorkDirError(
                 f'Cannot write into the work_dir "{path}": {error.strerror}. '
-                'Mend that, or give another one with --work-dir') from error
+                'Mend that, or give another one with --work-dir'
+            ) from error
         print_log(
             f'"{file}" cannot be locked ({error.strerror}): take care that no '
             'second run is started there',
             logger='current',
-            level=logging.WARNING)
+            level=logging.WARNING,
+        )
         return False
     return True

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-VIEWS = ('TwoViews', 'DrawViews')
+VIEWS = ('TwoViews', 'SampleTwoCropParams', 'DrawViews')
 # Entry of a published file: of its `meta`, or of a safetensors header.
 ENTRY = 'mmdensecl'
 

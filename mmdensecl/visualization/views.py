@@ -12,7 +12,7 @@ from mmdensecl.engine.config import dicts
 from mmdensecl.evaluation.matching import Pairs
 from mmdensecl.models.data_preprocessors import render_views
 
-DRAWING = ('mmdensecl.TwoViews', 'mmdensecl.DrawViews')
+DRAWING = ('mmdensecl.TwoViews', 'mmdensecl.SampleTwoCropParams', 'mmdensecl.DrawViews')
 
 
 def view_images(data: dict, size: int) -> list[Tensor]:
@@ -25,9 +25,9 @@ def view_images(data: dict, size: int) -> list[Tensor]:
     Returns:
         uint8, (3, H, W) each.
     """
-    if 'drawn_views' not in data['data_samples']:
+    if 'aug_params' not in data['data_samples']:
         return data['inputs']
-    views = data['data_samples'].drawn_views
+    views = data['data_samples'].aug_params
     return list(render_views([data['inputs']] * 2, views, size).byte())
 
 

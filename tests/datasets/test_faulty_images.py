@@ -17,11 +17,19 @@ import pytest
 from PIL import EpsImagePlugin, Image
 from torch.utils.data import DataLoader
 
-from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList,
-                                UnlabeledShards, UnreadableImageError,
-                                unlabeled)
-from mmdensecl.datasets.transforms.loading import (FORMATS, MAX_JPEG_SCANS,
-                                                   DecodeRGB, decode_rgb)
+from mmdensecl.datasets import (
+    UnlabeledFolder,
+    UnlabeledList,
+    UnlabeledShards,
+    UnreadableImageError,
+    unlabeled,
+)
+from mmdensecl.datasets.transforms.loading import (
+    FORMATS,
+    MAX_JPEG_SCANS,
+    DecodeRGB,
+    decode_rgb,
+)
 from mmdensecl.testing import write_pictures
 
 COLOR = (200, 30, 60)
@@ -282,21 +290,21 @@ class TestOdd:
         assert 'exif' in image.info  # it is there to be applied
 
     @pytest.mark.parametrize('size', [(1, 1), (1, 10000), (10000, 1)])
-    @pytest.mark.parametrize('transform', ['TwoViews', 'PackPicture'])
+    @pytest.mark.parametrize('transform', ['TwoViews', 'PackImage'])
     def test_extreme_shapes_give_views(self, tmp_path, size, transform):
         (tmp_path / 'x.png').write_bytes(encode(Image.new('RGB', size, COLOR)))
         last = [
             dict(type='mmdensecl.TwoViews', size=16),
             dict(type='mmdensecl.PackViews')
         ] if transform == 'TwoViews' else [
-            dict(type='mmdensecl.DrawViews'),
-            dict(type='mmdensecl.PackPicture')
+            dict(type='mmdensecl.SampleTwoCropParams'),
+            dict(type='mmdensecl.PackImage')
         ]
         dataset = UnlabeledFolder(
             str(tmp_path), [dict(type='mmdensecl.DecodeRGB'), *last],
             max_unreadable=0)
         inputs = dataset[0]['inputs']
-        assert transform == 'PackPicture' or inputs[0].shape == (3, 16, 16)
+        assert transform == 'PackImage' or inputs[0].shape == (3, 16, 16)
 
 
 DECODE = [dict(type='mmdensecl.DecodeRGB')]

@@ -10,16 +10,20 @@ from mmengine.dataset import ConcatDataset, RepeatDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList,
-                                UnreadableImageError)
+from mmdensecl.datasets import (
+    UnlabeledFolder,
+    UnlabeledList,
+    UnreadableImageError,
+)
 from mmdensecl.datasets.folder import search_folder
 from mmdensecl.datasets.transforms.loading import decode_rgb
 
 
 def picture(color=(10, 20, 30), size=(40, 30), mode='RGB', **kwargs) -> bytes:
     stream = io.BytesIO()
-    Image.new(mode, size, color).save(stream, kwargs.pop('format', 'PNG'),
-                                      **kwargs)
+    Image.new(mode, size, color).save(
+        stream, kwargs.pop('format', 'PNG'), **kwargs
+    )
     return stream.getvalue()
 
 
@@ -41,12 +45,15 @@ def keep_bytes(results):
 
 
 class TestFolder:
-
     def test_nested_any_case_sorted(self, tmp_path):
         write(tmp_path, ['b/x.JPG', 'a/deep/y.jpeg', 'z.Png', 'c.webp'])
         write(tmp_path, ['notes.txt', 'a/labels.json', 'jpg'])
-        assert paths(UnlabeledFolder(
-            str(tmp_path))) == ['a/deep/y.jpeg', 'b/x.JPG', 'c.webp', 'z.Png']
+        assert paths(UnlabeledFolder(str(tmp_path))) == [
+            'a/deep/y.jpeg',
+            'b/x.JPG',
+            'c.webp',
+            'z.Png',
+        ]
 
     def test_hands_over_the_right_file(self, tmp_path):
         write(tmp_path, ['0.png', '1.png'])
@@ -75,11 +82,14 @@ class TestFolder:
         write(tmp_path, ['0.png', '._0.png', '__MACOSX/0.png', '.x/0.png'])
         assert paths(UnlabeledFolder(str(tmp_path))) == ['0.png']
 
-    @pytest.mark.parametrize('wrong', [
-        dict(data_prefix='train'),
-        dict(data_prefix=dict(img_path='a')),
-        dict(ann_file='train.txt')
-    ])
+    @pytest.mark.parametrize(
+        'wrong',
+        [
+            dict(data_prefix='train'),
+            dict(data_prefix=dict(img_path='a')),
+            dict(ann_file='train.txt'),
+        ],
+    )
     def test_arguments_that_would_do_nothing(self, tmp_path, wrong):
         write(tmp_path, ['0.png'])
         with pytest.raises(TypeError, match='data_root'):
@@ -98,11 +108,14 @@ def touch(folder, *names):
 
 
 class TestSearch:
-
     def test_order_is_that_of_whole_paths(self, tmp_path):
         touch(tmp_path, 'b/x.jpg', 'b-1/x.jpg', 'b.jpg', 'a/z/x.PNG', 'B.jpg')
         assert search_folder(tmp_path) == [
-            'B.jpg', 'a/z/x.PNG', 'b-1/x.jpg', 'b.jpg', 'b/x.jpg'
+            'B.jpg',
+            'a/z/x.PNG',
+            'b-1/x.jpg',
+            'b.jpg',
+            'b/x.jpg',
         ]
 
     def test_a_folder_keeps_its_own_name(self, tmp_path):
@@ -142,17 +155,19 @@ class TestSearch:
 
 
 class TestSubsets:
-
     @pytest.fixture
     def folder(self, tmp_path):
         write(tmp_path, [f'{i}.png' for i in range(6)])
         return str(tmp_path)
 
-    @pytest.mark.parametrize('indices, expected', [
-        (2, '01'),
-        (-2, '45'),
-        ([5, 0, -2], '504'),
-    ])
+    @pytest.mark.parametrize(
+        'indices, expected',
+        [
+            (2, '01'),
+            (-2, '45'),
+            ([5, 0, -2], '504'),
+        ],
+    )
     def test_both_ways_and_as_argument(self, folder, indices, expected):
         """Names, counts of unreadable pictures, and nothing left behind."""
         expected = [f'{i}.png' for i in expected]
@@ -183,7 +198,8 @@ class TestSubsets:
     @pytest.mark.parametrize('serialize', [True, False])
     def test_inside_wrappers(self, folder, serialize):
         dataset = UnlabeledFolder(
-            folder, [keep_bytes], serialize_data=serialize, metainfo=dict(a=1))
+            folder, [keep_bytes], serialize_data=serialize, metainfo=dict(a=1)
+        )
         assert dataset.metainfo == dict(a=1)
         twice = RepeatDataset(dataset, 2)
         both = ConcatDataset([dataset, dataset])
@@ -193,10 +209,10 @@ class TestSubsets:
     def test_filtered(self, folder):
 
         class Odd(UnlabeledFolder):
-
             def filter_data(self):
                 return [
-                    info for info in self.data_list
+                    info
+                    for info in self.data_list
                     if int(info['img_path'][0]) % 2
                 ]
 
@@ -204,28 +220,38 @@ class TestSubsets:
 
 
 class TestList:
-
     def test_labels_blank_lines_and_spaces(self, tmp_path):
         write(tmp_path, ['a.png', 'b c.png', 'd 7.png'])
-        (tmp_path / 'list.txt'
-         ).write_bytes(b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n')
+        (tmp_path / 'list.txt').write_bytes(
+            b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n'
+        )
         dataset = UnlabeledList(
-            'list.txt', str(tmp_path), pipeline=[keep_bytes])
+            'list.txt', str(tmp_path), pipeline=[keep_bytes]
+        )
         assert paths(dataset) == ['a.png', 'b c.png', 'd 7.png']
         assert len([item['img_bytes'] for item in dataset]) == 3
 
     def test_label_separators(self, tmp_path):
-        (tmp_path / 'list.txt'
-         ).write_text('a.png\t5\nb.png,3\nc.png -1\nd1.png\n0001.png\n')
+        (tmp_path / 'list.txt').write_text(
+            'a.png\t5\nb.png,3\nc.png -1\nd1.png\n0001.png\n'
+        )
         dataset = UnlabeledList('list.txt', str(tmp_path))
         assert paths(dataset) == [
-            'a.png', 'b.png', 'c.png', 'd1.png', '0001.png'
+            'a.png',
+            'b.png',
+            'c.png',
+            'd1.png',
+            '0001.png',
         ]
 
-    @pytest.mark.parametrize('line', [
-        f'a{" " * 200_000}x.jpg',
-        f'{"1," * 100_000}x.jpg',
-    ], ids=['blanks', 'commas'])
+    @pytest.mark.parametrize(
+        'line',
+        [
+            f'a{" " * 200_000}x.jpg',
+            f'{"1," * 100_000}x.jpg',
+        ],
+        ids=['blanks', 'commas'],
+    )
     def test_long_lines(self, tmp_path, line):
         """They would take hours where each separator is tried."""
         (tmp_path / 'list.txt').write_text(line)
@@ -249,7 +275,6 @@ class TestList:
 
 
 class TestSeeds:
-
     @pytest.fixture
     def dataset(self, tmp_path):
         write(tmp_path, [f'{i}.png' for i in range(6)])
@@ -257,7 +282,8 @@ class TestSeeds:
 
     def seeds(self, dataset, workers):
         loader = DataLoader(
-            dataset, num_workers=workers, collate_fn=lambda batch: batch[0])
+            dataset, num_workers=workers, collate_fn=lambda batch: batch[0]
+        )
         return [item['seed'] for item in loader]
 
     def test_do_not_depend_on_workers(self, dataset):
@@ -276,7 +302,8 @@ class TestSeeds:
             dataset,
             num_workers=2,
             persistent_workers=True,
-            collate_fn=lambda batch: batch[0])
+            collate_fn=lambda batch: batch[0],
+        )
         dataset.set_epoch(0)
         first = [item['seed'] for item in loader]
         dataset.set_epoch(1)
@@ -313,7 +340,8 @@ class TestUnreadable:
             (tmp_path / name).write_bytes(data)
         dataset = UnlabeledFolder(str(tmp_path), [keep_bytes])
         loader = DataLoader(
-            dataset, num_workers=2, collate_fn=lambda batch: batch[0])
+            dataset, num_workers=2, collate_fn=lambda batch: batch[0]
+        )
         assert all(item['img_path'].startswith('good') for item in loader)
         names = np.array(paths(dataset))[dataset.unreadable.numpy()]
         assert sorted(names) == sorted(self.BROKEN)
@@ -329,7 +357,8 @@ class TestUnreadable:
         write(tmp_path, [f'{i}.png' for i in range(8)])
         write(tmp_path, ['8.jpg', '9.jpg'], b'no picture')
         dataset = UnlabeledFolder(
-            str(tmp_path), [keep_bytes], max_unreadable=0.1)
+            str(tmp_path), [keep_bytes], max_unreadable=0.1
+        )
         dataset[8]  # one in ten may be broken
         with pytest.raises(RuntimeError, match=r'2 of 10 images.*9\.jpg'):
             dataset[9]
@@ -345,14 +374,16 @@ class TestUnreadable:
 
 
 class TestModes:
-
-    @pytest.mark.parametrize('mode, color, expected', [
-        ('L', 77, (77, 77, 77)),
-        ('LA', (77, 0), (77, 77, 77)),
-        ('RGBA', (1, 2, 3, 0), (1, 2, 3)),
-        ('1', 1, (255, 255, 255)),
-        ('P', 0, (0, 0, 0)),
-    ])
+    @pytest.mark.parametrize(
+        'mode, color, expected',
+        [
+            ('L', 77, (77, 77, 77)),
+            ('LA', (77, 0), (77, 77, 77)),
+            ('RGBA', (1, 2, 3, 0), (1, 2, 3)),
+            ('1', 1, (255, 255, 255)),
+            ('P', 0, (0, 0, 0)),
+        ],
+    )
     def test_become_rgb(self, mode, color, expected):
         image = decode_rgb(picture(color, mode=mode))
         assert image.mode == 'RGB' and image.size == (40, 30)

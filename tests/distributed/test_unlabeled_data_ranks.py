@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Ranks train on the same images, and know what each could not read."""
+
 import logging
 from types import SimpleNamespace
 
@@ -13,14 +14,16 @@ from mmdensecl.testing import write_pictures
 
 def begin(rank, folder, iterations=0):
     dataset = UnlabeledFolder(
-        str(folder), [dict(type='mmdensecl.DecodeRGB')], max_unreadable=0.5)
+        str(folder), [dict(type='mmdensecl.DecodeRGB')], max_unreadable=0.5
+    )
     runner = SimpleNamespace(
         train_dataloader=DataLoader(dataset, batch_size=2),
         work_dir=str(folder.parent),
         logger=logging.getLogger('data'),
         iter=iterations,
         epoch=0,
-        max_iters=60)
+        max_iters=60,
+    )
     hook = UnlabeledDataHook()
     hook.before_train(runner)
     return hook, runner, dataset
@@ -32,9 +35,7 @@ def look(rank, world_size, tmp_path):
         dataset = UnlabeledFolder(str(tmp_path / f'machine-{rank}'))
     except FileNotFoundError as error:
         return str(error)
-    return [
-        dataset.get_data_info(i)['img_path'] for i in range(len(dataset))
-    ]
+    return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
 
 
 def test_rank_0_lists_for_all(tmp_path):

@@ -14,8 +14,11 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmdensecl.checkpoint import (UnsafeCheckpointError, load_from_local,
-                                  register_checkpoint_loader)
+from mmdensecl.checkpoint import (
+    UnsafeCheckpointError,
+    load_from_local,
+    register_checkpoint_loader,
+)
 
 register_checkpoint_loader()
 
@@ -23,22 +26,23 @@ register_checkpoint_loader()
 @pytest.fixture
 def history():
     buffer = HistoryBuffer()
-    for value in (3., 1., 2.):
+    for value in (3.0, 1.0, 2.0):
         buffer.update(value)
     return buffer
 
 
 class TestTrainingCheckpoint:
-
     def test_round_trip(self, tmp_path, history):
         torch.save(
             dict(
-                state_dict=dict(weight=torch.arange(3.)),
+                state_dict=dict(weight=torch.arange(3.0)),
                 message_hub=dict(log_scalars=dict(loss=history)),
-                meta=dict(epoch=3, cfg='model = dict()', seed=None)),
-            tmp_path / 'epoch_3.pth')
+                meta=dict(epoch=3, cfg='model = dict()', seed=None),
+            ),
+            tmp_path / 'epoch_3.pth',
+        )
         loaded = load_from_local(tmp_path / 'epoch_3.pth')
-        assert torch.equal(loaded['state_dict']['weight'], torch.arange(3.))
+        assert torch.equal(loaded['state_dict']['weight'], torch.arange(3.0))
         buffer = loaded['message_hub']['log_scalars']['loss']
         assert (buffer.min(), buffer.max(), buffer.current()) == (1, 3, 2)
         assert buffer.statistics('mean') == 2
@@ -53,14 +57,17 @@ class TestTrainingCheckpoint:
 
     def test_numpy_scalars(self, tmp_path):
         torch.save(
-            dict(seed=np.int64(3), lr=np.float64(.5)), tmp_path / 'a.pth')
-        assert load_from_local(tmp_path / 'a.pth') == dict(seed=3, lr=.5)
+            dict(seed=np.int64(3), lr=np.float64(0.5)), tmp_path / 'a.pth'
+        )
+        assert load_from_local(tmp_path / 'a.pth') == dict(seed=3, lr=0.5)
 
     def test_numpy_1_and_2_names(self, tmp_path, history):
         """Both generations' module names are understood."""
         torch.save(history, tmp_path / 'new.pth')
-        with zipfile.ZipFile(tmp_path / 'new.pth') as source, zipfile.ZipFile(
-                tmp_path / 'old.pth', 'w') as target:
+        with (
+            zipfile.ZipFile(tmp_path / 'new.pth') as source,
+            zipfile.ZipFile(tmp_path / 'old.pth', 'w') as target,
+        ):
             for item in source.namelist():
                 data = source.read(item)
                 if item.endswith('data.pkl'):
@@ -79,8 +86,10 @@ class TestTrainingCheckpoint:
 
     def test_sparse_and_meta_tensors(self, tmp_path):
         """As mmengine and torch load them."""
-        torch.save([torch.eye(3).to_sparse(), torch.ones(3, device='meta')],
-                   tmp_path / 'a.pth')
+        torch.save(
+            [torch.eye(3).to_sparse(), torch.ones(3, device='meta')],
+            tmp_path / 'a.pth',
+        )
         sparse, meta = load_from_local(tmp_path / 'a.pth')
         assert sparse.is_sparse and meta.is_meta
 
@@ -91,42 +100,47 @@ class TestTrainingCheckpoint:
 
     def test_importing_changes_nothing(self):
         """Neither mmengine's loaders, nor how modules are found."""
-        code = ('import sys, torch\n'
-                'from mmengine.config.utils import MODULE2PACKAGE\n'
-                'from mmengine.runner import CheckpointLoader\n'
-                'def state():\n'
-                '    return (dict(CheckpointLoader._schemes), '
-                'list(sys.meta_path), dict(MODULE2PACKAGE), '
-                'torch.serialization.get_safe_globals())\n'
-                'before = state()\n'
-                'import mmdensecl\n'
-                'assert state() == before\n'
-                'assert "mmpretrain" not in sys.modules\n'
-                'import mmdensecl.engine, mmdensecl.models\n'
-                'assert state()[0] == before[0]\n')
+        code = (
+            'import sys, torch\n'
+            'from mmengine.config.utils import MODULE2PACKAGE\n'
+            'from mmengine.runner import CheckpointLoader\n'
+            'def state():\n'
+            '    return (dict(CheckpointLoader._schemes), '
+            'list(sys.meta_path), dict(MODULE2PACKAGE), '
+            'torch.serialization.get_safe_globals())\n'
+            'before = state()\n'
+            'import mmdensecl\n'
+            'assert state() == before\n'
+            'assert "mmpretrain" not in sys.modules\n'
+            'import mmdensecl.engine, mmdensecl.models\n'
+            'assert state()[0] == before[0]\n'
+        )
         subprocess.run([sys.executable, '-c', code], check=True)
 
     def test_naming_a_type_is_enough(self, tmp_path, history):
         """A config that uses mmdensecl makes loading work and safe."""
         torch.save(history, tmp_path / 'a.pth')
-        code = ('from mmengine.registry import HOOKS\n'
-                'from mmengine.runner import CheckpointLoader\n'
-                "HOOKS.build(dict(type='mmdensecl.LambdaWarmupHook'))\n"
-                f"CheckpointLoader.load_checkpoint(r'{tmp_path / 'a.pth'}')\n")
+        code = (
+            'from mmengine.registry import HOOKS\n'
+            'from mmengine.runner import CheckpointLoader\n'
+            "HOOKS.build(dict(type='mmdensecl.LambdaWarmupHook'))\n"
+            f"CheckpointLoader.load_checkpoint(r'{tmp_path / 'a.pth'}')\n"
+        )
         subprocess.run([sys.executable, '-c', code], check=True)
 
 
 class TestHttp:
-
     @pytest.fixture
     def address(self, tmp_path, monkeypatch):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
         (tmp_path / 'www').mkdir()
         handler = functools.partial(
             http.server.SimpleHTTPRequestHandler,
-            directory=str(tmp_path / 'www'))
-        with http.server.ThreadingHTTPServer(('127.0.0.1', 0),
-                                             handler) as server:
+            directory=str(tmp_path / 'www'),
+        )
+        with http.server.ThreadingHTTPServer(
+            ('127.0.0.1', 0), handler
+        ) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield f'http://127.0.0.1:{server.server_port}'
             server.shutdown()
@@ -148,7 +162,7 @@ class TestHttp:
         send_head = http.server.SimpleHTTPRequestHandler.send_head
 
         def announce_more(self):
-            file.write_bytes(whole[:size // 2])
+            file.write_bytes(whole[: size // 2])
             found = send_head(self)
             return found
 
@@ -168,13 +182,14 @@ class TestHttp:
         assert torch.equal(loaded['a'], torch.ones(9000))
 
     def test_files_of_one_name_are_kept_apart(self, tmp_path, address):
-        for number in (1., 2.):
+        for number in (1.0, 2.0):
             folder = tmp_path / 'www' / str(number)
             folder.mkdir()
             torch.save(dict(a=torch.tensor(number)), folder / 'same.pth')
-        for number in (1., 2.):
+        for number in (1.0, 2.0):
             loaded = CheckpointLoader.load_checkpoint(
-                f'{address}/{number}/same.pth')
+                f'{address}/{number}/same.pth'
+            )
             assert loaded['a'] == number
 
 
@@ -192,23 +207,30 @@ class TestOtherAddresses:
             return dict(state_dict=dict(state))
 
         monkeypatch.setattr('mmdensecl.checkpoint.load_from_local', load)
-        monkeypatch.setattr('mmdensecl.checkpoint.download',
-                            lambda address: f'got {address}')
+        monkeypatch.setattr(
+            'mmdensecl.checkpoint.download', lambda address: f'got {address}'
+        )
         return seen
 
-    @pytest.mark.parametrize('zoo, names', [
-        ('torchvision', 'get_torchvision_models'),
-        ('modelzoo', 'get_torchvision_models'),
-        ('mmcls', 'get_mmcls_models'),
-        ('open-mmlab', 'get_external_models'),
-        ('openmmlab', 'get_external_models'),
-    ])
+    @pytest.mark.parametrize(
+        'zoo, names',
+        [
+            ('torchvision', 'get_torchvision_models'),
+            ('modelzoo', 'get_torchvision_models'),
+            ('mmcls', 'get_mmcls_models'),
+            ('open-mmlab', 'get_external_models'),
+            ('openmmlab', 'get_external_models'),
+        ],
+    )
     def test_zoo(self, read, monkeypatch, zoo, names):
-        monkeypatch.setattr(f'mmdensecl.checkpoint.{names}',
-                            lambda: dict(a='https://x/a.pth', b='b.pth'))
+        monkeypatch.setattr(
+            f'mmdensecl.checkpoint.{names}',
+            lambda: dict(a='https://x/a.pth', b='b.pth'),
+        )
         found = CheckpointLoader.load_checkpoint(f'{zoo}://a')['state_dict']
-        assert [*found] == (['a'] if zoo == 'mmcls' else
-                            ['backbone.a', 'head.b'])
+        assert [*found] == (
+            ['a'] if zoo == 'mmcls' else ['backbone.a', 'head.b']
+        )
         monkeypatch.setenv('MMENGINE_HOME', '/home/mine')
         CheckpointLoader.load_checkpoint(f'{zoo}://b')
         assert read == ['got https://x/a.pth', '/home/mine/b.pth']
@@ -216,10 +238,13 @@ class TestOtherAddresses:
             CheckpointLoader.load_checkpoint(f'{zoo}://other')
 
     @pytest.mark.parametrize(
-        'address', ['s3://a.pth', 'petrel://a.pth', 'one:s3://bucket/a.pth'])
+        'address', ['s3://a.pth', 'petrel://a.pth', 'one:s3://bucket/a.pth']
+    )
     def test_object_storage(self, read, monkeypatch, address):
-        monkeypatch.setattr('mmdensecl.checkpoint.get_local_path',
-                            lambda *args: nullcontext(args))
+        monkeypatch.setattr(
+            'mmdensecl.checkpoint.get_local_path',
+            lambda *args: nullcontext(args),
+        )
         CheckpointLoader.load_checkpoint(address)
         assert read == [str((address, dict(backend='petrel')))]
 
@@ -235,7 +260,6 @@ def test_no_such_prefix(address):
 
 
 class TestBroken:
-
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='does not exist'):
             load_from_local(tmp_path / 'none.pth')
@@ -255,7 +279,7 @@ class TestBroken:
         path = tmp_path / 'cut.pth'
         torch.save(dict(weight=torch.rand(1000)), path)
         data = path.read_bytes()
-        path.write_bytes(data[:int(share * len(data))])
+        path.write_bytes(data[: int(share * len(data))])
         with pytest.raises(ValueError, match='cut.pth'):
             load_from_local(path)
 

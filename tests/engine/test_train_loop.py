@@ -28,16 +28,24 @@ NAMES = count()
 
 
 def draw():
-    return (random.random(), np.random.rand(), torch.rand(
-        ()).item(), torch.randint(2**62, ()).item())
+    return (
+        random.random(),
+        np.random.rand(),
+        torch.rand(()).item(),
+        torch.randint(2**62, ()).item(),
+    )
 
 
 class TestSeedGenerators:
-
     def test_same_and_other_entropy(self):
         draws = set()
-        for entropy in [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0),
-                        (2**31 - 1, 0, 0, 0)]:
+        for entropy in [
+            (0, 0, 0, 1),
+            (0, 0, 1, 0),
+            (0, 1, 0, 0),
+            (1, 0, 0, 0),
+            (2**31 - 1, 0, 0, 0),
+        ]:
             seed_generators(*entropy)
             first = draw()
             seed_generators(*entropy)
@@ -59,13 +67,15 @@ class OwnBatches(BatchSampler):
 
 
 class TestSkipBatches:
-
     @pytest.mark.parametrize('drop_last', [False, True])
-    @pytest.mark.parametrize('workers', [
-        dict(),
-        dict(num_workers=2),
-        dict(num_workers=2, persistent_workers=True)
-    ])
+    @pytest.mark.parametrize(
+        'workers',
+        [
+            dict(),
+            dict(num_workers=2),
+            dict(num_workers=2, persistent_workers=True),
+        ],
+    )
     def test_batches(self, drop_last, workers):
         data = list(range(22))
         loader = DataLoader(data, batch_size=4, drop_last=drop_last, **workers)
@@ -108,8 +118,11 @@ class Noisy(BaseModel):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3),
-            nn.Linear(8, 1))
+            nn.Linear(3, 8),
+            nn.BatchNorm1d(8),
+            nn.Dropout(0.3),
+            nn.Linear(8, 1),
+        )
 
     def forward(self, inputs, mode='loss'):
         value = self.net(inputs).square().mean()
@@ -125,11 +138,9 @@ class Events(Hook):
         self.at = at
         self.steps, self.losses, self.lrs = [], [], []
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx,
-                         data_batch=None,
-                         outputs=None):
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ):
         self.steps.append((runner.epoch, runner.iter, batch_idx))
         self.losses.append(outputs['loss'].item())
         self.lrs.append(runner.optim_wrapper.get_lr()['lr'][0])
@@ -144,18 +155,20 @@ class Events(Hook):
 def train(tmp_path):
     """Function that trains, is stopped after `at`, or resumes."""
 
-    def run(folder='run',
-            at=None,
-            resume=False,
-            epochs=3,
-            batch_size=4,
-            seed=7,
-            lr=0.01,
-            accumulate=1,
-            saves='CheckpointHook',
-            hooks=(),
-            schedule=dict(type='MultiStepLR', milestones=[1, 2]),
-            **kwargs):
+    def run(
+        folder='run',
+        at=None,
+        resume=False,
+        epochs=3,
+        batch_size=4,
+        seed=7,
+        lr=0.01,
+        accumulate=1,
+        saves='CheckpointHook',
+        hooks=(),
+        schedule=dict(type='MultiStepLR', milestones=[1, 2]),
+        **kwargs,
+    ):
         events = Events(at)
         torch.manual_seed(1 if resume else 0)  # weights are to be loaded
         runner = Runner(
@@ -166,18 +179,23 @@ def train(tmp_path):
                 batch_size=batch_size,
                 sampler=dict(type=DefaultSampler, shuffle=True),
                 collate_fn=dict(type='default_collate'),
-                **kwargs.pop('loader', {})),
-            train_cfg=dict(type='mmdensecl.ResumableEpochLoop', max_epochs=epochs),
+                **kwargs.pop('loader', {}),
+            ),
+            train_cfg=dict(
+                type='mmdensecl.ResumableEpochLoop', max_epochs=epochs
+            ),
             optim_wrapper=dict(
                 accumulative_counts=accumulate,
-                optimizer=dict(type='SGD', lr=lr, momentum=0.9)),
+                optimizer=dict(type='SGD', lr=lr, momentum=0.9),
+            ),
             param_scheduler=schedule,
             default_hooks=dict(checkpoint=dict(type=saves, interval=1)),
             custom_hooks=[events, TerminationHook(), *hooks],
             randomness=dict(seed=seed),
             resume=resume,
             experiment_name=f'loop_{next(NAMES)}',
-            **kwargs)
+            **kwargs,
+        )
         if at is None:
             runner.train()
         else:
@@ -195,8 +213,10 @@ def train(tmp_path):
 def assert_same(a, b):
     """Everything a run resumes from is equal, bit for bit."""
     a, b = map(load_from_local, (a, b))
-    pairs = [(a[key], b[key])
-             for key in ('state_dict', 'optimizer', 'param_schedulers')]
+    pairs = [
+        (a[key], b[key])
+        for key in ('state_dict', 'optimizer', 'param_schedulers')
+    ]
     while pairs:
         x, y = pairs.pop()
         if isinstance(x, dict):
@@ -204,10 +224,13 @@ def assert_same(a, b):
             pairs += [(x[key], y[key]) for key in x]
         elif isinstance(x, (list, tuple)):
             assert len(x) == len(y)
-            pairs += zip(x, y)
+            pairs += zip(x, y, strict=True)
         else:
-            assert torch.equal(*map(torch.as_tensor, (
-                x, y))) if not isinstance(x, (str, type(None))) else x == y
+            assert (
+                torch.equal(*map(torch.as_tensor, (x, y)))
+                if not isinstance(x, (str, type(None)))
+                else x == y
+            )
 
 
 @pytest.fixture
@@ -225,7 +248,6 @@ def warnings(monkeypatch):
 
 
 class TestResumableEpochLoop:
-
     @pytest.mark.parametrize('at', [1, 8, 12, 18])
     def test_stopped_and_resumed(self, train, at):
         """In the middle and at the end of an epoch, and of the run."""
@@ -237,8 +259,10 @@ class TestResumableEpochLoop:
         assert first.lrs + second.lrs == whole.lrs
         # Each image was read in one of the two, if not in advance.
         assert first.read + second.read == whole.read
-        assert_same(train.folder / 'whole' / 'epoch_3.pth',
-                    train.folder / 'run' / 'epoch_3.pth')
+        assert_same(
+            train.folder / 'whole' / 'epoch_3.pth',
+            train.folder / 'run' / 'epoch_3.pth',
+        )
 
     def test_stopped_twice_in_an_epoch(self, train):
         whole = train('whole')
@@ -262,7 +286,8 @@ class TestResumableEpochLoop:
         second = train(seed=None, resume=True)
         assert second.sampler.seed == first.sampler.seed
         assert sorted(first.read[IMAGES:] + second.read[:14]) == list(
-            range(IMAGES))
+            range(IMAGES)
+        )
 
     @pytest.mark.parametrize('at, start', [(8, (1, 4, 0)), (12, (2, 8, 0))])
     def test_another_batch(self, train, warnings, at, start):
@@ -274,9 +299,11 @@ class TestResumableEpochLoop:
         steps = [x for x in second.steps if x[0] != 'end']
         assert steps[0] == start
         epoch, images = start[0], IMAGES
-        assert second.read[:images] == whole.read[epoch * images:(epoch + 1) *
-                                                  images]
-        message, = [x for x in warnings if 'resumes, but not' in x]
+        assert (
+            second.read[:images]
+            == whole.read[epoch * images : (epoch + 1) * images]
+        )
+        (message,) = [x for x in warnings if 'resumes, but not' in x]
         assert 'batch_size: 6, was 4' in message
         assert ('epoch 2 starts again' in message) == (at == 8)
         # The same learning rates in each epoch.
@@ -297,12 +324,15 @@ class TestResumableEpochLoop:
         second = train(resume=True, accumulate=4)
         assert second.steps[0] == (1, 8, 2)
         assert second.losses == whole.losses[8:]
-        assert_same(train.folder / 'whole/epoch_3.pth',
-                    train.folder / 'run/epoch_3.pth')
+        assert_same(
+            train.folder / 'whole/epoch_3.pth',
+            train.folder / 'run/epoch_3.pth',
+        )
 
     @pytest.mark.parametrize('accumulate, told', [(5, 1), (3, 0)])
-    def test_saving_between_two_steps_is_told(self, train, warnings,
-                                              accumulate, told):
+    def test_saving_between_two_steps_is_told(
+        self, train, warnings, accumulate, told
+    ):
         """Once; an epoch has six iterations."""
         train(accumulate=accumulate, saves='mmdensecl.SafeCheckpointHook')
         found = [x for x in warnings if 'between two steps' in x]
@@ -319,7 +349,9 @@ class TestResumableEpochLoop:
         train(at=8)
         path = train.folder / 'run' / 'iter_8.pth'
         checkpoint = load_from_local(path)
-        del checkpoint['message_hub']['runtime_info'][ResumableEpochLoop.LAYOUT]
+        del checkpoint['message_hub']['runtime_info'][
+            ResumableEpochLoop.LAYOUT
+        ]
         torch.save(checkpoint, path)
         assert train(resume=True).steps[0] == (1, 8, 2)
         checkpoint = deepcopy(checkpoint)
@@ -331,7 +363,6 @@ class TestResumableEpochLoop:
 
 
 class TestTerminationHook:
-
     def test_gives_the_signals_back(self, train):
         before = [
             signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1)
@@ -348,7 +379,6 @@ class TestTerminationHook:
         hit = []
 
         class SignalToAll(Hook):
-
             def after_val_iter(self, *args, **kwargs):
                 if not hit:
                     os.kill(os.getpid(), signum)
@@ -364,9 +394,11 @@ class TestTerminationHook:
                     dataset=Numbers(),
                     num_workers=1,
                     sampler=dict(type=DefaultSampler, shuffle=False),
-                    collate_fn=dict(type='default_collate')),
+                    collate_fn=dict(type='default_collate'),
+                ),
                 val_cfg=dict(),
-                val_evaluator=Evaluator([]))
+                val_evaluator=Evaluator([]),
+            )
         assert stopped.value.code == 128 + signum
         # One worker, which lived to the last image.
         assert len({*hit}) == 1 and len(hit) >= IMAGES - 1
@@ -383,6 +415,7 @@ class TestTerminationHook:
 def test_the_old_name():
     import mmdensecl.engine
     from mmdensecl.registry import LOOPS
+
     assert LOOPS.get('mmdensecl.ExactEpochLoop') is ResumableEpochLoop
     with pytest.warns(DeprecationWarning, match='ResumableEpochLoop'):
         assert mmdensecl.engine.ExactEpochLoop is ResumableEpochLoop

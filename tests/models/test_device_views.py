@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import correlate1d
 from torchvision.transforms import functional as F
 
-from mmdensecl.datasets import DrawViews, PackPicture, PackViews, TwoViews
+from mmdensecl.datasets import SampleTwoCropParams, PackImage, PackViews, TwoViews
 from mmdensecl.datasets.transforms import View, render, render_view
 from mmdensecl.models import DeviceViews
 from mmdensecl.models.data_preprocessors import render_views
@@ -64,7 +64,7 @@ def column(values):
 
 def pack(images, seed=0, **kwargs):
     """A batch as a dataloader gives it."""
-    draw, end = DrawViews(**kwargs), PackPicture()
+    draw, end = SampleTwoCropParams(**kwargs), PackImage()
     return pseudo_collate(
         [
             end(
@@ -236,7 +236,7 @@ class TestRenderViews:
 
     @pytest.mark.parametrize('without', range(4))
     def test_strength_of_zero(self, without):
-        """DrawViews draws None for an operation that is switched off."""
+        """SampleTwoCropParams draws None for an operation that is switched off."""
         factors = list(FACTORS)
         factors[without] = None
         view = PLAIN._replace(jitter=((2, 0, 3, 1), *factors))
@@ -245,7 +245,7 @@ class TestRenderViews:
 
     def test_like_the_worker(self):
         """Forty views, as drawn, against the 8-bit chain."""
-        rng, draw = Random(0), DrawViews()
+        rng, draw = Random(0), SampleTwoCropParams()
         sizes = [(160, 120), (90, 200), (60, 60), (300, 260)]
         pictures = [make_picture(*size, seed=1) for size in sizes] * 10
         views = [draw.draw(*picture.size, rng) for picture in pictures]
@@ -256,7 +256,7 @@ class TestRenderViews:
     def test_a_batch_is_its_pictures_one_by_one(self):
         sizes = [(90, 70), (1, 1), (30, 200), (1, 50), (300, 200), (50, 1)]
         pictures = [make_picture(*size, seed=1) for size in sizes] * 3
-        rng, draw = Random(1), DrawViews()
+        rng, draw = Random(1), SampleTwoCropParams()
         views = [draw.draw(*picture.size, rng) for picture in pictures]
         tensors = list(map(to_tensor, pictures))
         out = render_views(tensors, views, 20)
@@ -331,7 +331,7 @@ class TestDeviceViews:
         for seed in range(10):
             batch = pack([picture], seed, crop_scale=(0.1, 0.2))
             sent, sample = batch['inputs'][0], batch['data_samples'][0]
-            drawn = sample.drawn_views
+            drawn = sample.aug_params
             boxes = np.array([x[:4] for x in sample.views], int)
             low, high = (
                 boxes[:, :2].min(0),
@@ -361,7 +361,7 @@ class TestDeviceViews:
         )
         batch = pseudo_collate([PackViews()(sample)])
         with pytest.raises(
-            ValueError, match='mmdensecl.DrawViews and mmdensecl.Pack'
+            ValueError, match='mmdensecl.SampleTwoCropParams and mmdensecl.Pack'
         ):
             DeviceViews(size=8)(batch)
 
@@ -403,13 +403,13 @@ class TestDeviceViews:
         )
         assert [x['type'] for x in pipeline] == [
             decode['type'],
-            'mmdensecl.DrawViews',
-            'mmdensecl.PackPicture',
+            'mmdensecl.SampleTwoCropParams',
+            'mmdensecl.PackImage',
         ]
         assert views.pop('size') == 224
         built = [
             TRANSFORMS.build(x)
-            for x in (dict(views, type='mmdensecl.DrawViews'), pipeline[1])
+            for x in (dict(views, type='mmdensecl.SampleTwoCropParams'), pipeline[1])
         ]
         assert vars(built[0]) == vars(built[1])
         assert device.pop('collate_fn') == dict(type='pseudo_collate')

@@ -106,7 +106,7 @@ def test_more_broken_pictures_than_allowed(workplace):
     assert status == 1
     path = os.path.join(STATE, 'unreadable.txt')
     found = re.search(
-        r'(\d+) of 120 pictures .* Mend or remove them, as named in '
+        r'(\d+) of 120 images .* Mend or remove them, as named in '
         rf'"(.*{path})"', log)
     assert found, log[-5000:]
     listed = (workplace / found[2]).read_text().split()

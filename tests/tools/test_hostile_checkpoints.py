@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Every entrance for checkpoints, against about ten kinds of hostile file."""
+
 import argparse
 import io
 import json
@@ -19,8 +20,10 @@ from mmengine.runner import CheckpointLoader, Runner
 from runs import ROOT, TOOLS, prepare, tool
 
 import mmdensecl
-from mmdensecl.checkpoint import (UnsafeCheckpointError,
-                                  register_checkpoint_loader)
+from mmdensecl.checkpoint import (
+    UnsafeCheckpointError,
+    register_checkpoint_loader,
+)
 from mmdensecl.engine.resume import ResumeError, prepare_resume
 from mmdensecl.testing import write_pictures
 from mmdensecl.transfer import PretrainedBackbone, read_backbone
@@ -53,7 +56,7 @@ def rewrite(path, program, **records):
     for name in content:
         if name.endswith('data.pkl'):
             content[name] = program
-            folder = name[:-len('data.pkl')]
+            folder = name[: -len('data.pkl')]
     content.update({folder + name: data for name, data in records.items()})
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as target:
         for name, data in content.items():
@@ -74,14 +77,18 @@ def in_meta(path, canary):
             meta=dict(epoch=1, iter=1, seed=attack(canary)),
             state_dict=dict(weight=torch.ones(4)),
             message_hub={},
-            optimizer={}), path)
+            optimizer={},
+        ),
+        path,
+    )
 
 
 def legacy(path, canary):
     torch.save(
         dict(state_dict=dict(weight=attack(canary))),
         path,
-        _use_new_zipfile_serialization=False)
+        _use_new_zipfile_serialization=False,
+    )
 
 
 def bare_pickle(path, canary):
@@ -125,14 +132,39 @@ def object_array(path, canary):
         return b'c_codecs\nencode\n' + text(data) + text(b'latin1') + b'\x86R'
 
     objects = b'cnumpy\ndtype\n(' + text(b'O') + b'tR'
-    dtype = (b'cnumpy\ndtype\n(' + text(b'f8') + b'\x89\x88tR(' + integer(3) +
-             text(b'<') + b'(' + objects + b'(' + integer(1) + b'ttNN' +
-             integer(-1) + integer(-1) + integer(0) + b'tb')
+    dtype = (
+        b'cnumpy\ndtype\n('
+        + text(b'f8')
+        + b'\x89\x88tR('
+        + integer(3)
+        + text(b'<')
+        + b'('
+        + objects
+        + b'('
+        + integer(1)
+        + b'ttNN'
+        + integer(-1)
+        + integer(-1)
+        + integer(0)
+        + b'tb'
+    )
     rewrite(
-        path, b'\x80\x02cnumpy._core.multiarray\n_reconstruct\n('
-        b'cnumpy\nndarray\n(' + integer(0) + b't' + raw(b'b') + b'tR(' +
-        integer(1) + b'(' + integer(4) + b't' + dtype + b'\x89' +
-        raw(b'A' * 32) + b'tb.')
+        path,
+        b'\x80\x02cnumpy._core.multiarray\n_reconstruct\n('
+        b'cnumpy\nndarray\n('
+        + integer(0)
+        + b't'
+        + raw(b'b')
+        + b'tR('
+        + integer(1)
+        + b'('
+        + integer(4)
+        + b't'
+        + dtype
+        + b'\x89'
+        + raw(b'A' * 32)
+        + b'tb.',
+    )
 
 
 def truncated(path, canary):
@@ -151,14 +183,25 @@ def folder_link(path, canary):
 def huge_safetensors(path, canary):
     """A header that claims more than any memory."""
     header = json.dumps(
-        dict(weight=dict(
-            dtype='F32', shape=[1 << 40], data_offsets=[0, 1 << 42]))).encode()
+        dict(
+            weight=dict(
+                dtype='F32', shape=[1 << 40], data_offsets=[0, 1 << 42]
+            )
+        )
+    ).encode()
     path.write_bytes(struct.pack('<Q', len(header)) + header)
 
 
 CODE = [
-    reduce, in_state_dict, in_meta, legacy, bare_pickle, legacy_tar,
-    torchscript, walk_from_an_allowed_class, object_array
+    reduce,
+    in_state_dict,
+    in_meta,
+    legacy,
+    bare_pickle,
+    legacy_tar,
+    torchscript,
+    walk_from_an_allowed_class,
+    object_array,
 ]
 HOSTILE = [*CODE, truncated, web_page, folder_link, huge_safetensors]
 
@@ -183,11 +226,13 @@ def runner(tmp_path_factory):
         train_dataloader=dict(
             dataset=list(range(4)),
             sampler=dict(type='DefaultSampler'),
-            batch_size=1),
+            batch_size=1,
+        ),
         train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         log_level='ERROR',
-        default_scope='mmengine')
+        default_scope='mmengine',
+    )
 
 
 def resume_of_a_config(path):
@@ -202,27 +247,45 @@ def pretrained_of_mmengine(path):
 
 def publish(path):
     script = runpy.run_path(
-        str(TOOLS / 'model_converters/publish_backbone.py'))
+        str(TOOLS / 'model_converters/publish_backbone.py')
+    )
     script['publish'](
         argparse.Namespace(
-            checkpoint=str(path), prefix='', to='safetensors',
-            out=str(path.with_name('out'))))
+            checkpoint=str(path),
+            prefix='',
+            to='safetensors',
+            out=str(path.with_name('out')),
+        )
+    )
 
 
-@pytest.mark.parametrize('entrance', [
-    lambda path: CheckpointLoader.load_checkpoint(str(path), 'cpu', 'silent'),
-    read_backbone,
-    mmdensecl.load_backbone,
-    lambda path: PretrainedBackbone(path)(torch.nn.BatchNorm2d(4)),
-    resume_of_a_config,
-    pretrained_of_mmengine,
-    publish,
-    'load_checkpoint',
-    'resume',
-], ids=[
-    'CheckpointLoader', 'read_backbone', 'load_backbone', 'PretrainedBackbone',
-    'prepare_resume', 'Pretrained', 'publish_backbone', 'load_from', 'resume'
-])
+@pytest.mark.parametrize(
+    'entrance',
+    [
+        lambda path: CheckpointLoader.load_checkpoint(
+            str(path), 'cpu', 'silent'
+        ),
+        read_backbone,
+        mmdensecl.load_backbone,
+        lambda path: PretrainedBackbone(path)(torch.nn.BatchNorm2d(4)),
+        resume_of_a_config,
+        pretrained_of_mmengine,
+        publish,
+        'load_checkpoint',
+        'resume',
+    ],
+    ids=[
+        'CheckpointLoader',
+        'read_backbone',
+        'load_backbone',
+        'PretrainedBackbone',
+        'prepare_resume',
+        'Pretrained',
+        'publish_backbone',
+        'load_from',
+        'resume',
+    ],
+)
 @pytest.mark.parametrize('make', HOSTILE)
 def test_is_refused(make, entrance, tmp_path, runner, monkeypatch):
     # Set by users of mmengine 0.10.7 against its errors of resuming.
@@ -245,11 +308,14 @@ def test_is_refused(make, entrance, tmp_path, runner, monkeypatch):
 
 @pytest.mark.parametrize('content', ['a text', [1], dict(state_dict=[1])])
 @pytest.mark.parametrize(
-    'entrance', [read_backbone, mmdensecl.load_backbone, resume_of_a_config])
+    'entrance', [read_backbone, mmdensecl.load_backbone, resume_of_a_config]
+)
 def test_no_tensors(content, entrance, tmp_path):
     torch.save(content, tmp_path / 'bad.pth')
-    with pytest.raises(ValueError, match='bad.pth" (is no checkp|holds no|lac'
-                       '|cannot be resumed)'):
+    with pytest.raises(
+        ValueError,
+        match='bad.pth" (is no checkp|holds no|lac|cannot be resumed)',
+    ):
         entrance(tmp_path / 'bad.pth')
 
 
@@ -262,12 +328,14 @@ def test_the_config_of_a_checkpoint_is_not_run(tmp_path, runner):
                 epoch=0,
                 iter=0,
                 seed=None,
-                config=f"import os\nos.mkdir(r'{canary}')"),
+                config=f"import os\nos.mkdir(r'{canary}')",
+            ),
             state_dict=Linear().state_dict(),
-            message_hub=dict(
-                log_scalars={}, runtime_info={}, resumed_keys={}),
-            optimizer=torch.optim.SGD(Linear().parameters(),
-                                      .1).state_dict()), tmp_path / 'a.pth')
+            message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+            optimizer=torch.optim.SGD(Linear().parameters(), 0.1).state_dict(),
+        ),
+        tmp_path / 'a.pth',
+    )
     runner.resume(str(tmp_path / 'a.pth'))
     assert not canary.exists()
 
@@ -302,19 +370,23 @@ test_cfg = dict(train_dataloader=part)
     return folder
 
 
-@pytest.mark.parametrize('command', [
-    'train.py tiny.py --resume bad.pth --cfg-options data_root=pictures',
-    'train.py tiny.py --cfg-options data_root=pictures load_from=bad.pth',
-    'train.py pretrained.py --pretrained bad.pth',
-    'test.py knn.py bad.pth',
-    'model_converters/publish_backbone.py bad.pth out',
-])
+@pytest.mark.parametrize(
+    'command',
+    [
+        'train.py tiny.py --resume bad.pth --cfg-options data_root=pictures',
+        'train.py tiny.py --cfg-options data_root=pictures load_from=bad.pth',
+        'train.py pretrained.py --pretrained bad.pth',
+        'test.py knn.py bad.pth',
+        'model_converters/publish_backbone.py bad.pth out',
+    ],
+)
 def test_tools(workplace, command):
     done = tool(
         *command.split(),
         cwd=workplace,
         env=dict(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'),
-        check=False)
+        check=False,
+    )
     assert not (workplace / 'canary').exists()
     assert done.returncode != 0
     assert 'could run code' in done.stdout

@@ -90,7 +90,7 @@ def test_what_goes_wrong_is_a_warning(train, tmp_path, monkeypatch):
         torch.rand(3)
         raise OSError('the disk is full')
 
-    monkeypatch.setattr(hook, '_draw_pictures', fail)
+    monkeypatch.setattr(hook, '_draw_images', fail)
     runner, numbers = train(
         'broken',
         features=dict(type=hook.__name__, _scope_='mmdensecl', interval=2))

@@ -7,6 +7,7 @@
 As in mmdet, a log is mmengine's `<time>/vis_data/scalars.json`; a work_dir
 stands for those of all its starts.
 """
+
 import argparse
 import json
 from collections import defaultdict
@@ -30,15 +31,17 @@ def read_rows(log: Path) -> list[dict]:
     Raises:
         FileNotFoundError: There is no log.
     """
-    files = [log] if log.is_file() else sorted(
-        log.glob('*/vis_data/scalars.json'))
+    files = (
+        [log] if log.is_file() else sorted(log.glob('*/vis_data/scalars.json'))
+    )
     if not files:
         raise FileNotFoundError(
             f'"{log}" is neither a scalars.json nor a work_dir with a log '
-            '<time>/vis_data/scalars.json')
+            '<time>/vis_data/scalars.json'
+        )
     rows: list[dict] = []
     for file in files:
-        new = []
+        new: list[dict] = []
         for line in file.read_text(encoding='utf-8').splitlines():
             try:
                 row = json.loads(line)
@@ -62,9 +65,11 @@ def curve_of(rows: list[dict], key: str) -> Curve:
 def plot_curve(args: argparse.Namespace) -> None:
     """Draw every key of every log into one figure."""
     import matplotlib
+
     if args.out:
         matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     plt.style.use(args.style)
     names = [(log, key) for log in args.json_logs for key in args.keys]
     legend = args.legend or [
@@ -72,11 +77,13 @@ def plot_curve(args: argparse.Namespace) -> None:
         for log, key in names
     ]
     if len(legend) != len(names):
-        raise ValueError(f'--legend has {len(legend)} names for {len(names)} '
-                         'curves, one for each key of each log in turn')
+        raise ValueError(
+            f'--legend has {len(legend)} names for {len(names)} '
+            'curves, one for each key of each log in turn'
+        )
     figure, axes = plt.subplots()
     logs = {log: read_rows(log) for log in args.json_logs}
-    for (log, key), label in zip(names, legend):
+    for (log, key), label in zip(names, legend, strict=True):
         curve = curve_of(logs[log], key)
         if not curve:
             known = sorted({x for row in logs[log] for x in row})
@@ -97,59 +104,74 @@ def plot_curve(args: argparse.Namespace) -> None:
 def cal_train_time(args: argparse.Namespace) -> None:
     """Print the time of an iteration, over all and by epoch."""
     for log in args.json_logs:
-        epochs = defaultdict(list)
+        epochs: dict[int, list] = defaultdict(list)
         for row in read_rows(log):
             if 'time' in row and 'loss' in row:
                 epochs[row.get('epoch', 1)].append(
-                    (row['time'], row.get('data_time', 0.)))
+                    (row['time'], row.get('data_time', 0.0))
+                )
         if not epochs:
             raise KeyError(f'"{log}" has no row with a "time" and a "loss"')
         if not args.include_outliers:  # the first row of an epoch
             epochs = {k: v[1:] or v for k, v in epochs.items()}
-        means = {k: np.mean([x for x, _ in v]) for k, v in epochs.items()}
+        means = {
+            k: float(np.mean([x for x, _ in v])) for k, v in epochs.items()
+        }
         times, waits = np.array(sum(epochs.values(), [])).T
-        slowest, fastest = (f(means, key=means.get) for f in (max, min))
-        print(f'-----Analyze train time of {log}-----\n'
-              f'slowest epoch {slowest}, average time is '
-              f'{means[slowest]:.4f} s/iter\n'
-              f'fastest epoch {fastest}, average time is '
-              f'{means[fastest]:.4f} s/iter\n'
-              f'time std over epochs is {np.std([*means.values()]):.4f}\n'
-              f'average iter time: {times.mean():.4f} s/iter, '
-              f'{waits.sum() / times.sum():.0%} of it waiting for data\n')
+        slowest, fastest = (
+            f(means, key=means.__getitem__) for f in (max, min)
+        )
+        print(
+            f'-----Analyze train time of {log}-----\n'
+            f'slowest epoch {slowest}, average time is '
+            f'{means[slowest]:.4f} s/iter\n'
+            f'fastest epoch {fastest}, average time is '
+            f'{means[fastest]:.4f} s/iter\n'
+            f'time std over epochs is {np.std([*means.values()]):.4f}\n'
+            f'average iter time: {times.mean():.4f} s/iter, '
+            f'{waits.sum() / times.sum():.0%} of it waiting for data\n'
+        )
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     tasks = parser.add_subparsers(required=True)
     plot = tasks.add_parser('plot_curve', help='plot the curves of runs')
     plot.set_defaults(run=plot_curve)
     plot.add_argument(
-        '--keys', nargs='+', default=['loss'], help='what to plot')
+        '--keys', nargs='+', default=['loss'], help='what to plot'
+    )
     plot.add_argument(
-        '--legend', nargs='+', help='a name for each key of each log')
+        '--legend', nargs='+', help='a name for each key of each log'
+    )
     plot.add_argument('--title', help='of the figure')
     plot.add_argument('--style', default='default', help="matplotlib's")
     plot.add_argument(
-        '--out', type=Path, help='file to write, by default a window')
+        '--out', type=Path, help='file to write, by default a window'
+    )
     time = tasks.add_parser('cal_train_time', help='the time of an iteration')
     time.set_defaults(run=cal_train_time)
     time.add_argument(
         '--include-outliers',
         action='store_true',
-        help='count the first row of each epoch, too')
+        help='count the first row of each epoch, too',
+    )
     for task in (plot, time):
         task.add_argument(
             'json_logs',
             nargs='+',
             type=Path,
-            help='scalars.json, or the work_dir of a run')
+            help='scalars.json, or the work_dir of a run',
+        )
     return parser.parse_args()
 
 
 def main() -> None:
+    """Run the task that was asked for."""
     args = parse_args()
     try:
         args.run(args)

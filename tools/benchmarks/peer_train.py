@@ -161,11 +161,11 @@ def train_lightly(settings: dict[str, Any], work_dir: Path) -> None:
         json.dumps(dict(time=(b - a) / every))
         for a, b in itertools.pairwise(marks)
     ]
-    (work_dir / 'scalars.json').write_text('\n'.join(lines))
+    (work_dir / 'scalars.json').write_text('\n'.join(lines), 'utf-8')
 
 
 TRAIN = {'mmpretrain': train_mmpretrain, 'lightly-train': train_lightly}
 
 if __name__ == '__main__':
     peer, file, work_dir = sys.argv[1:]
-    TRAIN[peer](json.loads(Path(file).read_text()), Path(work_dir))
+    TRAIN[peer](json.loads(Path(file).read_text('utf-8')), Path(work_dir))

@@ -240,7 +240,7 @@ def call(command: list[str], log: Path) -> bool:
     if command[0] == sys.executable:
         env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
     print(shlex.join(command), flush=True)
-    with log.open('w') as file:
+    with log.open('w', encoding='utf-8') as file:
         code = subprocess.run(command, env=env, stdout=file, stderr=file)
     if code.returncode:
         print(f'FAILED ({code.returncode}), see {log}', flush=True)
@@ -267,7 +267,7 @@ def train(run: Run) -> bool:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     paths = {f'{{{x}}}': str(partial / x) for x in ('settings', 'work_dir')}
-    Path(paths['{settings}']).write_text(json.dumps(run.settings))
+    Path(paths['{settings}']).write_text(json.dumps(run.settings), 'utf-8')
     begin = time.perf_counter()
     if not call([paths.get(x, x) for x in run.command], partial / 'train.log'):
         return False
@@ -275,14 +275,14 @@ def train(run: Run) -> bool:
     lines = [
         json.loads(line)
         for path in partial.rglob('scalars.json')
-        for line in path.read_text().splitlines()
+        for line in path.read_text('utf-8').splitlines()
     ]
     record = dict(
         settings=run.settings,
         seconds=median(line['time'] for line in lines if 'time' in line),
         wall=wall,
     )
-    (partial / 'run.json').write_text(json.dumps(record, indent=1))
+    (partial / 'run.json').write_text(json.dumps(record, indent=1), 'utf-8')
     partial.rename(run.folder)
     return True
 

@@ -8,6 +8,7 @@ cuts a key at the first dot. A name that has more dots than one, or is a
 neighbour's but for the extension, is kept with its extension: x.1.jpg becomes
 x%2E1%2Ejpg.jpg.
 """
+
 import argparse
 import shutil
 import sys
@@ -27,20 +28,25 @@ MIB = 2**20
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('folder', help='folder of images, nested or not')
     parser.add_argument('out', type=Path, help='the folder of shards to make')
     parser.add_argument(
-        '--max-size', type=float, default=512, help='MiB in a shard')
+        '--max-size', type=float, default=512, help='MiB in a shard'
+    )
     parser.add_argument(
-        '--max-count', type=int, default=100_000, help='images in a shard')
+        '--max-count', type=int, default=100_000, help='images in a shard'
+    )
     parser.add_argument(
         '--shuffle',
         action='store_true',
         help='write in a random order, always the same, for '
-        'mmdensecl.ShardSampler where neighbours in the folder are alike')
+        'mmdensecl.ShardSampler where neighbours in the folder are alike',
+    )
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f'"{args.out}" exists already; remove it first')
@@ -58,8 +64,10 @@ def unfinished(out: Path) -> Iterator[Path]:
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        sys.exit(f'"{path}" exists already: another call is writing to it, or '
-                 'was cut off. If none is running, remove it')
+        sys.exit(
+            f'"{path}" exists already: another call is writing to it, or '
+            'was cut off. If none is running, remove it'
+        )
     try:
         yield path
         path.rename(out)
@@ -85,6 +93,7 @@ def key_of(name: str, alone: bool) -> str:
 
 
 def main() -> None:
+    """Write the shards."""
     args = parse_args()
     dataset = UnlabeledFolder(args.folder)
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
@@ -95,24 +104,29 @@ def main() -> None:
     with unfinished(args.out) as path:
         pattern = str(path.absolute()).replace('%', '%%')
         with ShardWriter(
-                f'{pattern}/shard-%06d.tar',
-                maxcount=args.max_count,
-                maxsize=args.max_size * MIB,
-                encoder=False,
-                mtime=0,  # the same images make the same bytes
-                verbose=0) as writer:
+            f'{pattern}/shard-%06d.tar',
+            maxcount=args.max_count,
+            maxsize=args.max_size * MIB,
+            encoder=False,
+            mtime=0,  # the same images make the same bytes
+            verbose=0,
+        ) as writer:
             for info in track_iter_progress(infos):
                 stem, extension = splitext(info['img_path'])
-                writer.write({
-                    '__key__': key_of(info['img_path'], stems[stem] == 1),
-                    extension[1:]: dataset.read(info)
-                })
+                writer.write(
+                    {
+                        '__key__': key_of(info['img_path'], stems[stem] == 1),
+                        extension[1:]: dataset.read(info),
+                    }
+                )
             shards, count = writer.shard, writer.total
-    print(f'Wrote {count} images in {shards} shards to {args.out}. To train '
-          'on them:\n'
-          f'--cfg-options data_root={args.out} '
-          'train_dataloader.dataset.type=mmdensecl.UnlabeledShards '
-          'train_dataloader.sampler.type=mmdensecl.ShardSampler')
+    print(
+        f'Wrote {count} images in {shards} shards to {args.out}. To train '
+        'on them:\n'
+        f'--cfg-options data_root={args.out} '
+        'train_dataloader.dataset.type=mmdensecl.UnlabeledShards '
+        'train_dataloader.sampler.type=mmdensecl.ShardSampler'
+    )
 
 
 if __name__ == '__main__':

@@ -8,8 +8,8 @@ device_views = dict(
     dataset=dict(
         pipeline=[
             dict(type='mmdensecl.DecodeRGB'),
-            dict(type='mmdensecl.DrawViews'),
-            dict(type='mmdensecl.PackPicture'),
+            dict(type='mmdensecl.SampleTwoCropParams'),
+            dict(type='mmdensecl.PackImage'),
         ]
     ),
 )

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Atomic checkpoints."""
+
 import errno
 import os
 import os.path as osp
@@ -13,6 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
 
 from mmdensecl.registry import HOOKS
+
 from ..resume import POINTER, last_good
 from ..safe_write import write_safely
 
@@ -41,29 +44,35 @@ class SafeLocalBackend(LocalBackend):
             room = ''
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 free = shutil.disk_usage(folder).free
-                room = (f' It takes {len(obj) / 1e6:,.1f} MB, and '
-                        f'{free / 1e6:,.1f} MB are free on its disk (a quota '
-                        'may leave less).')
+                room = (
+                    f' It takes {len(obj) / 1e6:,.1f} MB, and '
+                    f'{free / 1e6:,.1f} MB are free on its disk (a quota '
+                    'may leave less).'
+                )
             raise OSError(
                 error.errno,
                 f'"{filepath}" could not be written: {reason}.{room} '
                 f'{last_good(folder)} Mend that, for a full disk by removing '
                 'something or a smaller max_keep_ckpts of the checkpoint '
-                'hook, and resume with --resume') from error
+                'hook, and resume with --resume',
+            ) from error
 
 
 def _is_local(hook: CheckpointHook) -> bool:
     """Whether its files would go through mmengine's backend for local ones."""
-    return (hook.file_client_args is None and (hook.backend_args or {}).get(
-        'backend', 'local') in ('local', BACKEND)
-            and '://' not in str(hook.out_dir or ''))
+    return (
+        hook.file_client_args is None
+        and (hook.backend_args or {}).get('backend', 'local')
+        in ('local', BACKEND)
+        and '://' not in str(hook.out_dir or '')
+    )
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's `CheckpointHook` with atomic files.
 
-    A checkpoint is written beside its place and then renamed, and an old one
+    A checkpoint is written under another name and then renamed, and an old one
     is removed only when the new one is there, so the disk needs room for
     `max_keep_ckpts + 1`. Files go elsewhere than to a local disk as with
     mmengine's hook.
@@ -78,17 +87,20 @@ class SafeCheckpointHook(CheckpointHook):
         **kwargs: The other arguments of mmengine's hook.
     """
 
-    def __init__(self,
-                 interval: int = -1,
-                 *,
-                 max_keep_ckpts: int = -1,
-                 backend_args: dict | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        interval: int = -1,
+        *,
+        max_keep_ckpts: int = -1,
+        backend_args: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             interval,
             max_keep_ckpts=max_keep_ckpts,
             backend_args=backend_args,
-            **kwargs)
+            **kwargs,
+        )
         self.keep = -1
         self.warned = False
         if _is_local(self):
@@ -100,13 +112,15 @@ class SafeCheckpointHook(CheckpointHook):
         """Say what could not be resumed from."""
         super().before_train(runner)
         lacking = [
-            name for name in ('save_optimizer', 'save_param_scheduler')
+            name
+            for name in ('save_optimizer', 'save_param_scheduler')
             if not getattr(self, name)
         ]
         if lacking:
             runner.logger.warning(
                 f'The checkpoints of this run cannot be resumed from: '
-                f'{" and ".join(lacking)} of the checkpoint hook is False.')
+                f'{" and ".join(lacking)} of the checkpoint hook is False.'
+            )
 
     def after_train_epoch(self, runner) -> None:
         """Save, then remove what is too many."""
@@ -130,7 +144,8 @@ class SafeCheckpointHook(CheckpointHook):
                 f'"{self.last_ckpt}" was saved between two steps of the '
                 'optimiser: a run that resumes from it lacks the gradients '
                 'accumulated so far. Let the checkpoint hook save at multiples'
-                ' of optim_wrapper.accumulative_counts iterations')
+                ' of optim_wrapper.accumulative_counts iterations'
+            )
 
     def prune(self, runner, saved: str) -> None:
         """Remove the oldest checkpoints, as `max_keep_ckpts` has it.
@@ -143,17 +158,20 @@ class SafeCheckpointHook(CheckpointHook):
             return
         own = re.sub(r'\\{.*?\\}', r'\\d+', re.escape(self.filename_tmpl))
         others = [
-            path for path in Path(self.out_dir).iterdir()
+            path
+            for path in Path(self.out_dir).iterdir()
             if re.fullmatch(rf'(epoch|iter)_\d+\.pth|{own}', path.name)
             and path != Path(saved)
         ]
         others.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in others[:max(0, len(others) + 1 - self.keep)]:
+        for path in others[: max(0, len(others) + 1 - self.keep)]:
             try:
                 path.unlink()
             except OSError as error:
-                runner.logger.warning(f'"{path}" is one too many and could '
-                                      f'not be removed: {error.strerror}')
+                runner.logger.warning(
+                    f'"{path}" is one too many and could '
+                    f'not be removed: {error.strerror}'
+                )
 
 
 def follows_update(runner) -> bool:
@@ -168,8 +186,9 @@ def follows_update(runner) -> bool:
     """
     wrapper = runner.optim_wrapper
     several = isinstance(wrapper, OptimWrapperDict)
-    return all(x.should_update()
-               for x in (wrapper.values() if several else [wrapper]))
+    return all(
+        x.should_update() for x in (wrapper.values() if several else [wrapper])
+    )
 
 
 def save_now(runner) -> str:
@@ -184,8 +203,9 @@ def save_now(runner) -> str:
     Returns:
         The file.
     """
-    hook = next((x for x in runner.hooks if isinstance(x, CheckpointHook)),
-                None)
+    hook = next(
+        (x for x in runner.hooks if isinstance(x, CheckpointHook)), None
+    )
     name = f'iter_{runner.iter + 1}.pth'
     folder = runner.work_dir if hook is None else hook.out_dir
     if hook is None or _is_local(hook):
@@ -195,7 +215,8 @@ def save_now(runner) -> str:
         path = hook.file_backend.join_path(folder, name)
         where = dict(
             backend_args=hook.backend_args,
-            file_client_args=hook.file_client_args)
+            file_client_args=hook.file_client_args,
+        )
     # The iterations are not an epoch's end, whatever the hook counts.
     runner.save_checkpoint(folder, name, by_epoch=False, **where)
     if is_main_process():

@@ -1,17 +1,25 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Epochs and unreadable images of unlabeled datasets."""
+
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import (all_reduce, barrier, get_rank, get_world_size,
-                           is_main_process)
+from mmengine.dist import (
+    all_reduce,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmdensecl.datasets.unlabeled import UnlabeledDataset
 from mmdensecl.registry import HOOKS
+
 from ..safe_write import write_safely
 
 
@@ -51,11 +59,13 @@ class UnlabeledDataHook(Hook):
         loader = runner.train_dataloader
         parts = [*unlabeled_parts(loader.dataset)]
         # Else the ranks' exchanges could not meet.
-        if get_world_size() > 1 and not getattr(loader.sampler, 'round_up',
-                                                True):
+        if get_world_size() > 1 and not getattr(
+            loader.sampler, 'round_up', True
+        ):
             raise ValueError(
                 'The ranks exchange images, so their batches must be of one '
-                'size: set train_dataloader.sampler.round_up=True')
+                'size: set train_dataloader.sampler.round_up=True'
+            )
         # Also after a stop at an epoch's last iteration.
         in_epoch = runner.iter != runner.epoch * len(loader)
         if runner.iter == runner.max_iters and not in_epoch:
@@ -115,13 +125,14 @@ class UnlabeledDataHook(Hook):
     def _report(self, runner, names: list[str], total: int) -> None:
         path = self._list_of(runner)
         # A name may hold line breaks, or what cannot be printed.
-        shown = ', '.join(map(repr, names[:self.max_names]))
+        shown = ', '.join(map(repr, names[: self.max_names]))
         more = len(names) - self.max_names
         runner.logger.warning(
             f'{len(names)} of {total} images could not be read and '
             f'were replaced by others: {shown}'
             f'{f" and {more} more" if more > 0 else ""}. All are named in '
-            f'{path}')
+            f'{path}'
+        )
         if not is_main_process():
             return
         text = '\n'.join(names) + '\n'
@@ -131,4 +142,5 @@ class UnlabeledDataHook(Hook):
         except OSError as error:
             runner.logger.warning(
                 f'"{path}" could not be written ({error.strerror}), so it '
-                'does not name them all. The run continues')
+                'does not name them all. The run continues'
+            )

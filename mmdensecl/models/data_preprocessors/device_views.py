@@ -13,8 +13,8 @@ from .view_rendering import render_views
 class DeviceViews(SelfSupDataPreprocessor):
     """Render two views of each source on the model's device, and normalise.
 
-    The workers only decode and draw (:class:`mmdensecl.DrawViews`,
-    :class:`mmdensecl.PackPicture`); what is drawn for a seed is the same
+    The workers only decode and draw (:class:`mmdensecl.SampleTwoCropParams`,
+    :class:`mmdensecl.PackImage`); what is drawn for a seed is the same
     wherever it is rendered.
 
     Args:
@@ -32,7 +32,7 @@ class DeviceViews(SelfSupDataPreprocessor):
 
         Args:
             data: ``inputs``, N uint8 sources (3, H, W);
-                ``data_samples``, which carry ``drawn_views``.
+                ``data_samples``, which carry ``aug_params``.
             training: Makes no difference. Defaults to False.
 
         Returns:
@@ -43,15 +43,15 @@ class DeviceViews(SelfSupDataPreprocessor):
             ValueError: The samples carry no drawn views.
         """
         samples = data['data_samples']
-        if not all('drawn_views' in sample for sample in samples):
+        if not all('aug_params' in sample for sample in samples):
             raise ValueError(
                 'mmdensecl.DeviceViews renders what the pipeline has drawn, '
-                'but the samples carry no drawn_views. End the pipeline with '
-                'mmdensecl.DrawViews and mmdensecl.PackPicture.'
+                'but the samples carry no aug_params. End the pipeline with '
+                'mmdensecl.SampleTwoCropParams and mmdensecl.PackImage.'
             )
         sources = list(self.cast_data(data['inputs']))
         first, second = zip(
-            *(sample.drawn_views for sample in samples), strict=True
+            *(sample.aug_params for sample in samples), strict=True
         )
         # A training step prepares its data under autocast, too.
         with torch.autocast(self.device.type, enabled=False):
