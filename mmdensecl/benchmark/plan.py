@@ -38,7 +38,14 @@ ROOT = Path(mmdensecl.__file__).parents[1]
 RANDOM = 'random'
 STACK = '(onedl-)?mm(engine|cv(-lite)?|det(ection)?|segmentation|pretrain)'
 # Where the registries look for types, see mmdensecl/registry.py.
-IMPORTED = ('models', 'datasets', 'engine', 'transfer', 'benchmark.hooks')
+IMPORTED = (
+    'models',
+    'datasets',
+    'engine',
+    'transfer',
+    'evaluation',
+    'benchmark.hooks',
+)
 # Settings that --cfg-options must leave alone, and what to do instead.
 FLAGS = {
     'data_root': 'use --data-root',
@@ -77,9 +84,9 @@ class Run:
     name: str  # its folder below the suite's
     method: str  # name of the weights
     mode: str  # 'frozen' or 'finetune'
-    # Which of the method's checkpoints, from 0; random weights are drawn anew
-    # by each seed.
-    pretrain_seed: int
+    # Which of the method's checkpoints, from 0; None of random weights, which
+    # are drawn anew by each seed.
+    pretrain_seed: int | None
     seed: int
     folder: Path  # its work_dir
     config: Config
@@ -293,8 +300,8 @@ def plan_runs(
             own.randomness = dict(own.get('randomness') or {}, seed=seed)
             check_name('method', method)
             name = f'{task.name}/{mode}/{method}/{part}seed{seed}'
-            number = number if checkpoint else seed
-            key = name, method, mode, number, seed, setup.work_dir / name
+            which = number if checkpoint else None
+            key = name, method, mode, which, seed, setup.work_dir / name
             runs.append(Run(*key, own, settings, task, checkpoint, missing))
     return sorted(runs, key=lambda run: run.seed)
 

@@ -138,6 +138,7 @@ def load_results(folder: str | Path) -> Results:
             value *= metric['scale']
             rows.append([*(run[x] for x in KEY), metric['name'], value])
     values = pd.DataFrame(rows, columns=[*KEY, 'metric', 'value'])
+    values = values.astype(dict(pretrain_seed='Int64'))
     return Results(folder, suite, runs, values)
 
 
