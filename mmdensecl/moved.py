@@ -44,8 +44,8 @@ def getattr_moved(package: str) -> Callable[[str], Any]:
         if old in RENAMED:
             new, _, name = RENAMED[old].rpartition('.')
         else:
-            new = NAMES.get(old)
-        if new is None:
+            new = NAMES.get(old, '')
+        if not new:
             raise AttributeError(
                 f"module '{package}' has no attribute '{name}'"
             )

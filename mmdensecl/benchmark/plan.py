@@ -20,7 +20,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-import mmdensecl
 from mmdensecl.checkpoint import download
 from mmdensecl.engine import (
     check_weight_sources,
@@ -34,7 +33,7 @@ from mmdensecl.transfer import PretrainedBackbone, read_backbone
 from .data import PARTS, datasets, files_of, fingerprint, fit_to_data
 from .suite import Suite, Task, check_name
 
-ROOT = Path(mmdensecl.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RANDOM = 'random'
 STACK = '(onedl-)?mm(engine|cv(-lite)?|det(ection)?|segmentation|pretrain)'
 # Where the registries look for types, see mmdensecl/registry.py.
@@ -291,12 +290,13 @@ def plan_runs(
         # Further runs of a probe would measure the same weights again.
         own_seeds = seeds if cfg.get('train_cfg') else seeds[:1]
         for seed, (method, number, checkpoint) in product(own_seeds, units):
-            own, weights, part = copy.deepcopy(cfg), ('none', None), ''
+            own, part = copy.deepcopy(cfg), ''
             if checkpoint:
                 # With its hash: the file is read again, days later.
-                weights = str(checkpoint.path), checkpoint.sha256
+                set_pretrained(own, str(checkpoint.path), checkpoint.sha256)
                 part = f'pretrain{number}/'
-            set_pretrained(own, *weights)
+            else:
+                set_pretrained(own, 'none')
             own.randomness = dict(own.get('randomness') or {}, seed=seed)
             check_name('method', method)
             name = f'{task.name}/{mode}/{method}/{part}seed{seed}'

@@ -175,7 +175,8 @@ def rows_of(part: Section, baseline: str) -> list[list[str]]:
 
 def details(results: Results) -> dict[str, dict]:
     """Where the numbers come from, by title."""
-    weights, settings, shared, failed = {}, {}, {}, {}
+    weights: dict[str, dict] = {}
+    settings, shared, failed = {}, {}, {}
     for run in results.runs:
         if run['status'] == 'failed':
             failed[run['name']] = run['failure']
@@ -184,8 +185,9 @@ def details(results: Results) -> dict[str, dict]:
             kept['length'] = run['result']['length']
             shared = {key: kept.pop(key) for key in ('code', 'stack')}
             settings[f'{run["task"]}, {MODES[run["mode"]]}'] = kept
-            found = run['result']['weights'] or 'random, drawn by the seed'
-            weights.setdefault(run['method'], {})[run['pretrain_seed']] = found
+            number, found = run['pretrain_seed'], run['result']['weights']
+            key = 'drawn by each seed' if number is None else number
+            weights.setdefault(run['method'], {})[key] = found
     parts = {
         'Runs that failed': failed,
         'Weights, by pre-training seed': weights,
@@ -232,7 +234,11 @@ def _images(part: Section) -> list[str]:
     shown = [[f'![{k}]({x})' for x in found[k]] for k in found]
     table = [[*found], *zip(*shown, strict=True)]
     address = curves(done, metric, metric['name'])
-    return [f'![Curves]({address})', '', *(table_lines(table) if found else [])]
+    return [
+        f'![Curves]({address})',
+        '',
+        *(table_lines(table) if found else []),
+    ]
 
 
 def write_report(
@@ -257,7 +263,8 @@ def write_report(
         raise ValueError(
             f'There is no method "{baseline}", only {", ".join(methods)}'
         )
-    parts, frames, panels = [*sections(results, baseline)], [], {}
+    parts, frames = [*sections(results, baseline)], []
+    panels: dict[str, dict[str, pd.DataFrame]] = {}
     for part in parts:
         for name, table in part.tables.items():
             frame = table.rename_axis('method').reset_index()

@@ -9,6 +9,7 @@ Each config trains once for each seed with tools/train.py and is scored with
 tools/analysis_tools/dense_probe.py. What is finished is not repeated, and a
 run that was stopped resumes; `--report` prints the table of what is there.
 """
+
 import argparse
 import json
 import os
@@ -41,6 +42,7 @@ class Run(NamedTuple):
         seed: Of the pre-training.
         work_dir: Where it trains.
     """
+
     config: Path
     seed: int
     work_dir: Path
@@ -60,29 +62,35 @@ class Run(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('configs', nargs='+', type=Path)
     parser.add_argument(
-        '--data-root', metavar='FOLDER', help='images of the pre-training')
+        '--data-root', metavar='FOLDER', help='images of the pre-training'
+    )
     parser.add_argument(
         '--score',
         nargs='+',
         required=True,
         metavar='DIR',
         help='labelled images, in the layout of VOC2012 or Cityscapes, none '
-        'of them in --data-root')
+        'of them in --data-root',
+    )
     parser.add_argument(
-        '--seeds', type=int, default=2, help='pre-trainings of each config')
+        '--seeds', type=int, default=2, help='pre-trainings of each config'
+    )
     parser.add_argument('--max-images', type=int, default=150)
     parser.add_argument('--out', type=Path, default='work_dirs/ablation')
     parser.add_argument(
         '--baseline',
         default='mocov2',
-        help='differences are to the config whose name starts like this')
+        help='differences are to the config whose name starts like this',
+    )
     parser.add_argument(
         '--report',
         action='store_true',
-        help='train nothing; print the table of what is there')
+        help='train nothing; print the table of what is there',
+    )
     args = parser.parse_args()
     if args.data_root is None and not args.report:
         parser.error('--data-root names the images to pre-train on')
@@ -93,7 +101,8 @@ def call(*command: str) -> bool:
     """Run a tool of this repository; say so if it fails."""
     env = dict(os.environ)
     env['PYTHONPATH'] = os.pathsep.join(
-        filter(None, [str(TOOLS.parent), env.get('PYTHONPATH')]))
+        filter(None, [str(TOOLS.parent), env.get('PYTHONPATH')])
+    )
     done = subprocess.run([sys.executable, *command], env=env)
     if done.returncode:
         print(f'FAILED ({done.returncode}): {" ".join(command)}')
@@ -103,17 +112,29 @@ def call(*command: str) -> bool:
 def train(run: Run, data_root: str) -> bool:
     """Pre-train, or go on where the run was stopped."""
     return run.checkpoint.is_file() or call(
-        str(TOOLS / 'train.py'), str(run.config), '--work-dir',
-        str(run.work_dir), '--resume', '--cfg-options',
-        f'randomness.seed={run.seed}', f'data_root={data_root}')
+        str(TOOLS / 'train.py'),
+        str(run.config),
+        '--work-dir',
+        str(run.work_dir),
+        '--resume',
+        '--cfg-options',
+        f'randomness.seed={run.seed}',
+        f'data_root={data_root}',
+    )
 
 
 def score(run: Run, args: argparse.Namespace) -> bool:
     """Probe the features of the last checkpoint, and random weights."""
     return run.scores.is_file() or call(
-        str(TOOLS / 'analysis_tools' / 'dense_probe.py'), str(run.checkpoint),
-        '--data-root', *args.score, '--max-images', str(args.max_images),
-        '--json', str(run.scores))
+        str(TOOLS / 'analysis_tools' / 'dense_probe.py'),
+        str(run.checkpoint),
+        '--data-root',
+        *args.score,
+        '--max-images',
+        str(args.max_images),
+        '--json',
+        str(run.scores),
+    )
 
 
 def read_log(run: Run) -> dict[str, float]:
@@ -123,10 +144,11 @@ def read_log(run: Run) -> dict[str, float]:
         for path in sorted(run.work_dir.glob('*/vis_data/scalars.json'))
         for line in path.read_text(encoding='utf-8').splitlines()
     ]
-    last = lines[-max(1, len(lines) // 10):]
+    last = lines[-max(1, len(lines) // 10) :]
     return {
         key: statistics.median(line[key] for line in last)
-        for key in LOGGED if lines and key in lines[-1]
+        for key in LOGGED
+        if lines and key in lines[-1]
     }
 
 
@@ -140,7 +162,8 @@ def collect(runs: Sequence[Run]) -> tuple[pd.DataFrame, dict[str, dict]]:
         random weights) and ``seed``, with its ``value``; the log entries of
         each pre-training.
     """
-    lines, logged = {}, {}
+    lines: dict[tuple, float] = {}
+    logged: dict[str, dict] = {}
     for run in runs:
         if not run.scores.is_file():
             continue
@@ -155,7 +178,7 @@ def collect(runs: Sequence[Run]) -> tuple[pd.DataFrame, dict[str, dict]]:
                     'weights and one checkpoint'
                 )
             for row, values in rows.items():
-                key = column, name, run.seed
+                key: tuple = column, name, run.seed
                 if row in drawn:
                     key = column, f'{RANDOM}, {padding_mode(run.config)}', None
                 for seed, value in enumerate(values):
@@ -184,7 +207,9 @@ def make_table(
     for column, table in tables.items():
         frame['pre-trainings'] = table['pretrainings']
         frame[column] = [
-            '' if pd.isna(x.get('mean')) else f'{x["mean"]:.1f} ± {x.margin:.1f}'
+            ''
+            if pd.isna(x.get('mean'))
+            else f'{x["mean"]:.1f} ± {x.margin:.1f}'
             for _, x in table.reindex(frame.index).iterrows()
         ]
     for column, table in tables.items() if baseline else ():
@@ -228,7 +253,8 @@ def main() -> None:
     args = parse_args()
     runs = [
         Run(config, seed, args.out / config.stem / f'seed{seed}')
-        for seed in range(args.seeds) for config in args.configs
+        for seed in range(args.seeds)
+        for config in args.configs
     ]
     if not args.report:
         for run in runs:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The models that the scripts here compare, as their authors publish them."""
+
 import logging
 from pathlib import Path
 from typing import Dict, List
@@ -19,7 +20,8 @@ from torch import Tensor
 # refuses; it still wraps one of its own. No slower.
 _adjust_hue = mmcv.adjust_hue
 mmcv.adjust_hue = lambda image, factor, *args, **kwargs: _adjust_hue(
-    image, np.float64(factor), *args, **kwargs)
+    image, np.float64(factor), *args, **kwargs
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 OURS = {
@@ -88,6 +90,12 @@ def views(batch: int, size: int, device: str) -> Dict[str, list]:
     for _ in range(batch):
         sample = DataSample()
         sample.set_metainfo(
-            dict(views=[(0., 0., size, size, 0.), (9., 9., size, size, 1.)]))
+            dict(
+                views=[
+                    (0.0, 0.0, size, size, 0.0),
+                    (9.0, 9.0, size, size, 1.0),
+                ]
+            )
+        )
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)

@@ -4,6 +4,7 @@
 Each run is one of tools/train.py with the same seed. Another seed's run says
 how far apart curves lie that differ by nothing but chance.
 """
+
 import argparse
 import json
 import subprocess
@@ -29,6 +30,7 @@ class Run(NamedTuple):
         config (str): A config file.
         options (list[str]): For ``--cfg-options``.
     """
+
     name: str
     config: str
     options: List[str]
@@ -44,7 +46,8 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('NAME', 'FILE'),
-        help='compare with another config file')
+        help='compare with another config file',
+    )
     parser.add_argument(
         '--variant',
         dest='variants',
@@ -52,17 +55,20 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('NAME', 'KEY=VALUE'),
-        help='compare with the reference config and other settings')
+        help='compare with the reference config and other settings',
+    )
     parser.add_argument('--epochs', type=int, default=1, help='of each run')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
-        '--work-dir', type=Path, default='work_dirs/compare_curves')
+        '--work-dir', type=Path, default='work_dirs/compare_curves'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='settings of all runs, such as data_root=/path/to/images')
+        help='settings of all runs, such as data_root=/path/to/images',
+    )
     args = measure.parse(parser)
     if args.epochs < 1:
         parser.error(f'--epochs must be at least 1, got {args.epochs}')
@@ -99,7 +105,7 @@ def train(run: Run, args: argparse.Namespace) -> np.ndarray:
         'default_hooks.checkpoint.interval=-1',
         'default_hooks.checkpoint.save_last=False',
         *args.cfg_options,
-        *run.options
+        *run.options,
     ]
     print(f'{run.name}: {folder}', flush=True)
     path = args.work_dir / f'{folder.name}.log'
@@ -119,7 +125,9 @@ def main() -> None:
     reference = curves['reference']
     report = measure.Report(
         f'Loss over {len(reference)} steps of {Path(args.config).name}; '
-        'differences to the reference', args)
+        'differences to the reference',
+        args,
+    )
     tail = max(1, len(reference) // 10)
     for name, losses in curves.items():
         difference = losses - reference
@@ -132,7 +140,8 @@ def main() -> None:
             mean_distance=float(apart.mean()),
             largest_distance=float(apart.max()),
             shift=float(difference.mean()),
-            standard_error=float(difference.std() / len(difference)**0.5))
+            standard_error=float(difference.std() / len(difference) ** 0.5),
+        )
     report.show()
     draw(curves, args.work_dir / 'curves.png')
 
@@ -140,14 +149,16 @@ def main() -> None:
 def draw(curves: Dict[str, Any], path: Path) -> None:
     """All curves in one figure, and their differences below."""
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained')
+        2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained'
+    )
     for name, losses in curves.items():
-        line, = top.plot(losses, label=name, linewidth=1)
+        (line,) = top.plot(losses, label=name, linewidth=1)
         if name != 'reference':
             bottom.semilogy(
                 np.abs(losses - curves['reference']).clip(min=1e-8),
                 color=line.get_color(),
-                linewidth=1)
+                linewidth=1,
+            )
     top.set_ylabel('loss')
     top.legend(fontsize=8)
     bottom.set_ylabel('distance to the reference')

@@ -6,6 +6,7 @@ and what is reported is the median over the rounds of the ratio to the baseline
 in the same round. Memory is the growth of the peak: of the process on a CPU,
 a fresh one for each, of torch's allocator on a GPU.
 """
+
 import argparse
 import json
 import platform
@@ -17,8 +18,17 @@ import time
 from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
-from typing import (Any, Callable, ContextManager, Dict, Iterable, List,
-                    Mapping, Optional, Sequence)
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+)
 
 import torch
 
@@ -32,8 +42,9 @@ DTYPES = {
 }
 
 
-def make_parser(description: str,
-                timing: bool = True) -> argparse.ArgumentParser:
+def make_parser(
+    description: str, timing: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the flags that the scripts share.
 
     Args:
@@ -46,20 +57,24 @@ def make_parser(description: str,
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        '--out', type=Path, help='JSON file to write the numbers to')
+        '--out', type=Path, help='JSON file to write the numbers to'
+    )
     if not timing:
         return parser
     parser.add_argument(
         '--device',
         choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+    )
     parser.add_argument(
         '--rounds',
         type=int,
         default=7,
-        help='timed rounds, after one that is not')
+        help='timed rounds, after one that is not',
+    )
     parser.add_argument(
-        '--threads', type=int, help="torch's threads, by default all cores")
+        '--threads', type=int, help="torch's threads, by default all cores"
+    )
     return parser
 
 
@@ -83,8 +98,9 @@ def precision(name: str, device: str) -> ContextManager:
     return torch.autocast(device, DTYPES[name])
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int,
-               device: str) -> Dict[str, List[float]]:
+def take_turns(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, device: str
+) -> Dict[str, List[float]]:
     """Seconds of each run in each round, every round in another order.
 
     Args:
@@ -115,10 +131,12 @@ def ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, peer))
 
 
-def extra_memory(make: Callable[..., Callable[[], Any]],
-                 device: str,
-                 *args: Any,
-                 whole: bool = False) -> int:
+def extra_memory(
+    make: Callable[..., Callable[[], Any]],
+    device: str,
+    *args: Any,
+    whole: bool = False,
+) -> int:
     """Bytes by which the peak of the memory grows while something runs.
 
     Args:
@@ -142,8 +160,13 @@ def extra_memory(make: Callable[..., Callable[[], Any]],
         return pool.apply(_grown, (make, device, threads, whole, *args))
 
 
-def _grown(make: Callable[..., Callable[[], Any]], device: str,
-           threads: Optional[int], whole: bool, *args: Any) -> int:
+def _grown(
+    make: Callable[..., Callable[[], Any]],
+    device: str,
+    threads: Optional[int],
+    whole: bool,
+    *args: Any,
+) -> int:
     if threads:
         torch.set_num_threads(threads)
     start = _reset_peak(device)
@@ -175,10 +198,12 @@ def _peak(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     status = Path('/proc/self/status')
     if status.exists():
-        kib, = re.findall(r'VmHWM:\s+(\d+) kB',
-                          status.read_text(encoding='utf-8'))
+        (kib,) = re.findall(
+            r'VmHWM:\s+(\d+) kB', status.read_text(encoding='utf-8')
+        )
         return int(kib) * 1024
     import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
 
@@ -201,16 +226,22 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same columns as a table, a float with three digits."""
 
     def line(cells: Iterable[Any]) -> str:
-        return '| ' + ' | '.join(
-            f'{x:.3g}' if isinstance(x, float) else str(x)
-            for x in cells) + ' |'
+        return (
+            '| '
+            + ' | '.join(
+                f'{x:.3g}' if isinstance(x, float) else str(x) for x in cells
+            )
+            + ' |'
+        )
 
     names = [name.replace('_', ' ') for name in rows[0]]
-    return '\n'.join([
-        line(names),
-        line(['---'] * len(names)),
-        *(line(row.values()) for row in rows),
-    ])
+    return '\n'.join(
+        [
+            line(names),
+            line(['---'] * len(names)),
+            *(line(row.values()) for row in rows),
+        ]
+    )
 
 
 class Report:
@@ -231,7 +262,8 @@ class Report:
             threads=getattr(args, 'threads', None),
             python=platform.python_version(),
             torch=torch.__version__,
-            mmdensecl=mmdensecl.__version__)
+            mmdensecl=mmdensecl.__version__,
+        )
         self.rows: List[Dict[str, Any]] = []
 
     def add(self, what: str, **columns: Any) -> None:
@@ -259,7 +291,11 @@ class Report:
                         title=self.title,
                         settings=self.settings,
                         environment=self.environment,
-                        rows=self.rows),
+                        rows=self.rows,
+                    ),
                     indent=1,
-                    default=str) + '\n',
-                encoding='utf-8')
+                    default=str,
+                )
+                + '\n',
+                encoding='utf-8',
+            )
