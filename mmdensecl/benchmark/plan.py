@@ -172,8 +172,9 @@ def code_fingerprint() -> str:
         finder.import_hook(f'mmdensecl.{name}')
     digest = hashlib.sha256()
     for _, module in sorted(finder.modules.items()):
-        if module.__file__:
-            source = Path(module.__file__).read_text(encoding='utf-8')
+        file = getattr(module, '__file__', None)  # a package may have none
+        if file:
+            source = Path(file).read_text(encoding='utf-8')
             digest.update(ast.unparse(ast.parse(source)).encode() + b'\0')
     return digest.hexdigest()
 

@@ -60,6 +60,7 @@ class Run(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -250,6 +251,7 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
 
 
 def main() -> None:
+    """Train and score what is not finished, and print the table."""
     args = parse_args()
     runs = [
         Run(config, seed, args.out / config.stem / f'seed{seed}')

@@ -3,7 +3,6 @@
 
 import logging
 from pathlib import Path
-from typing import Dict, List
 
 import mmcv
 import numpy as np
@@ -79,10 +78,10 @@ def build(cfg: Config, device: str) -> nn.Module:
     return model.to(device).train()
 
 
-def views(batch: int, size: int, device: str) -> Dict[str, list]:
+def views(batch: int, size: int, device: str) -> dict[str, list]:
     """A batch as the data preprocessor gives it: two normalised views."""
     generator = torch.Generator().manual_seed(0)
-    inputs: List[Tensor] = [
+    inputs: list[Tensor] = [
         torch.randn(batch, 3, size, size, generator=generator).to(device)
         for _ in range(2)
     ]

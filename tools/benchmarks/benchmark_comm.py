@@ -4,8 +4,9 @@
 import argparse
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import baselines
 import measure
@@ -30,6 +31,7 @@ UNCOUNTED = (
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(
         'Bytes that a rank receives, and collective calls, in one step with '
         'ResNet-50: counted in gloo processes on this CPU, without the '
@@ -101,13 +103,13 @@ def expected(call: Call, ranks: int) -> float:
 
 
 @contextmanager
-def watched() -> Iterator[List[Call]]:
+def watched() -> Iterator[list[Call]]:
     """Note the collective calls of this process.
 
     Yields:
         List[Call]: Grows with each.
     """
-    calls: List[Call] = []
+    calls: list[Call] = []
     rank, ranks = dist.get_rank(), dist.get_world_size()
     originals = {}
 
@@ -165,7 +167,7 @@ def work(
     dist.destroy_process_group()
 
 
-def count(name: str, ranks: int, batch: int, size: int) -> List[List[Call]]:
+def count(name: str, ranks: int, batch: int, size: int) -> list[list[Call]]:
     """The calls of each rank in a step."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (ranks, name, batch, size, folder), nprocs=ranks)
@@ -175,17 +177,18 @@ def count(name: str, ranks: int, batch: int, size: int) -> List[List[Call]]:
         ]
 
 
-def summary(calls: List[Call]) -> str:
+def summary(calls: list[Call]) -> str:
     """How often each collective was called."""
     counts = Counter(call.name for call in calls)
     return ', '.join(f'{n} {name}' for name, n in sorted(counts.items()))
 
 
 def main() -> None:
+    """Count the bytes, at each number of ranks."""
     args = parse_args()
     names = [x for x in NAMES if x in (*args.baselines, PEER)]
-    received: Dict[Tuple[str, int], float] = {}
-    calls: Dict[str, List[Call]] = {}
+    received: dict[tuple[str, int], float] = {}
+    calls: dict[str, list[Call]] = {}
     for name in names:
         for ranks in args.ranks:
             each = count(name, ranks, args.batch, args.size)
@@ -218,7 +221,7 @@ def main() -> None:
         draw(report.rows, args.plot)
 
 
-def draw(rows: List[Dict[str, Any]], path: str) -> None:
+def draw(rows: list[dict[str, Any]], path: str) -> None:
     """Bytes against ranks, both axes logarithmic."""
     import matplotlib
 
@@ -230,7 +233,7 @@ def draw(rows: List[Dict[str, Any]], path: str) -> None:
         points = sorted(
             (row['ranks'], row['MiB']) for row in rows if row['what'] == name
         )
-        axis.loglog(*zip(*points), 'o-', label=name)
+        axis.loglog(*zip(*points, strict=True), 'o-', label=name)
     ticks = sorted({row['ranks'] for row in rows})
     axis.set_xticks(ticks, [str(x) for x in ticks])
     axis.minorticks_off()

@@ -4,10 +4,11 @@
 import argparse
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import baselines
 import cv2
@@ -35,6 +36,7 @@ Run = Callable[[], Any]
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(
         'Images a second of one core: from a file to two augmented views'
     )
@@ -81,7 +83,7 @@ def draw_jpegs(folder: Path, count: int, seed: int) -> None:
         )
 
 
-def list_jpegs(folder: Path, count: int) -> List[Path]:
+def list_jpegs(folder: Path, count: int) -> list[Path]:
     """The first images of a folder, in the order of names."""
     found = sorted(
         x for x in folder.rglob('*') if x.suffix.lower() in ('.jpg', '.jpeg')
@@ -134,7 +136,7 @@ def torchvision_chain(
         ]
     )
 
-    def run(path: Path) -> List[torch.Tensor]:
+    def run(path: Path) -> list[torch.Tensor]:
         image = decode_rgb(path.read_bytes())
         if tensors:
             image = to_tensor(image)
@@ -144,7 +146,7 @@ def torchvision_chain(
     return run
 
 
-def on_all(pipeline: Callable, items: List[Any]) -> Run:
+def on_all(pipeline: Callable, items: list[Any]) -> Run:
     """One round of a pipeline."""
 
     def run() -> None:
@@ -154,7 +156,7 @@ def on_all(pipeline: Callable, items: List[Any]) -> Run:
     return run
 
 
-def device_part(paths: List[Path], device: str) -> Run:
+def device_part(paths: list[Path], device: str) -> Run:
     """One round of what the model's device does for DeviceViews."""
     cfg = baselines.config(str(baselines.CONFIGS / OURS_ON_DEVICE))
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
@@ -168,7 +170,7 @@ def device_part(paths: List[Path], device: str) -> Run:
     return on_all(lambda batch: preprocessor(batch, True), batches)
 
 
-def compare(args: argparse.Namespace, paths: List[Path]) -> None:
+def compare(args: argparse.Namespace, paths: list[Path]) -> None:
     """Print whole pipelines, from the file to the tensors."""
     pipelines = {
         'mmdensecl': our_pipeline(OURS),
@@ -203,13 +205,15 @@ def compare(args: argparse.Namespace, paths: List[Path]) -> None:
 
 
 def read_with_opencv(data: bytes) -> np.ndarray:
-    return cv2.imdecode(
-        np.frombuffer(data, np.uint8),
-        cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
-    )[..., ::-1]
+    """Decode a JPEG."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    assert image is not None
+    return image[..., ::-1]
 
 
 def read_with_torchvision(data: bytes) -> torch.Tensor:
+    """Decode a JPEG."""
     # Of a bytearray, as torch warns of memory that it must not write to.
     return decode_jpeg(
         torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB
@@ -221,7 +225,7 @@ class Inputs(NamedTuple):
 
     data: bytes
     photo: Image.Image
-    box: Tuple[int, int, int, int]  # left, top, right, bottom
+    box: tuple[int, int, int, int]  # left, top, right, bottom
     view: Image.Image
     array: np.ndarray  # the same view, (SIZE, SIZE, 3)
     tensor: torch.Tensor  # the same view, (3, SIZE, SIZE)
@@ -233,7 +237,7 @@ def make_inputs(path: Path) -> Inputs:
     photo = decode_rgb(data)
     width, height = photo.size
     box = (width // 10, height // 8, width * 9 // 10, height * 7 // 8)
-    view = photo.crop(box).resize((SIZE, SIZE), Image.BILINEAR)
+    view = photo.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return Inputs(
         data,
         photo,
@@ -245,13 +249,14 @@ def make_inputs(path: Path) -> Inputs:
 
 
 def crop_array(x: Inputs) -> np.ndarray:
+    """The crop as an array."""
     left, top, right, bottom = x.box
     return np.asarray(x.photo)[top:bottom, left:right]
 
 
 # Each takes Inputs. The first of each is the reference; `mmdensecl` is what
 # render_view does, in the libraries that won here.
-OPERATIONS: Dict[str, Dict[str, Callable[[Inputs], Any]]] = {
+OPERATIONS: dict[str, dict[str, Callable[[Inputs], Any]]] = {
     'decode': {
         'PIL': lambda x: decode_rgb(x.data),
         'OpenCV': lambda x: read_with_opencv(x.data),
@@ -259,7 +264,7 @@ OPERATIONS: Dict[str, Dict[str, Callable[[Inputs], Any]]] = {
     },
     'crop, resize': {
         'PIL': lambda x: x.photo.crop(x.box).resize(
-            (SIZE, SIZE), Image.BILINEAR
+            (SIZE, SIZE), Image.Resampling.BILINEAR
         ),
         'mmdensecl (torchvision v2)': lambda x: render.crop_and_resize(
             x.photo, x.box, SIZE
@@ -327,7 +332,7 @@ def levels(result: Any) -> np.ndarray:
     return np.atleast_3d(np.asarray(result)).astype(int)
 
 
-def profile(args: argparse.Namespace, paths: List[Path]) -> None:
+def profile(args: argparse.Namespace, paths: list[Path]) -> None:
     """Print each operation alone, and how far it is from PIL's."""
     inputs = [make_inputs(path) for path in paths]
     report = measure.Report(
@@ -356,6 +361,7 @@ def profile(args: argparse.Namespace, paths: List[Path]) -> None:
 
 
 def main() -> None:
+    """Time each part of reading an image, and the whole."""
     args = parse_args()
     cv2.setNumThreads(0)
     init_default_scope('mmpretrain')

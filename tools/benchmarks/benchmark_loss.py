@@ -2,8 +2,9 @@
 """Time and memory of the dense InfoNCE, ours beside mmpretrain's."""
 
 import argparse
+from collections.abc import Callable
 from statistics import median
-from typing import Any, Callable, Dict, List
+from typing import Any
 
 import measure
 import torch
@@ -24,6 +25,7 @@ GROWTH = dict(
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(
         'Time and memory of the dense InfoNCE, forward and backward: the '
         "forms of mmdensecl and mmpretrain's"
@@ -111,7 +113,7 @@ def make(
     return run
 
 
-def compare(args: argparse.Namespace, shape: Dict[str, Any]) -> None:
+def compare(args: argparse.Namespace, shape: dict[str, Any]) -> None:
     """Print ours beside the peer."""
     forms = ['auto', 'reference', PEER]
     runs = {form: make(form, **shape) for form in forms}
@@ -140,7 +142,7 @@ def compare(args: argparse.Namespace, shape: Dict[str, Any]) -> None:
     report.show()
 
 
-def grow(args: argparse.Namespace, shape: Dict[str, Any]) -> None:
+def grow(args: argparse.Namespace, shape: dict[str, Any]) -> None:
     """Print and draw how ours grows."""
     report = measure.Report(
         f'Growth of the dense InfoNCE, {args.precision}, from '
@@ -169,7 +171,7 @@ def grow(args: argparse.Namespace, shape: Dict[str, Any]) -> None:
         draw(report.rows, args.growth, args.plot)
 
 
-def draw(rows: List[Dict[str, Any]], names: List[str], path: str) -> None:
+def draw(rows: list[dict[str, Any]], names: list[str], path: str) -> None:
     """Time and memory against each quantity, both axes logarithmic."""
     import matplotlib
 
@@ -179,11 +181,12 @@ def draw(rows: List[Dict[str, Any]], names: List[str], path: str) -> None:
     figure, axes = plt.subplots(
         2, len(names), figsize=(3.4 * len(names), 5.4), squeeze=False
     )
-    for column, name in zip(axes.T, names):
+    quantities = 'seconds', 'extra_MiB'
+    for column, name in zip(axes.T, names, strict=True):
         points = [row for row in rows if row['what'] == name]
         values = [row['value'] for row in points]
         work = [row['logits'] / points[0]['logits'] for row in points]
-        for axis, quantity in zip(column, ('seconds', 'extra_MiB')):
+        for axis, quantity in zip(column, quantities, strict=True):
             measured = [row[quantity] for row in points]
             axis.loglog(values, measured, 'o-', label='measured')
             axis.loglog(
@@ -204,6 +207,7 @@ def draw(rows: List[Dict[str, Any]], names: List[str], path: str) -> None:
 
 
 def main() -> None:
+    """Time the loss; with --growth, over sizes."""
     args = parse_args()
     shape = dict(
         batch=args.batch,

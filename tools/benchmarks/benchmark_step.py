@@ -2,14 +2,14 @@
 """Time and memory of a training step: ours, mmpretrain's, and the limit."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable
+from typing import Any
 
 import baselines
 import measure
 import torch
-import torch.nn as nn
 
 ALONE = 'both encoders alone'
 PEER = 'mmpretrain DenseCL'
@@ -18,6 +18,7 @@ NAMES = [ALONE, *baselines.OURS, *baselines.MMPRETRAIN]
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(
         'Time and memory of a training step with ResNet-50 on two given '
         "views: DSC, DenseCL and MoCo-v2, ours and mmpretrain's, and both "
@@ -50,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     return measure.parse(parser)
 
 
-def encode_both(model: nn.Module, inputs: list) -> torch.Tensor:
+def encode_both(model: Any, inputs: list) -> torch.Tensor:
     """The arithmetic that no contrastive method of this kind can avoid."""
     views = [x.contiguous(memory_format=model.memory_format) for x in inputs]
     query = model.neck(model.backbone(views[0]))
@@ -102,6 +103,7 @@ def make(
 
 
 def main() -> None:
+    """Time all in turns, and write the table."""
     args = parse_args()
     shape = args.batch, args.size, args.precision, args.device
     wanted = {*args.baselines, ALONE, PEER, *REFERENCES}

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import measure
@@ -33,10 +33,11 @@ class Run(NamedTuple):
 
     name: str
     config: str
-    options: List[str]
+    options: list[str]
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(__doc__, timing=False)
     parser.add_argument('config', help='config file of the reference run')
     parser.add_argument(
@@ -78,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def list_runs(args: argparse.Namespace) -> List[Run]:
+def list_runs(args: argparse.Namespace) -> list[Run]:
     """The reference, what it is compared with, and another seed."""
     return [
         Run('reference', args.config, []),
@@ -119,6 +120,7 @@ def train(run: Run, args: argparse.Namespace) -> np.ndarray:
 
 
 def main() -> None:
+    """Train all, and compare their losses."""
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     curves = {run.name: train(run, args) for run in list_runs(args)}
@@ -146,7 +148,7 @@ def main() -> None:
     draw(curves, args.work_dir / 'curves.png')
 
 
-def draw(curves: Dict[str, Any], path: Path) -> None:
+def draw(curves: dict[str, Any], path: Path) -> None:
     """All curves in one figure, and their differences below."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained'

@@ -15,19 +15,12 @@ import re
 import statistics
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import (
     Any,
-    Callable,
-    ContextManager,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
 )
 
 import torch
@@ -91,7 +84,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def precision(name: str, device: str) -> ContextManager:
+def precision(name: str, device: str) -> AbstractContextManager:
     """Autocast to a type of ``DTYPES``; nothing for float32."""
     if name == 'float32':
         return nullcontext()
@@ -100,7 +93,7 @@ def precision(name: str, device: str) -> ContextManager:
 
 def take_turns(
     runs: Mapping[str, Callable[[], Any]], rounds: int, device: str
-) -> Dict[str, List[float]]:
+) -> dict[str, list[float]]:
     """Seconds of each run in each round, every round in another order.
 
     Args:
@@ -111,7 +104,7 @@ def take_turns(
     Returns:
         Dict[str, List[float]]: By the runs' names.
     """
-    seconds: Dict[str, List[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     for turn in range(rounds + 1):
         # Who comes after whom matters: memory and caches are as it left them.
@@ -128,7 +121,7 @@ def take_turns(
 
 def ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
     """Median over the rounds of ours to the peer's in the same round."""
-    return statistics.median(a / b for a, b in zip(ours, peer))
+    return statistics.median(a / b for a, b in zip(ours, peer, strict=True))
 
 
 def extra_memory(
@@ -163,7 +156,7 @@ def extra_memory(
 def _grown(
     make: Callable[..., Callable[[], Any]],
     device: str,
-    threads: Optional[int],
+    threads: int | None,
     whole: bool,
     *args: Any,
 ) -> int:
@@ -185,10 +178,9 @@ def _reset_peak(device: str) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    try:
+    # Where this is not Linux, a peak of the making hides one of the run.
+    with suppress(OSError):
         Path('/proc/self/clear_refs').write_bytes(b'5')
-    except OSError:  # not Linux: a peak of the making hides one of the run
-        pass
     return _peak(device)
 
 
@@ -255,7 +247,7 @@ class Report:
     def __init__(self, title: str, args: argparse.Namespace) -> None:
         self.title = title
         self.settings = {k: v for k, v in vars(args).items() if k != 'out'}
-        self.out: Optional[Path] = args.out
+        self.out: Path | None = args.out
         on_gpu = getattr(args, 'device', 'cpu') == 'cuda'
         self.environment = dict(
             device=torch.cuda.get_device_name() if on_gpu else _processor(),
@@ -264,7 +256,7 @@ class Report:
             torch=torch.__version__,
             mmdensecl=mmdensecl.__version__,
         )
-        self.rows: List[Dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, what: str, **columns: Any) -> None:
         """One row; every row of a table has the same columns.
