@@ -10,6 +10,9 @@ from typing import Any
 
 MODULES = {
     'api': 'transfer.feature_extractor',
+    'benchmark.ablation': 'benchmark.sweep',
+    'benchmark.log': 'benchmark.results',
+    'benchmark.state': 'benchmark.runner',
     'engine.hooks.knn_hook': 'evaluation.knn_hook',
     'engine.probe_loop': 'evaluation.probe_loop',
     'transfer.dense_probes': 'evaluation.dense_probes',
