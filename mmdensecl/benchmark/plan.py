@@ -227,16 +227,31 @@ def task_config(task: Task, mode: str, setup: Setup) -> Config:
         return cfg
     if task.layout:
         share_batch(cfg, setup.processes)
-    # The log tells the score at the end from others by its step.
-    logger = cfg.setdefault('default_hooks', {}).setdefault('logger', {})
-    logger.setdefault('type', 'LoggerHook')
-    logger['log_metric_by_epoch'] = 'max_epochs' in cfg.train_cfg
+    _keep_results(cfg)
     hooks.append(dict(type='mmdensecl.PredictedClassesHook'))
     drawer = str((cfg.get('visualizer') or {}).get('type'))
     if drawer.endswith(('DetLocalVisualizer', 'SegLocalVisualizer')):
         hooks.append(dict(type='mmdensecl.SamplePredictionsHook'))
     cfg.custom_hooks = hooks
     return cfg
+
+
+def _keep_results(cfg: Config) -> None:
+    """Let a training write what a result is read from."""
+    default = cfg.setdefault('default_hooks', {})
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    # The log tells the score at the end from others by its step.
+    logger = default.setdefault('logger', {})
+    logger.setdefault('type', 'LoggerHook')
+    logger['log_metric_by_epoch'] = by_epoch
+    saver = default.setdefault('checkpoint', {})
+    saver.setdefault('type', 'CheckpointHook')
+    saver.setdefault('by_epoch', by_epoch)
+    quarter = max(1, cfg.train_cfg.get('max_iters', 0) // 4)
+    saver.setdefault('interval', 1 if by_epoch else quarter)
+    backends = (cfg.get('visualizer') or {}).setdefault('vis_backends', [])
+    if not any('LocalVisBackend' in str(x.get('type')) for x in backends):
+        backends.append(dict(type='LocalVisBackend'))
 
 
 def _place_weights(cfg: Config) -> list[str]:
