@@ -238,20 +238,22 @@ def task_config(task: Task, mode: str, setup: Setup) -> Config:
 
 def _keep_results(cfg: Config) -> None:
     """Let a training write what a result is read from."""
-    default = cfg.setdefault('default_hooks', {})
+    # What a ConfigDict's setdefault returns is not what it keeps.
+    default = dict(cfg.get('default_hooks') or {})
     by_epoch = 'max_epochs' in cfg.train_cfg
     # The log tells the score at the end from others by its step.
-    logger = default.setdefault('logger', {})
-    logger.setdefault('type', 'LoggerHook')
-    logger['log_metric_by_epoch'] = by_epoch
-    saver = default.setdefault('checkpoint', {})
-    saver.setdefault('type', 'CheckpointHook')
-    saver.setdefault('by_epoch', by_epoch)
+    logger = dict(type='LoggerHook') | dict(default.get('logger') or {})
+    default['logger'] = dict(logger, log_metric_by_epoch=by_epoch)
     quarter = max(1, cfg.train_cfg.get('max_iters', 0) // 4)
-    saver.setdefault('interval', 1 if by_epoch else quarter)
-    backends = (cfg.get('visualizer') or {}).setdefault('vis_backends', [])
-    if not any('LocalVisBackend' in str(x.get('type')) for x in backends):
-        backends.append(dict(type='LocalVisBackend'))
+    saver = dict(type='CheckpointHook', by_epoch=by_epoch)
+    saver['interval'] = 1 if by_epoch else quarter
+    default['checkpoint'] = saver | dict(default.get('checkpoint') or {})
+    cfg.default_hooks = default
+    if cfg.get('visualizer'):
+        backends = [*(cfg.visualizer.get('vis_backends') or [])]
+        if not any('LocalVisBackend' in str(x['type']) for x in backends):
+            backends.append(dict(type='LocalVisBackend'))
+        cfg.visualizer.vis_backends = backends
 
 
 def _place_weights(cfg: Config) -> list[str]:
