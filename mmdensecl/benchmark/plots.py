@@ -40,7 +40,7 @@ def curves(runs: Sequence[dict], metric: dict, heading: str) -> str:
     """Loss and metric over the training, a line for each run."""
     methods = [*dict.fromkeys(run['method'] for run in runs)]
     figure = Figure((9.2, 2.9), layout='constrained')
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     for run in runs:
         loss: dict[int, float] = {}
         scores: dict[int, float] = {}
