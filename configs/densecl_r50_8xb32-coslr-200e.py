@@ -16,4 +16,6 @@ model = dict(
         in_channels=2048,
         hid_channels=2048,
         out_channels=128,
-        num_grid=None))
+        num_grid=None,
+    ),
+)

@@ -1,6 +1,7 @@
 _base_ = [
-    './densecl_r50_8xb32-coslr-800e_coco.py', './_base_/models/dsc_pm.py'
+    './densecl_r50_8xb32-coslr-800e_coco.py',
+    './_base_/models/dsc_pm.py',
 ]
 
-# DSC-PM, our interpretation of the paper: docs/dsc.md.
+# DSC-PM, our interpretation of the paper: docs/method.md.
 model = {{_base_.dsc_pm}}

@@ -9,5 +9,6 @@ _base_ = [
 model = dict(
     channels_last=True,
     compile_encoders=True,
-    data_preprocessor=dict(type='mmdensecl.DeviceViews', size=224))
+    data_preprocessor=dict(type='mmdensecl.DeviceViews', size=224),
+)
 train_dataloader = {{_base_.device_views}}

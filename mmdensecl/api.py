@@ -146,26 +146,41 @@ class FrozenBackbone(nn.Module):
         return last
 
     @torch.no_grad()
-    def extract_dense(self,
-                      image: Picture,
-                      size: Optional[int] = None) -> Tensor:
-        """The dense map of one picture, its width to height kept.
+    def extract_dense(
+        self,
+        image: Picture | Sequence[Picture],
+        size: Optional[int] = None,
+    ) -> Tensor | list[Tensor]:
+        """The dense map of an image, or of each of a list of them.
+
+        Images keep their aspect ratio; those of one shape are batched.
 
         Args:
-            image (str | PathLike | Image.Image | np.ndarray | Tensor): A
-                file, read as in training; a PIL picture; RGB of 0 to 255, as
-                an array (H, W, 3) of uint8 or a tensor (3, H, W).
-            size (int, optional): Pixels to which its shorter side is resized.
-                Defaults to None: as it is.
+            image: A path, read as in training; a PIL image; RGB of 0 to 255,
+                as an array (H, W, 3) of uint8 or a tensor (3, H, W); or a
+                list or tuple of these.
+            size: Pixels to which the shorter side is resized; None keeps it.
 
         Returns:
-            Tensor: (C, h, w), not normalised over its channels.
+            (C, h, w), not normalised over its channels, or a list of such.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file or object is no picture, or no RGB one.
+            ValueError: The file or object is no image, or not RGB.
         """
-        return self(as_rgb(image, size)[None])[0]
+        if not isinstance(image, (list, tuple)):
+            return self(as_rgb(image, size)[None])[0]
+        images = [as_rgb(x, size) for x in image]
+        by_shape: Dict[tuple, List[int]] = {}
+        for i, x in enumerate(images):
+            by_shape.setdefault((x.shape, x.dtype), []).append(i)
+        maps: Dict[int, Tensor] = {}
+        for indices in by_shape.values():
+            for start in range(0, len(indices), BATCH):
+                batch = indices[start:start + BATCH]
+                maps.update(
+                    zip(batch, self(torch.stack([images[i] for i in batch]))))
+        return [maps[i] for i in range(len(images))]
 
 
 def as_rgb(image: Picture, size: Optional[int] = None) -> Tensor:

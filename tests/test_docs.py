@@ -1,31 +1,89 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""What documents name exists."""
-import ast
+"""The documents name what exists, stay short, and build."""
+
 import re
-from functools import cache
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
+README = ROOT / 'README.md'
+SITE = sorted((ROOT / 'docs').glob('*.md'))
+# A changelog also names what went.
+CHANGELOG = ROOT / 'CHANGELOG.md'
 DOCUMENTS = [
-    *ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'),
-    ROOT / 'configs/benchmarks/README.md'
+    README,
+    ROOT / 'CONTRIBUTING.md',
+    ROOT / 'configs/benchmarks/README.md',
+    *SITE,
 ]
+MAX_WORDS = 12_000  # of README.md and docs/, as `wc -w` counts
+MAX_README_LINES = 200
 
 
-@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda p: p.name)
-def test_what_a_document_names_exists(path):
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def anchors(path):
+    """What links to a heading of a document may say after the #."""
+    text = re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
+    for heading in re.findall(r'^#+ (.*)$', text, re.MULTILINE):
+        kept = re.sub(r'[^\w\- ]', '', heading.lower())
+        yield kept.replace(' ', '-')
+
+
+@pytest.mark.parametrize('path', [*DOCUMENTS, CHANGELOG], ids=name_of)
+def test_links(path):
+    missing = []
     text = path.read_text()
-    links = re.findall(r'\]\((?!https?://)([^)#]+)', text)
-    files = re.findall(r'(?<![\w/.])(?:tools|configs|tests)/[\w./-]*\.\w+',
-                       text)
-    missing = [
-        *(x for x in links if not (path.parent / x).exists()),
-        *(x for x in files if not (ROOT / x).exists())
-    ]
+    for link in re.findall(r'\]\((?!https?://)([^)]+)\)', text):
+        file, _, anchor = link.partition('#')
+        target = (path.parent / file) if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
     assert not missing
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
+def test_files_that_are_named(path):
+    folders = 'tools|configs|tests|mmdensecl|docs'
+    files = re.findall(
+        rf'(?<![\w/.])(?:{folders})/[\w./-]*\.(?:py|sh|md|yml)\b',
+        path.read_text(),
+    )
+    assert not [x for x in files if not (ROOT / x).exists()]
+
+
+CONFIG = r'\b(?:(?:densecl|mocov2|dsc_[kp]m|resnet50)_[\w-]*(?:\d+e|knn|voc07)'
+CONFIG += r'|(?:faster|mask)-rcnn_r\d+\w*-|fcn_r\d+\w*-)[\w-]*'
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
+def test_configs_that_are_named(path):
+    """By their names alone, such as `densecl_r50_8xb32-coslr-200e`."""
+    known = {x.stem for x in (ROOT / 'configs').rglob('*.py')}
+    text = re.sub(r'mmseg::\S+|https?://\S+', '', path.read_text())
+    names = set(re.findall(CONFIG, text))
+    assert not names - known
+
+
+def test_config_names_are_found():
+    """Or the test above tests nothing."""
+    found = set(re.findall(CONFIG, (ROOT / 'docs/pretraining.md').read_text()))
+    assert 'densecl_r50_8xb32-coslr-200e_folder' in found
+    assert 'dsc_km_r50_8xb32-coslr-200e' in found
+
+
+@pytest.mark.parametrize('folder', ['mmdensecl', 'tools', 'configs'])
+def test_documents_that_code_names(folder):
+    """In messages and comments."""
+    for path in (ROOT / folder).rglob('*'):
+        if path.suffix in ('.py', '.sh', '.yml', '.j2'):
+            for name in re.findall(r'docs/\w+\.md', path.read_text()):
+                assert (ROOT / name).exists(), path
 
 
 def commands():
@@ -43,9 +101,10 @@ def test_flags_of_commands_exist():
     tools = {}
     for document, tool, line in commands():
         source = (ROOT / tool).read_text()
+        # Where the flags are that tools share.
         if 'measure.make_parser' in source:
-            source += (ROOT / 'tools/analysis_tools/measure.py').read_text()
-        elif 'make_parser' in source:
+            source += (ROOT / 'tools/benchmarks/measure.py').read_text()
+        if 'engine.command_line' in source or 'make_parser' in source:
             source += (ROOT / 'mmdensecl/engine/command_line.py').read_text()
         tools[tool] = source
         for flag in re.findall(r'(?<=\s)--[a-z][\w-]*', line):
@@ -53,38 +112,25 @@ def test_flags_of_commands_exist():
     assert {'tools/train.py', 'tools/benchmark.py'} <= set(tools)
 
 
-@cache
-def defined_tests(path):
-    """The names that pytest collects from a file, without parameters."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name.startswith('Test'):
-            names.update(f'{node.name}::{x.name}' for x in node.body
-                         if isinstance(x, ast.FunctionDef)
-                         and x.name.startswith('test_'))
-        elif isinstance(node, ast.FunctionDef):
-            names.update({node.name} if node.name.startswith('test_') else ())
-    return names
+def test_length():
+    assert len(README.read_text().splitlines()) <= MAX_README_LINES
+    words = {x.name: len(x.read_text().split()) for x in [README, *SITE]}
+    assert sum(words.values()) <= MAX_WORDS, words
 
 
-def test_each_row_of_robustness_has_a_test():
-    """One that exists; rows without any are headings."""
-    text = (ROOT / 'docs/robustness.md').read_text()
-    lines = text.partition('\n## ')[0].splitlines()  # the first table
-    rows = [
-        line.strip('| ').split(' | ') for line in lines if line.startswith('|')
-    ][2:]
-    assert len(rows) > 50
-    missing = []
-    for row in rows:
-        if row[0].startswith('**'):
-            continue
-        assert len(row) == 3 and all(row), row
-        named = re.findall(r'`(tests/[\w/]+\.py)::([\w:]+)`', row[2])
-        assert named, row
-        missing += [
-            f'{file}::{name}' for file, name in named
-            if not (ROOT / file).exists() or name not in defined_tests(ROOT /
-                                                                       file)
-        ]
-    assert not missing
+@pytest.mark.slow
+def test_site_builds_without_warnings(tmp_path):
+    pytest.importorskip('sphinx', reason='pip install .[docs]')
+    done = subprocess.run(
+        [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-E']
+        + ['-d', str(tmp_path / 'doctrees'), 'docs', str(tmp_path / 'site')],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+    assert not done.returncode, done.stderr[-5000:]
+    built = {x.stem for x in (tmp_path / 'site').glob('*.html')}
+    assert {x.stem for x in SITE} <= built
+    api = (tmp_path / 'site/api.html').read_text()
+    assert 'id="mmdensecl.models.DenseCL"' in api

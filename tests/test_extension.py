@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""The examples of CONTRIBUTING.md extend the package from outside of it."""
+"""The examples of docs/extending.md extend the package from outside of it."""
 import json
 import os
 import re
@@ -13,12 +13,12 @@ from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PLACEHOLDER = '/path/to/mmdensecl'
-# Title of the section, the module that it tells to write, and what its config
+# Title of the section, the module that it writes, and what its config
 # must bring into the model, by its place in the dumped config.
 SECTIONS = {
     'A matching rule': ('my_rule', 'correspondence', 'SameCell'),
     'A loss': ('my_loss', 'loss', 'DecoupledLoss'),
-    'A whole method': ('my_method', 'model', 'CellsToPicture'),
+    'A whole method': ('my_method', 'model', 'CellsToImage'),
 }
 # Small enough for a test; the examples themselves stay as they are.
 OPTIONS = ('data_root=pictures', 'train_cfg.max_epochs=1', 'model.queue_len=8',
@@ -38,8 +38,8 @@ for name in names:
 
 def blocks(title):
     """The module and the config of a section."""
-    text = (ROOT / 'CONTRIBUTING.md').read_text()
-    section = re.search(rf'^### {title}$(.*?)^##', text,
+    text = (ROOT / 'docs' / 'extending.md').read_text()
+    section = re.search(rf'^## {title}$(.*?)(?:^## |\Z)', text,
                         re.DOTALL | re.MULTILINE)[1]
     code = re.findall(r'```python\n(.*?)```', section, re.DOTALL)
     assert len(code) == 2, 'a module and a config'
@@ -109,7 +109,7 @@ def test_what_each_example_changes_is_seen_in_its_log(trained):
         log, = trained.glob(f'{module}_config/*/vis_data/scalars.json')
         return json.loads(log.read_text().splitlines()[-1])
 
-    # Each cell has its own place as its positive.
+    # Each cell's positive is at its own position.
     assert last('my_rule')['match_coverage'] == 100
     # Without the positive a loss may fall below zero, and its temperature is
     # another: the two losses do not agree.

@@ -55,7 +55,6 @@ ARGUMENTS = dict(
     # Nothing is read before the first picture.
     UnlabeledFolder=dict(data_root='.', lazy_init=True),
     UnlabeledList=dict(ann_file='list.txt', lazy_init=True),
-    UnlabeledLMDB=dict(data_root='.', lazy_init=True),
     UnlabeledShards=dict(data_root='.', lazy_init=True),
 )
 
@@ -96,8 +95,9 @@ def registered() -> Dict[str, List[dict]]:
         types[name] = [
             dict(type=f'mmdensecl.{key}', **ARGUMENTS.get(key, {}))
             for key, kind in sorted(own.module_dict.items())
-            # By custom_imports alone: it needs mmdet.
+            # By custom_imports alone: it needs mmdet. And no older names.
             if kind.__module__ != 'mmdensecl.transfer.mmdet'
+            and key == kind.__name__
         ]
     return types
 

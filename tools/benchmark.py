@@ -30,6 +30,7 @@ from mmdensecl.benchmark.report import (check_planned, print_tables,
                                         write_report)
 from mmdensecl.benchmark.runner import Benchmark, Launcher, only_one
 from mmdensecl.benchmark.suite import PROTOCOLS, Suite, load_suite
+from mmdensecl.engine.command_line import prepare_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ROOT / 'configs' / 'benchmarks' / 'suites'
@@ -393,6 +394,7 @@ def show_report(suite_dir: Path, out: Optional[Path], baseline: Optional[str],
 
 def main() -> int:
     args = parse_args()
+    prepare_tool()
     # mmengine causes it at every import of a host.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     # mmengine's messages about loading are for the runs' own logs.

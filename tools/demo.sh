@@ -7,12 +7,10 @@
 # cores), and a segmentation and a detection model take its weights to labelled
 # scenes (about five minutes), beside models from random weights. Ctrl-C stops
 # it; running it again goes on from where it was.
-#
-#   bash tools/demo.sh [options of tools/setup_env.sh]
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-
-python="$(bash "$root/tools/setup_env.sh" --print-python "$@")"
+# Sets `root` and `python`.
+# shellcheck source=tools/env.sh
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$root"
 
 config=configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py

@@ -5,7 +5,7 @@
 #   bash tools/dist_train.sh CONFIG GPUS [any flag of tools/train.py]
 # On several machines run it on each, with NNODES, NODE_RANK, MASTER_ADDR and
 # PORT. To outlive the loss of one of them set RDZV_ENDPOINT=HOST:PORT instead
-# of the last two, MAX_RESTARTS, and the flag --resume (docs/scaling.md).
+# of the last two, MAX_RESTARTS, and the flag --resume (docs/reliability.md).
 # Without GPUs it starts as many CPU processes, which talk over gloo.
 set -euo pipefail
 

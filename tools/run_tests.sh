@@ -1,37 +1,19 @@
 #!/usr/bin/env bash
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 #
-# Sets up what is missing, then runs the tests.
+# Sets up what is missing (tools/env.sh), then runs the tests.
 #
 #   bash tools/run_tests.sh                          all tests
 #   bash tools/run_tests.sh -m "not slow"            the quick ones
 #   bash tools/run_tests.sh tests/test_x.py -k foo   any argument of pytest
 #   bash tools/run_tests.sh -n 0 --pdb               in one process
 #
-# Options of tools/setup_env.sh (--current-env, --stack, --python,
-# --mmcv-ops) may stand before those of pytest. Paths are taken from the
-# repository's root.
+# Paths are taken from the repository's root.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-
-setup_args=()
-while (($#)); do
-    case $1 in
-        --current-env | --stack=* | --python=* | --mmcv-ops=*)
-            setup_args+=("$1")
-            shift
-            ;;
-        --stack | --python | --mmcv-ops)
-            setup_args+=("$1" "${2:?"$1 needs a value"}")
-            shift 2
-            ;;
-        *) break ;;
-    esac
-done
-
 SECONDS=0
-python="$(bash "$root/tools/setup_env.sh" --print-python \
-    ${setup_args[@]+"${setup_args[@]}"})"
+# Sets `root` and `python`.
+# shellcheck source=tools/env.sh
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_seconds=$SECONDS
 
 # A worker of pytest-xdist for each core, up to 8, and one thread each: the

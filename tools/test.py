@@ -9,9 +9,11 @@ from mmengine.runner import Runner
 
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
-                              is_probe, make_parser, prepare_cpu_launch,
-                              read_config, set_pretrained)
+                              make_parser, prepare_cpu_launch, read_config,
+                              set_pretrained)
 from mmdensecl.engine.command_line import one_line_errors
+from mmdensecl.engine.launch import leave_ranks
+from mmdensecl.evaluation import is_probe
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,6 +68,7 @@ def main() -> None:
         metrics = Runner.from_cfg(cfg).test()
     if args.out and is_main_process():
         dump(metrics, args.out)
+    leave_ranks()
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
                               make_parser, prepare_cpu_launch, read_config,
                               set_pretrained, use_mixed_precision)
 from mmdensecl.engine.command_line import one_line_errors
+from mmdensecl.engine.launch import leave_ranks
 from mmdensecl.engine.resume import ResumeError, prepare_resume
 from mmdensecl.engine.safe_write import remove_unfinished
 from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
@@ -28,9 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
-        help='initialize the backbone from this checkpoint of any format, '
-        "where the config has mmdensecl.PretrainedBackbone; 'none' for "
-        'random weights')
+        help='initialize the backbone from this checkpoint of any format, in a '
+        "pre-training both encoders; 'none' for random weights")
     parser.add_argument(
         '--amp',
         nargs='?',
@@ -62,6 +62,7 @@ def build_config(args: argparse.Namespace) -> Config:
     check_weight_sources(cfg, args.pretrained)
     if args.pretrained is not None:
         set_pretrained(cfg, args.pretrained)
+        check_weight_sources(cfg, args.pretrained)
     add_checkpoint_check(cfg)
     if args.amp:
         use_mixed_precision(cfg, auto=args.amp == 'auto')
@@ -85,6 +86,7 @@ def main() -> None:
         if cfg.get('resume'):
             prepare_resume(cfg)
         Runner.from_cfg(cfg).train()
+    leave_ranks()
 
 
 if __name__ == '__main__':

@@ -6,8 +6,10 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     # A killed run loses an epoch at most, and never a checkpoint.
     checkpoint=dict(
-        type='mmdensecl.SafeCheckpointHook', interval=1, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+        type='mmdensecl.SafeCheckpointHook', interval=1, max_keep_ckpts=3
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)
 
 custom_hooks = [
     # Sets the epoch of the augmentation and reports unreadable pictures.
@@ -23,7 +25,8 @@ custom_hooks = [
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 
 # For TensorBoard add dict(type='TensorboardVisBackend') to this list.
 vis_backends = [dict(type='LocalVisBackend')]
@@ -34,7 +37,8 @@ log_level = 'INFO'
 log_processor = dict(
     window_size=50,
     mean_pattern=r'.*(loss|time|grad_norm|match_|category_'
-    r'|position_r2|_(sim|acc|std|fill)).*')
+    r'|position_r2|_(sim|acc|std|fill)).*',
+)
 load_from = None
 resume = False
 randomness = dict(seed=0, deterministic=False)

@@ -9,4 +9,6 @@ model = dict(
         type='mmdensecl.DenseCLNeck',
         in_channels=128,
         hid_channels=256,
-        out_channels=128))
+        out_channels=128,
+    ),
+)

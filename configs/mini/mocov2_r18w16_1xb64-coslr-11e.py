@@ -12,12 +12,12 @@ data_root = 'data/my_images'
 model = dict(
     queue_len=4096,
     momentum=0.01,  # few steps: the key encoder must follow faster
+    virtual_ranks='auto',  # two groups of 32 images
     backbone=dict(
-        depth=18,
-        stem_channels=16,
-        base_channels=16,
-        strides=(1, 2, 2, 1)),  # 4 x 4 cells at 64 pixels
-    neck=dict(in_channels=128, hid_channels=256))
+        depth=18, stem_channels=16, base_channels=16, strides=(1, 2, 2, 1)
+    ),  # 4 x 4 cells at 64 pixels
+    neck=dict(in_channels=128, hid_channels=256),
+)
 
 train_pipeline = [
     dict(type='mmdensecl.DecodeRGB'),
@@ -28,15 +28,18 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=1,
     pin_memory=False,
-    dataset=dict(data_root=data_root, pipeline=train_pipeline))
+    dataset=dict(data_root=data_root, pipeline=train_pipeline),
+)
 
 # bfloat16 where the processor multiplies it in hardware.
 optim_wrapper = dict(
     type='mmdensecl.BFloat16OptimWrapper',
     enabled='auto',
-    optimizer=dict(lr=0.06))
+    optimizer=dict(lr=0.06),
+)
 param_scheduler = dict(T_max=max_epochs)
 train_cfg = dict(max_epochs=max_epochs)
 auto_scale_lr = dict(base_batch_size=64)
 default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(interval=1, max_keep_ckpts=1))
+    logger=dict(interval=50), checkpoint=dict(interval=1, max_keep_ckpts=1)
+)

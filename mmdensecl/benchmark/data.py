@@ -21,7 +21,7 @@ CLASS_NAMES = 'class_names.txt'
 # Where the data sets are in a config; probes have one in their loop.
 DATA_PARTS = ('train_dataloader', 'val_dataloader', 'test_dataloader',
               'test_cfg')
-ADVICE = ('docs/benchmarks.md and configs/benchmarks/README.md show what goes '
+ADVICE = ('docs/evaluation.md and configs/benchmarks/README.md show what goes '
           'where; name the folder above the data with --data-root or '
           'MMDENSECL_DATA_ROOT, or leave the task out with --tasks')
 

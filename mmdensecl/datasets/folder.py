@@ -1,54 +1,105 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Images of a folder, or named in a list."""
+
 import os
 import re
-from functools import partial
+from collections import deque
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
 
 from mmdensecl.registry import DATASETS
-from .listing import Pictures, remember, search_folder
+
 from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, read_file
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is the system's, as macOS's `._x.jpg`."""
+    return name.startswith('.') or name == '__MACOSX'
+
+
+def search_folder(
+    root: str, extensions: tuple[str, ...] = IMG_EXTENSIONS
+) -> list[str]:
+    """Find the files below a folder that have one of some extensions.
+
+    Hidden files and folders are left out. A folder that links lead to is
+    listed once, by its own name if it has one below `root`.
+
+    Args:
+        root: The folder.
+        extensions: In lower case; any case fits.
+
+    Returns:
+        Names relative to `root`, with forward slashes, sorted.
+
+    Raises:
+        OSError: A folder cannot be read: its files would be missing unnoticed.
+    """
+    names: list[str] = []
+    seen: set[str] = set()
+    todo = deque([('', os.path.realpath(root))])
+    while todo:
+        prefix, folder = todo.pop()
+        if folder in seen:  # a link back, or a second way to the same
+            continue
+        seen.add(folder)
+        subfolders = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if _is_folder(entry):
+                    subfolders.append((entry.name, entry.is_symlink()))
+                elif entry.name.lower().endswith(extensions):
+                    names.append(prefix + entry.name)
+        for name, is_link in sorted(subfolders):
+            path = os.path.join(folder, name)
+            if is_link:  # comes when all that is no link is done
+                todo.appendleft((f'{prefix}{name}/', os.path.realpath(path)))
+            else:
+                todo.append((f'{prefix}{name}/', path))
+    return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 @DATASETS.register_module()
 class UnlabeledFolder(UnlabeledDataset):
-    """All pictures below a folder, at any depth, in the order of names.
-
-    Of a large folder the names are remembered and not searched again until a
-    folder changes, see :func:`mmdensecl.datasets.listing.cache_file`.
+    """All images below a folder, at any depth, in the order of names.
 
     Args:
-        data_root (str): The folder.
+        data_root: The folder.
         **kwargs: Arguments of :class:`UnlabeledDataset`.
     """
 
-    def list_images(self) -> Union[Sequence[str], Pictures]:
+    def list_images(self) -> list[dict]:
         if not os.path.isdir(self.data_root):
             raise FileNotFoundError(
                 f'The data folder "{self.data_root}" does not exist (working '
                 f'directory: "{os.getcwd()}"). Point data_root at your '
-                'pictures, for example with --cfg-options '
-                'data_root=/path/to/pictures')
-        return remember(
-            os.path.realpath(self.data_root), IMG_EXTENSIONS,
-            partial(search_folder, self.data_root, IMG_EXTENSIONS))
+                'images, for example with --cfg-options '
+                'data_root=/path/to/images'
+            )
+        return [dict(img_path=name) for name in search_folder(self.data_root)]
 
-    def read(self, info: Dict[str, Any]) -> bytes:
+    def read(self, info: dict) -> bytes:
         return read_file(os.path.join(self.data_root, info['img_path']))
 
 
 @DATASETS.register_module()
 class UnlabeledList(UnlabeledFolder):
-    """Pictures named in a text file, one a line.
+    """Images named in a text file, one a line.
 
     A whole number after the name, behind spaces, a tab or a comma, is a label
-    as in ImageNet's ``meta/train.txt`` and ignored.
+    as in ImageNet's `meta/train.txt` and ignored.
 
     Args:
-        ann_file (str): The list, UTF-8; relative to ``data_root`` unless
-            absolute.
-        data_root (str): Folder that the names are relative to. Defaults to
-            ''.
+        ann_file: The list, UTF-8; relative to `data_root` unless absolute.
+        data_root: Folder that the names are relative to.
         **kwargs: Arguments of :class:`UnlabeledDataset`.
     """
 
@@ -57,20 +108,23 @@ class UnlabeledList(UnlabeledFolder):
     def __init__(self, ann_file: str, data_root: str = '', **kwargs) -> None:
         super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
 
-    def list_images(self) -> List[str]:
+    def list_images(self) -> list[dict]:
         try:
             text = Path(self.ann_file).read_text(encoding='utf-8-sig')
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f'The list file "{self.ann_file}" does not exist') from error
+                f'The list file "{self.ann_file}" does not exist'
+            ) from error
         except UnicodeDecodeError as error:
-            raise ValueError(f'The list file "{self.ann_file}" is not UTF-8 '
-                             'text, one picture a line') from error
+            raise ValueError(
+                f'The list file "{self.ann_file}" is not UTF-8 '
+                'text, one image a line'
+            ) from error
         lines = filter(None, map(str.strip, text.splitlines()))
-        return [self._without_label(line) for line in lines]
+        return [dict(img_path=self._without_label(line)) for line in lines]
 
     @staticmethod
     def _without_label(line: str) -> str:
         # One separator: of a long row of them each would be tried.
         label = re.search(r'[ \t,]-?\d+$', line)
-        return line[:label.start()].rstrip(' \t,') if label else line
+        return line[: label.start()].rstrip(' \t,') if label else line

@@ -1,5 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import Iterator, List, Optional, Sized, Tuple
+"""A sampler for shards."""
+
+from collections.abc import Iterator, Sized
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -13,44 +15,46 @@ class ShardSampler(Sampler):
     """Shuffles such that a slow disk is read nearly in order.
 
     An epoch lines up the shards in a random order and cuts the line into one
-    equal part for each rank. A rank takes the shards of its part, ``window``
-    at a time, and shuffles the pictures of these. So it reads from few shards
-    at once, which the system can keep in memory, and no two ranks share more
-    than one. Each picture comes once an epoch.
+    equal part for each rank. A rank takes the shards of its part, `window` at
+    a time, and shuffles the images of these. So it reads from few shards at
+    once, which the system can keep in memory, and no two ranks share more than
+    one. Each image comes once an epoch.
 
-    Batches are mixed less than by ``DefaultSampler``: where neighbours in a
-    shard are alike, shuffle when writing the shards (``folder_to_shards.py
-    --shuffle``).
+    Batches are mixed less than by `DefaultSampler`: where neighbours in a
+    shard are alike, shuffle when writing the shards (`folder_to_shards.py
+    --shuffle`).
 
     Args:
-        dataset (Sized): With ``shard_sizes``, as
+        dataset: With `shard_sizes`, as
             :class:`mmdensecl.datasets.UnlabeledShards`.
-        window (int): Shards that are mixed. Defaults to 8.
-        shuffle (bool): Whether to shuffle at all. Defaults to True.
-        seed (int, optional): The same on all ranks. Defaults to one that
-            rank 0 draws.
-        round_up (bool): Whether to repeat pictures of the epoch's start so
-            that all ranks get as many. Defaults to True.
+        window: Shards that are mixed.
+        shuffle: Whether to shuffle at all.
+        seed: The same on all ranks, by default one that rank 0 draws.
+        round_up: Whether to repeat images of the epoch's start so that all
+            ranks get as many.
 
     Raises:
-        TypeError: The data set has no shards.
-        ValueError: ``window`` is less than 1.
+        TypeError: The dataset has no shards.
+        ValueError: `window` is less than 1.
     """
 
-    def __init__(self,
-                 dataset: Sized,
-                 window: int = 8,
-                 shuffle: bool = True,
-                 seed: Optional[int] = None,
-                 round_up: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        window: int = 8,
+        shuffle: bool = True,
+        seed: int | None = None,
+        round_up: bool = True,
+    ) -> None:
         if window < 1:
             raise ValueError(f'window must be at least 1, got {window}')
         sizes = getattr(dataset, 'shard_sizes', None)
         if sizes is None:
             raise TypeError(
-                'ShardSampler needs a data set with shard_sizes, such as '
+                'ShardSampler needs a dataset with shard_sizes, such as '
                 f'mmdensecl.UnlabeledShards, got {type(dataset).__name__}. '
-                "Take sampler=dict(type='DefaultSampler', shuffle=True)")
+                "Take sampler=dict(type='DefaultSampler', shuffle=True)"
+            )
         self.sizes = np.asarray(sizes)
         self.window = window
         self.shuffle = shuffle
@@ -61,10 +65,11 @@ class ShardSampler(Sampler):
         total = int(self.sizes.sum())
         if round_up:
             total += -total % self.world_size
-        # This rank's part of the line of all pictures.
+        # This rank's part of the line of all images.
         self.start, self.end = (
             total * rank // self.world_size
-            for rank in (self.rank, self.rank + 1))
+            for rank in (self.rank, self.rank + 1)
+        )
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -75,7 +80,8 @@ class ShardSampler(Sampler):
         rng = np.random.default_rng((self.seed, self.epoch, self.rank + 1))
         for first in range(0, len(pieces), self.window):
             mixed = np.concatenate(
-                [np.arange(*x) for x in pieces[first:first + self.window]])
+                [np.arange(*x) for x in pieces[first : first + self.window]]
+            )
             if self.shuffle:
                 rng.shuffle(mixed)
             yield from mixed.tolist()
@@ -84,26 +90,26 @@ class ShardSampler(Sampler):
         """Shuffle in another way.
 
         Args:
-            epoch (int): Index of the epoch, from 0.
+            epoch: Index of the epoch, from 0.
         """
         self.epoch = epoch
 
-    def _pieces(self) -> List[Tuple[int, int]]:
-        """First picture, and end, of what each shard has for this rank.
+    def _pieces(self) -> list[tuple[int, int]]:
+        """First image, and end, of what each shard has for this rank.
 
-        Not the indices, which are 8 GB of a billion pictures.
+        Not the indices, which are 8 GB of a billion images.
         """
         order = np.arange(len(self.sizes))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         firsts = np.cumsum(self.sizes) - self.sizes
-        pieces, place = [], 0
-        while place < self.end:  # round and round again, to round up
+        pieces, position = [], 0
+        while position < self.end:  # round and round again, to round up
             for shard in order:
                 # What of [start, end) lies in this shard.
-                low = max(self.start - place, 0)
-                high = min(self.end - place, self.sizes[shard])
+                low = max(self.start - position, 0)
+                high = min(self.end - position, self.sizes[shard])
                 if low < high:
                     pieces.append((firsts[shard] + low, firsts[shard] + high))
-                place += self.sizes[shard]
+                position += self.sizes[shard]
         return pieces

@@ -1,31 +1,29 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Images in tar files, in the format of webdataset."""
+
 import glob
 import itertools
 import os
 import tarfile
-from functools import partial
-from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
-
-import numpy as np
-import torch
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from mmdensecl.registry import DATASETS
-from .listing import Found, Pictures, is_hidden, remember, stamp
-from .unlabeled import (IMG_EXTENSIONS, PerProcess, UnlabeledDataset,
-                        UnreadableImageError)
+
+from .folder import is_hidden
+from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, UnreadableImageError
 
 
-def find_shards(pattern: str) -> List[str]:
-    """Paths of shards.
+def find_shards(pattern: str) -> list[str]:
+    """Find the paths of shards.
 
     Args:
-        pattern (str): A folder of .tar files, one such file, or paths with
-            ``*``, ``?`` and braces as webdataset takes them:
-            ``train-{000000..000127}.tar``.
+        pattern: A folder of .tar files, one such file, or paths with `*`, `?`
+            and braces as webdataset takes them: `train-{000000..000127}.tar`.
 
     Returns:
-        List[str]: Absolute paths: a folder's and a glob's in the order of
-        names, those of braces as they are written.
+        Absolute paths: a folder's and a glob's in the order of names, those of
+        braces as they are written.
 
     Raises:
         FileNotFoundError: There is no such shard.
@@ -36,50 +34,52 @@ def find_shards(pattern: str) -> List[str]:
         parts = [pattern]
         if '{' in pattern and not os.path.isfile(pattern):
             import braceexpand  # comes with webdataset, which is optional
+
             parts = list(braceexpand.braceexpand(pattern))
         paths = [path for part in parts for path in _matches(part)]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing or not paths:
+        what = f' "{missing[0]}"' if missing else f's in "{pattern}"'
         raise FileNotFoundError(
-            f'No shard "{missing[0]}"' if missing else
-            f'No shards in "{pattern}". Expected a folder with .tar files, or '
-            'a pattern such as train-{000000..000127}.tar')
+            f'No shard{what}. Expected a folder with .tar files, or a pattern '
+            'such as train-{000000..000127}.tar'
+        )
     return [os.path.abspath(path) for path in paths]
 
 
-def _matches(pattern: str) -> List[str]:
+def _matches(pattern: str) -> list[str]:
     if os.path.isfile(pattern) or not {'*', '?'} & set(pattern):
         return [pattern]
     return sorted(glob.glob(pattern.replace('[', '[[]')))
 
 
-def split_name(name: str) -> Tuple[str, str]:
-    """Key and extensions of a member, cut at the first dot as by webdataset.
+def split_name(name: str) -> tuple[str, str]:
+    """Cut a member's name at the first dot, as webdataset does.
 
     Args:
-        name (str): Such as ``a.b/c.seg.png``.
+        name: Such as `a.b/c.seg.png`.
 
     Returns:
-        Tuple[str, str]: Such as ``a.b/c`` and ``seg.png``.
+        Key and extensions, such as `a.b/c` and `seg.png`.
     """
     folder, slash, file = name.rpartition('/')
     stem, _, extensions = file.partition('.')
     return folder + slash + stem, extensions
 
 
-def search_shard(path: str) -> Iterator[Tuple[str, int, int]]:
-    """Find the pictures of a shard.
+def search_shard(path: str) -> Iterator[dict]:
+    """Find the images of a shard.
 
-    Members that follow each other with one key are one sample. Its picture
-    is the member that ends as pictures do, the one with the fewest extensions
-    if there are several: ``c.jpg`` rather than ``c.seg.png``. Links, devices
-    and hidden files are passed over.
+    Members that follow each other with one key are one sample. Its image is
+    the member that ends as images do, the one with the fewest extensions if
+    there are several: `c.jpg` rather than `c.seg.png`. Links, devices and
+    hidden files are passed over.
 
     Args:
-        path (str): A tar file that is not compressed.
+        path: A tar file that is not compressed.
 
     Yields:
-        Tuple[str, int, int]: Name, first byte, size.
+        Data infos with `img_path`, `shard` (the path), `offset` and `size`.
 
     Raises:
         ValueError: It is not whole.
@@ -92,12 +92,16 @@ def search_shard(path: str) -> Iterator[Tuple[str, int, int]]:
                 if member.offset <= before or member.size < 0:
                     # Some versions of tarfile would go back and forth forever.
                     raise tarfile.ReadError(
-                        f'the member "{member.name}" leads back')
+                        f'the member "{member.name}" leads back'
+                    )
                 before = member.offset
                 name = member.name.removeprefix('./')
-                if (member.isreg() and not member.issparse()
-                        and name.lower().endswith(IMG_EXTENSIONS)
-                        and not any(map(is_hidden, name.split('/')))):
+                if (
+                    member.isreg()
+                    and not member.issparse()
+                    and name.lower().endswith(IMG_EXTENSIONS)
+                    and not any(map(is_hidden, name.split('/')))
+                ):
                     found.append((name, member.offset_data, member.size))
             end = tar.offset
         # tarfile takes a damaged header for the end.
@@ -105,63 +109,47 @@ def search_shard(path: str) -> Iterator[Tuple[str, int, int]]:
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(
-                    f'there is neither a member nor an end mark at byte {end}')
+                    f'there is neither a member nor an end mark at byte {end}'
+                )
     # The others are what numbers that make no sense lead to.
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError,
-            RecursionError) as error:
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f'The shard "{path}" is not a whole, uncompressed tar file: '
             f'{error or type(error).__name__}. Make or copy it again'
         ) from error
     for _, sample in itertools.groupby(found, lambda x: split_name(x[0])[0]):
-        yield min(sample, key=lambda x: split_name(x[0])[1].count('.'))
-
-
-def search_shards(paths: Sequence[str]) -> Found:
-    """Find the pictures of shards.
-
-    Args:
-        paths (Sequence[str]): The shards, in their order.
-
-    Returns:
-        Found: Each with ``shard``, an index into ``paths``, ``offset`` and
-        ``size``.
-    """
-    watched = {path: stamp(path) for path in paths}
-    # Shard by shard: as Python's objects all of them would need six times the
-    # memory of the arrays.
-    parts = [_search_into_arrays(path, i) for i, path in enumerate(paths)]
-    columns = {
-        key: np.concatenate([part.columns[key].numpy() for part in parts])
-        for key in ('text', 'shard', 'offset', 'size')
-    }
-    lengths = np.concatenate(
-        [np.diff(part.columns['edges'].numpy()) for part in parts])
-    columns['edges'] = np.concatenate([[0], np.cumsum(lengths)])
-    return Found(Pictures.from_columns(columns), watched)
-
-
-def _search_into_arrays(path: str, number: int) -> Pictures:
-    rows = [*search_shard(path)]
-    names, offsets, sizes = zip(*rows) if rows else ((), ) * 3
-    return Pictures(
-        names, shard=[number] * len(rows), offset=offsets, size=sizes)
+        name, offset, size = min(
+            sample, key=lambda x: split_name(x[0])[1].count('.')
+        )
+        yield dict(img_path=name, shard=path, offset=offset, size=size)
 
 
 class OpenFiles:
     """Reads pieces of files, and keeps those open that were read last.
 
     Args:
-        limit (int): How many.
+        limit: How many.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.files: Dict[str, BinaryIO] = {}
+        self.files: dict[str, BinaryIO] = {}
+        self.pid = os.getpid()
+
+    def __reduce__(self) -> tuple:
+        return OpenFiles, (self.limit,)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes from ``offset``."""
-        file = self.files.pop(path, None) or open(path, 'rb')
+        """Up to `size` bytes from `offset`."""
+        if self.pid != os.getpid():  # a fork shares its parent's positions
+            self.files, self.pid = {}, os.getpid()
+        file = self.files.pop(path, None) or open(path, 'rb')  # noqa: SIM115
         try:
             file.seek(offset)
             data = file.read(size)
@@ -176,22 +164,21 @@ class OpenFiles:
 
 @DATASETS.register_module()
 class UnlabeledShards(UnlabeledDataset):
-    """Encoded pictures in tar files, in the format of webdataset.
+    """Encoded images in tar files, in the format of webdataset.
 
-    Unlike webdataset's own, it knows each picture by number: epochs are
-    exact, and seeds, resuming, ranks and workers are as with a folder. It
-    reads the shards' headers once, remembers where the pictures lie (see
-    :func:`mmdensecl.datasets.listing.cache_file`), and reads each from there.
+    Unlike webdataset's own, it knows each image by number: epochs are exact,
+    and seeds, resuming, ranks and workers are as with a folder. Rank 0 reads
+    the shards' headers at the start, and each image is read from its position.
     :class:`mmdensecl.datasets.ShardSampler` reads shard after shard.
 
-    ``tools/dataset_converters/folder_to_shards.py`` makes them; other members
-    of a sample, such as its label, are passed over. A sample ends where the
-    name up to its first dot changes, so ``x.1.jpg`` and ``x.2.jpg`` side by
-    side are one; the tool renames such files.
+    `tools/dataset_converters/folder_to_shards.py` makes them; other members of
+    a sample, such as its label, are passed over. A sample ends where the name
+    up to its first dot changes, so `x.1.jpg` and `x.2.jpg` side by side are
+    one; the tool renames such files.
 
     Args:
-        data_root (str): Folder of .tar files, or paths with ``*`` and braces,
-            such as ``shards/train-{000000..000127}.tar``.
+        data_root: Folder of .tar files, or paths with `*` and braces, such as
+            `shards/train-{000000..000127}.tar`.
         **kwargs: Arguments of :class:`UnlabeledDataset`.
 
     Raises:
@@ -201,27 +188,23 @@ class UnlabeledShards(UnlabeledDataset):
     MAX_OPEN = 64  # shards, in each process
 
     def __init__(self, data_root: str, **kwargs) -> None:
-        self.shards: List[str] = []
-        self._files = PerProcess(partial(OpenFiles, self.MAX_OPEN))
+        self._files = OpenFiles(self.MAX_OPEN)
         super().__init__(data_root=data_root, **kwargs)
 
-    def list_images(self) -> Pictures:
-        self.shards = find_shards(self.data_root)
-        return remember(
-            os.path.abspath(self.data_root), [*IMG_EXTENSIONS, *self.shards],
-            partial(search_shards, self.shards))
+    def list_images(self) -> list[dict]:
+        shards = find_shards(self.data_root)
+        return [info for path in shards for info in search_shard(path)]
 
     @property
-    def shard_sizes(self) -> List[int]:
-        """Numbers of pictures that follow each other in one shard."""
-        self.full_init()
-        shards = self.data_list.columns['shard']
-        return torch.unique_consecutive(shards, return_counts=True)[1].tolist()
+    def shard_sizes(self) -> list[int]:
+        """Numbers of images that follow each other in one shard."""
+        shards = (self.get_data_info(i)['shard'] for i in range(len(self)))
+        return [len([*group]) for _, group in itertools.groupby(shards)]
 
-    def read(self, info: Dict[str, Any]) -> bytes:
-        path, size = self.shards[info['shard']], info['size']
-        data = self._files.get().read(path, info['offset'], size)
-        if len(data) != size:
+    def read(self, info: dict) -> bytes:
+        data = self._files.read(info['shard'], info['offset'], info['size'])
+        if len(data) != info['size']:
             raise UnreadableImageError(
-                f'"{path}" has become shorter than it was')
+                f'"{info["shard"]}" has become shorter than it was'
+            )
         return data

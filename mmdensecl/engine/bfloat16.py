@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Mixed precision in bfloat16."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,12 +27,16 @@ def native_bfloat16() -> tuple[bool, str]:
         found = torch.cuda.is_bf16_supported(including_emulation=False)
         return found, torch.cuda.get_device_name()
     units = [
-        name for name, check in (('AMX', '_is_amx_tile_supported'),
-                                 ('AVX512-BF16', '_is_avx512_bf16_supported'))
+        name
+        for name, check in (
+            ('AMX', '_is_amx_tile_supported'),
+            ('AVX512-BF16', '_is_avx512_bf16_supported'),
+        )
         if getattr(torch.cpu, check, lambda: False)()
     ]
     return bool(units), f'a CPU with {units[0]}' if units else (
-        'a CPU without AMX or AVX512-BF16')
+        'a CPU without AMX or AVX512-BF16'
+    )
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -38,27 +44,27 @@ class BFloat16OptimWrapper(OptimWrapper):
     """Mixed precision in bfloat16.
 
     bfloat16 has the range of float32, so unlike mmengine's
-    ``AmpOptimWrapper`` it scales no loss: nothing waits for the GPU to say
+    `AmpOptimWrapper` it scales no loss: nothing waits for the GPU to say
     whether a gradient overflowed, the checkpoints are those of
-    ``OptimWrapper``, and it also runs on a CPU.
+    `OptimWrapper`, and it also runs on a CPU.
 
     Args:
-        *args: Of mmengine's ``OptimWrapper``.
+        *args: Of mmengine's `OptimWrapper`.
         enabled: Whether bfloat16 is used; 'auto' uses it where the device
-            multiplies it in hardware, and says what it decided. Defaults to
-            True.
-        **kwargs: Of mmengine's ``OptimWrapper``.
+            multiplies it in hardware, and says what it decided.
+        **kwargs: Of mmengine's `OptimWrapper`.
 
     Raises:
-        ValueError: ``enabled`` is neither a bool nor 'auto'.
+        ValueError: `enabled` is neither a bool nor 'auto'.
         RuntimeError: It is True and the GPU has no bfloat16.
     """
 
     def __init__(self, *args, enabled: bool | str = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if enabled not in (True, False, 'auto'):
-            raise ValueError("enabled must be True, False or 'auto', got "
-                             f'{enabled!r}')
+            raise ValueError(
+                f"enabled must be True, False or 'auto', got {enabled!r}"
+            )
         native, device = native_bfloat16()
         if enabled == 'auto':
             precision = 'bfloat16' if native else 'float32'
@@ -67,24 +73,27 @@ class BFloat16OptimWrapper(OptimWrapper):
         elif enabled and not native and get_device() == 'cuda':
             raise RuntimeError(
                 f'{device} has no bfloat16. Train in float16 with '
-                '--cfg-options optim_wrapper.type=AmpOptimWrapper')
+                '--cfg-options optim_wrapper.type=AmpOptimWrapper'
+            )
         self.enabled = bool(enabled)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Where the forward pass of a step runs."""
-        with super().optim_context(model), torch.autocast(
-                get_device(), torch.bfloat16, enabled=self.enabled):
+        with (
+            super().optim_context(model),
+            torch.autocast(get_device(), torch.bfloat16, enabled=self.enabled),
+        ):
             yield
 
 
 def use_mixed_precision(cfg: Config, auto: bool = False) -> None:
-    """Set what ``--amp`` means: bfloat16, or scaled float16 where it is not.
+    """Set what `--amp` means: bfloat16, or scaled float16 where it is not.
 
     Args:
         cfg: Changed in place.
-        auto: Whether to use bfloat16 where it is fast and else float32,
-            ``--amp auto``. Defaults to False.
+        auto: Whether to use bfloat16 where it is fast and else float32, `--amp
+            auto`.
 
     Raises:
         ValueError: The config has an optimiser wrapper of another kind.
@@ -93,8 +102,10 @@ def use_mixed_precision(cfg: Config, auto: bool = False) -> None:
     plain = ('OptimWrapper', 'AmpOptimWrapper', ours)
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in plain:
-        raise ValueError(f'--amp cannot replace optim_wrapper.type={wrapper}, '
-                         f'only {", ".join(plain)}')
+        raise ValueError(
+            f'--amp cannot replace optim_wrapper.type={wrapper}, '
+            f'only {", ".join(plain)}'
+        )
     if auto:
         cfg.optim_wrapper.update(type=ours, enabled='auto')
     elif wrapper == ours:

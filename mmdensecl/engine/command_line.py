@@ -1,68 +1,117 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What the command lines of the tools share."""
+
 import logging
 import os
 import os.path as osp
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, Type
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.dist import is_main_process
 
-from .config import merge_options
+from mmdensecl.checkpoint import register_checkpoint_loader
+from mmdensecl.onedl import let_configs_name_mmseg
+
+from .config import check_data_root, merge_options, parse_options
+
+
+def prepare_tool() -> None:
+    """Set up the process of a tool, before it reads a config.
+
+    mmengine reads checkpoints as data, and `mmseg::...` in a config finds the
+    onedl fork's mmsegmentation.
+    """
+    register_checkpoint_loader()
+    let_configs_name_mmseg()
 
 
 def make_parser(description: str) -> ArgumentParser:
     """A parser with the flags of tools/train.py and tools/test.py.
 
     Args:
-        description (str): Of the tool.
+        description: Of the tool.
 
     Returns:
-        ArgumentParser: To be given more arguments.
+        To be given more arguments.
     """
     parser = ArgumentParser(description=description)
     parser.add_argument('config', help='config file path')
     parser.add_argument(
         '--work-dir',
         help='the dir to save logs and models, by default '
-        'work_dirs/<config stem>')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config, "a.b=c"; a list is written '
-        'key="[a,b]" or key=a,b; data_root=... moves every path below it')
+        'work_dirs/<config stem>',
+    )
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher')
+        help='job launcher',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
+
+
+def add_config_options(parser: ArgumentParser) -> None:
+    """Add the flags that change a config, for :func:`load_config`."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of the config, "a.b=c"; a list is written '
+        'key="[a,b]" or key=a,b; data_root=... moves every path below it',
+    )
+    parser.add_argument(
+        '--data-root',
+        metavar='PATH',
+        help="folder of the data; moves every path below the config's own",
+    )
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config file and merge what :func:`add_config_options` took.
+
+    Args:
+        args: Of the command line.
+
+    Returns:
+        The config.
+    """
+    prepare_tool()
+    cfg = Config.fromfile(args.config)
+    options = parse_options(cfg, args.cfg_options)
+    if args.data_root is not None:
+        options['data_root'] = args.data_root
+    if 'data_root' not in options:
+        check_data_root(cfg)
+    merge_options(cfg, options)
+    return cfg
 
 
 def read_config(args: Namespace) -> Config:
     """The config file with the shared flags merged in.
 
     Args:
-        args (Namespace): What a parser of :func:`make_parser` read.
+        args: What a parser of :func:`make_parser` read.
 
     Returns:
-        Config: With ``launcher`` and ``work_dir`` set.
+        With `launcher` and `work_dir` set.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args)
     cfg.launcher = args.launcher
-    merge_options(cfg, args.cfg_options)
     # Priority: command line, config, name of the config file.
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs',
-                                osp.splitext(osp.basename(args.config))[0])
+        cfg.work_dir = osp.join(
+            'work_dirs', osp.splitext(osp.basename(args.config))[0]
+        )
     return cfg
 
 
@@ -73,23 +122,27 @@ def run_quietly(run: Callable[[Namespace], None], args: Namespace) -> None:
     on stderr and exit status 2.
 
     Args:
-        run (Callable): The tool.
-        args (Namespace): Its command line.
+        run: The tool.
+        args: Its command line.
     """
+    prepare_tool()
     logging.disable(logging.INFO)
     with one_line_errors(ValueError, OSError, RuntimeError):
         run(args)
 
 
 @contextmanager
-def one_line_errors(*kinds: Type[Exception]) -> Iterator[None]:
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """End with a line on stderr and exit status 2, without a traceback.
 
     Args:
-        *kinds (Type[Exception]): The errors that say all there is to say.
+        *kinds: The errors that say all there is to say.
     """
     try:
         yield
     except kinds as error:
-        print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
+        if is_main_process():  # the other ranks have the same
+            print(
+                f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr
+            )
         sys.exit(2)

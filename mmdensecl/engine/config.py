@@ -1,32 +1,41 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-import inspect
-from difflib import get_close_matches
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+"""Changes to configs, checked."""
 
-from mmengine.config import Config, ConfigDict
+import ast
+import inspect
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import (
+    Any,
+)
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 
 def override_data_root(cfg: Config, data_root: str) -> None:
     """Move a config to another data folder.
 
-    A config's ``data_root`` is spliced into other values when the file is
+    A config's `data_root` is spliced into other values when the file is
     read, so setting the variable afterwards would do nothing. Here every
     value that is the old root, or a path below it, moves too.
 
     Args:
-        cfg (Config): Changed in place; must define ``data_root``.
-        data_root (str): The new folder.
+        cfg: Changed in place; must define `data_root`.
+        data_root: The new folder.
 
     Raises:
-        KeyError: The config has no ``data_root`` to replace, or no path
-            below it, so that nothing would change.
+        KeyError: The config has no `data_root` to replace, or no path below
+            it, so that nothing would change.
     """
     old = cfg.get('data_root')
     if not old:
         raise KeyError(
             f'data_root={data_root} was asked for, but {cfg.filename} defines '
-            'no data_root. Set the paths of its dataloaders one by one.')
+            'no data_root. Set the paths of its dataloaders one by one.'
+        )
     old, new = old.rstrip('/'), str(data_root).rstrip('/') or '/'
     changed = 0
 
@@ -35,7 +44,7 @@ def override_data_root(cfg: Config, data_root: str) -> None:
         if isinstance(value, str):
             is_below = value == old or value.startswith(f'{old}/')
             changed += is_below
-            return new + value[len(old):] if is_below else value
+            return new + value[len(old) :] if is_below else value
         if isinstance(value, (ConfigDict, dict)):
             for key in value:
                 value[key] = moved(value[key])
@@ -50,16 +59,128 @@ def override_data_root(cfg: Config, data_root: str) -> None:
         raise KeyError(
             f'data_root={data_root} was asked for, but nothing in '
             f'{cfg.filename} lies below its data_root, "{old}". Set the paths '
-            'of its dataloaders, such as train_dataloader.dataset.data_root.')
+            'of its dataloaders, such as train_dataloader.dataset.data_root.'
+        )
+
+
+# What the Runner reads from its config beside its own parameters.
+READ_BY_RUNNER = (
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+)
+
+
+def parse_options(cfg: Config, options: Sequence[str]) -> dict[str, Any]:
+    """Read the `KEY=VALUE` of a command line.
+
+    Where the config has a string now, the value is taken literally: mmengine's
+    parser would drop spaces, read `2024_01` as a number and split at commas.
+
+    Args:
+        cfg: What the options will change.
+        options: As typed.
+
+    Returns:
+        Dotted names and values.
+
+    Raises:
+        ValueError: An option is not of that form.
+    """
+    parser = ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition('=')
+        if not equals or not name:
+            raise ValueError(
+                f'--cfg-options takes KEY=VALUE, got {option!r}. Quote values '
+                'with spaces: "data_root=/data/my images"'
+            )
+        if isinstance(_present_value(cfg, name), str):
+            if len(value) > 1 and value[0] == value[-1] in '"\'':
+                value = value[1:-1]
+            parsed[name] = value
+        else:
+            args = parser.parse_args(['--options', option])
+            parsed.update(args.options)
+    return parsed
+
+
+def _present_value(cfg: Config, name: str) -> Any:
+    """The value of a dotted name, None where there is none."""
+    node: Any = cfg
+    for part in name.split('.'):
+        if isinstance(node, (list, tuple)) and part.isdigit():
+            node = node[int(part)] if int(part) < len(node) else None
+        elif isinstance(node, (Config, dict)):
+            node = node.get(part)
+        else:
+            return None
+    return node
+
+
+def check_data_root(cfg: Config) -> None:
+    """See that a `data_root` of the config is where its data comes from.
+
+    A base config has put its own value into its dataloaders already, so that
+    a child's new value would change nothing.
+
+    Args:
+        cfg: As it was read.
+
+    Raises:
+        ValueError: It is not, with the line to write.
+    """
+    root = cfg.get('data_root')
+    loader = cfg.get('train_dataloader') or {}
+    used = (loader.get('dataset') or {}).get('data_root')
+    if (
+        not isinstance(root, str)
+        or not isinstance(used, str)
+        or not {'_base_', 'data_root'} <= _assigned_in(cfg.filename)
+    ):
+        return
+    root = root.rstrip('/') or '/'
+    below = root if root == '/' else f'{root}/'
+    parts = {k: x for k, x in cfg.items() if k != 'data_root'}
+    values = [x for node, _ in dicts(parts) for x in node.values()]
+    if not any(
+        isinstance(x, str) and f'{x}/'.startswith(below) for x in values
+    ):
+        raise ValueError(
+            f'{cfg.filename} sets data_root={root!r}, but its training data '
+            f'is at {used!r}, which a base config has put there. Add the line '
+            'train_dataloader = dict(dataset=dict(data_root=data_root)), or '
+            'leave data_root out and use --data-root'
+        )
+
+
+def _assigned_in(filename: str | None) -> set[str]:
+    """Variables that a config file itself sets, not a base of it."""
+    if not filename or not filename.endswith('.py'):
+        return set()
+    with open(filename, encoding='utf-8') as file:
+        body = ast.parse(file.read()).body
+    return {
+        target.id
+        for node in body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Merge the ``--cfg-options`` of a command line.
+    """Merge the `--cfg-options` of a command line.
 
     Args:
-        cfg (Config): Changed in place.
-        options (Mapping[str, Any]): Dotted names and values. ``data_root``
-            goes through :func:`override_data_root`, the others through
+        cfg: Changed in place.
+        options: Dotted names and values. `data_root` goes through
+            :func:`override_data_root`, the others through
             :meth:`mmengine.config.Config.merge_from_dict`.
 
     Raises:
@@ -76,35 +197,42 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 def _check_is_read(cfg: Config, name: str) -> None:
     """See that an option is part of something that a run reads."""
     first = name.partition('.')[0]
-    # Of no part of the Runner, but read from its config.
-    read = {*inspect.signature(Runner).parameters, 'find_unused_parameters'}
+    read = {*inspect.signature(Runner).parameters, *READ_BY_RUNNER}
     if first in read:
         return
     if first in cfg:
         raise KeyError(
             f'--cfg-options {name}: "{first}" is a variable of {cfg.filename},'
-            ' which was put in its places as the file was read. Set these '
-            'places; tools/analysis_tools/print_config.py shows them')
+            ' which was copied where it is used as the file was read. Set '
+            'those; tools/analysis_tools/print_config.py shows them'
+        )
     near = get_close_matches(first, read, n=1)
-    hint = f'Is "{near[0]}" meant?' if near else (
-        'Its first part has to be one of mmengine\'s Runner, such as model, '
-        'train_dataloader, optim_wrapper or default_hooks')
+    hint = (
+        f'Is "{near[0]}" meant?'
+        if near
+        else (
+            "Its first part has to be one of the Runner's, such as model, "
+            'train_dataloader, optim_wrapper or default_hooks'
+        )
+    )
     raise KeyError(f'--cfg-options {name}: nothing reads "{first}". {hint}')
 
 
-def set_pretrained(cfg: Config,
-                   checkpoint: str,
-                   sha256: Optional[str] = None) -> None:
-    """Let a downstream model start from another pre-training.
+def set_pretrained(
+    cfg: Config, checkpoint: str, sha256: str | None = None
+) -> None:
+    """Let a model start from another pre-training.
 
     Args:
-        cfg (Config): Changed in place: every init_cfg of the type
-            ``mmdensecl.PretrainedBackbone`` in ``cfg.model``.
-        checkpoint (str): What they load. 'none' takes them out, which leaves
-            the host's own random initialisation.
-        sha256 (str, optional): Of the checkpoint, see ``PretrainedBackbone``.
-            Defaults to None: the config's where it names the same checkpoint,
-            and none where that is of another file.
+        cfg: Changed in place: every init_cfg of the type
+            `mmdensecl.PretrainedBackbone` in `cfg.model`; of a pre-training
+            the init_cfg of its backbone, whose key encoder starts from the
+            same.
+        checkpoint: What they load. 'none' takes them out, which leaves the
+            host's own random initialisation.
+        sha256: Of the checkpoint, see `PretrainedBackbone`. Defaults to None:
+            the config's where it names the same checkpoint, and none where
+            that is of another file.
 
     Raises:
         KeyError: The model has no such init_cfg.
@@ -122,30 +250,46 @@ def set_pretrained(cfg: Config,
             if others:
                 node['init_cfg'] = others
         for entry in ours:
-            if entry.get('checkpoint') != checkpoint:
-                entry.pop('sha256', None)
-            entry['checkpoint'] = checkpoint
-            if sha256 is not None:
-                entry['sha256'] = sha256
+            _start_from(entry, checkpoint, sha256)
+    model = cfg.get('model') or {}
+    if not found and str(model.get('type')).startswith('mmdensecl.'):
+        found = True
+        if checkpoint != 'none':
+            entry = dict(type='mmdensecl.PretrainedBackbone')
+            _start_from(entry, checkpoint, sha256)
+            model['backbone']['init_cfg'] = entry
+    if found and checkpoint == 'none':
+        print_log(
+            '--pretrained none: the backbone starts from random weights',
+            logger='current',
+        )
     if not found:
         raise KeyError(
             f'--pretrained {checkpoint}: the model of {cfg.filename} has no '
             'place for it. Add to its backbone (and to the shared_head of a '
             "C4 detector) init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
-            "checkpoint='')")
+            "checkpoint='')"
+        )
 
 
-def check_weight_sources(cfg: Config,
-                         pretrained: Optional[str] = None) -> None:
+def _start_from(entry: dict, checkpoint: str, sha256: str | None) -> None:
+    """Set the file of an init_cfg; another file's sha256 goes."""
+    if entry.get('checkpoint') != checkpoint:
+        entry.pop('sha256', None)
+    entry['checkpoint'] = checkpoint
+    if sha256 is not None:
+        entry['sha256'] = sha256
+
+
+def check_weight_sources(cfg: Config, pretrained: str | None = None) -> None:
     """Refuse a config that would overwrite what PretrainedBackbone loads.
 
-    mmengine loads ``load_from``, and a ``Pretrained`` of an outer part of the
+    mmengine loads `load_from`, and a `Pretrained` of an outer part of the
     model, afterwards and without a word of it.
 
     Args:
-        cfg (Config): Of a run that initialises its model.
-        pretrained (str, optional): What :func:`set_pretrained` will be called
-            with. Defaults to None.
+        cfg: Of a run that initialises its model.
+        pretrained: What :func:`set_pretrained` will be called with.
 
     Raises:
         ValueError: Two files are to give the same weights.
@@ -154,40 +298,46 @@ def check_weight_sources(cfg: Config,
         for entry in initialisers(node.get('init_cfg')):
             if type_name(entry) != 'PretrainedBackbone':
                 continue
-            ours = (f'--pretrained {pretrained}' if pretrained else
-                    'PretrainedBackbone with the checkpoint '
-                    f'{entry.get("checkpoint")!r}')
+            ours = (
+                f'--pretrained {pretrained}'
+                if pretrained
+                else 'PretrainedBackbone with the checkpoint '
+                f'{entry.get("checkpoint")!r}'
+            )
             others = [
-                f'init_cfg={dict(x)}' for part in outer
+                f'init_cfg={dict(x)}'
+                for part in outer
                 for x in initialisers(part.get('init_cfg'))
                 if type_name(x) in ('Pretrained', 'PretrainedInit')
             ] + [
                 f'pretrained={part["pretrained"]!r}'
-                for part in outer if part.get('pretrained')
+                for part in outer
+                if part.get('pretrained')
             ]
             if others:
                 raise ValueError(
                     f'{ours} would be overwritten by {others[0]} of an outer '
                     f'part of the model of {cfg.filename}. Take that out, or '
-                    "the inner part's init_cfg")
-            # With resume, load_from names the checkpoint to go on with.
+                    "the inner part's init_cfg"
+                )
+            # With resume, load_from names the checkpoint to resume from.
             if cfg.get('load_from') and not cfg.get('resume'):
                 raise ValueError(
                     f'{ours} would be overwritten by load_from='
                     f'{cfg.load_from!r} of {cfg.filename}. Take load_from '
-                    'out, or the init_cfg if load_from is to give the weights')
+                    'out, or the init_cfg if load_from is to give the weights'
+                )
 
 
-def dicts(node: Any, outer: Tuple[dict, ...] = ()) -> Iterator[tuple]:
+def dicts(node: Any, outer: tuple[dict, ...] = ()) -> Iterator[tuple]:
     """Every dictionary of a part of a config, and those that it is in.
 
     Args:
-        node (Any): The part.
-        outer (Tuple[dict, ...]): What it is in. Defaults to ().
+        node: The part.
+        outer: What it is in.
 
     Yields:
-        Tuple[dict, Tuple[dict, ...]]: Each before those inside it, which may
-        change meanwhile.
+        Each before those inside it, which may change meanwhile.
     """
     if isinstance(node, (list, tuple)):
         for x in node:
@@ -198,13 +348,13 @@ def dicts(node: Any, outer: Tuple[dict, ...] = ()) -> Iterator[tuple]:
             yield from dicts(x, (*outer, node))
 
 
-def initialisers(init_cfg: Any) -> List[Dict]:
-    """Of an ``init_cfg``, which may be one, a list or None."""
+def initialisers(init_cfg: Any) -> list[dict]:
+    """Of an `init_cfg`, which may be one, a list or None."""
     entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     return [x for x in entries if isinstance(x, dict)]
 
 
-def type_name(entry: Dict) -> str:
+def type_name(entry: dict) -> str:
     """Of an initialiser, without its scope."""
     name = entry.get('type')
     return str(getattr(name, '__name__', name)).split('.')[-1]

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Launch several processes on a machine without GPUs."""
+
 import logging
 from datetime import timedelta
 
@@ -21,7 +23,7 @@ def prepare_cpu_launch(cfg: Config) -> None:
     mmengine itself turns SyncBN into BN for a single process.
 
     Args:
-        cfg (Config): The run's config, changed in place.
+        cfg: The run's config, changed in place.
 
     Raises:
         RuntimeError: Another launcher is to start processes without GPUs.
@@ -33,7 +35,8 @@ def prepare_cpu_launch(cfg: Config) -> None:
         raise RuntimeError(
             f'--launcher {launcher} starts one process for each GPU, and '
             'there is none here. On CPUs use tools/dist_train.sh CONFIG '
-            'PROCESSES')
+            'PROCESSES'
+        )
     options = {**cfg.get('env_cfg', {}).get('dist_cfg', {}), 'backend': 'gloo'}
     if 'timeout' in options:  # in seconds, as mmengine takes it
         options['timeout'] = timedelta(seconds=options['timeout'])
@@ -42,13 +45,16 @@ def prepare_cpu_launch(cfg: Config) -> None:
     defaults = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     cfg.model_wrapper_cfg = {
         **defaults,
-        **cfg.get('model_wrapper_cfg', {}), 'device_ids': None
+        **cfg.get('model_wrapper_cfg', {}),
+        'device_ids': None,
     }
     sync = [
-        node for node, _ in dicts(cfg.get('model'))
+        node
+        for node, _ in dicts(cfg.get('model'))
         if node.get('type') in ('SyncBN', 'MMSyncBN')
     ]
     for node in sync:
@@ -59,4 +65,14 @@ def prepare_cpu_launch(cfg: Config) -> None:
             'SyncBN to BN, so each process normalises by its own share of '
             'the batch',
             logger='current',
-            level=logging.WARNING)
+            level=logging.WARNING,
+        )
+
+
+def leave_ranks() -> None:
+    """Leave the process group, where there is one.
+
+    Else gloo's threads may abort a process that exits before another.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Gradients that are summed in the order of ranks."""
+
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -9,21 +11,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def mean_in_rank_order(
-        state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    state: None, bucket: dist.GradBucket
+) -> torch.futures.Future[Tensor]:
     """Average gradients over ranks, adding up each in the order of ranks.
 
     An all-reduce adds in an order that depends on where a number lies in its
     bucket, and DDP deals its buckets out anew after the first iteration of a
     process, so that after a resume the sum of three ranks or more is rounded
     in another way. This one sends as many bytes, but waits for them. A hook
-    for ``DistributedDataParallel.register_comm_hook``.
+    for `DistributedDataParallel.register_comm_hook`.
 
     Args:
-        state (None): Not used.
-        bucket (GradBucket): Gradients of this rank.
+        state: Not used.
+        bucket: Gradients of this rank.
 
     Returns:
-        Future: Of the mean.
+        Of the mean.
     """
     ranks = dist.get_world_size()
     buffer = bucket.buffer()
@@ -35,8 +38,8 @@ def mean_in_rank_order(
     for part in others:
         total = total + part
     dist.all_gather_into_tensor(mine, total / ranks)
-    done = torch.futures.Future()
-    done.set_result(mine[:len(buffer)])
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(mine[: len(buffer)])
     return done
 
 
@@ -46,7 +49,7 @@ def fix_order_of_sums(model: nn.Module) -> None:
     Of one rank there is no sum, and of two only one.
 
     Args:
-        model (nn.Module): Changed in place, if it is wrapped by DDP.
+        model: Changed in place, if it is wrapped by DDP.
     """
     if isinstance(model, DistributedDataParallel) and get_world_size() > 2:
         model.register_comm_hook(None, mean_in_rank_order)

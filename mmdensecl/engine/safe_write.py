@@ -1,24 +1,24 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Files of which nobody ever sees half, whatever happens meanwhile."""
+"""Atomic file writes."""
+
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Union
 
 UNFINISHED = '.saving'
 
 
-def write_safely(path: Union[str, os.PathLike], data: bytes) -> None:
-    """Write a file, or leave what was there as it was.
+def write_safely(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file as a whole, or leave what was there as it was.
 
     It is written under another name beside its own, synced and renamed. What
-    a killed process leaves behind under that name, ``.<name>.saving``, the
-    next writing of the file overwrites and :func:`remove_unfinished` removes.
+    a killed process leaves behind under that name, `.<name>.saving`, the next
+    writing of the file overwrites and :func:`remove_unfinished` removes.
 
     Args:
-        path (str | os.PathLike): The file. Its folder is made if need be.
-        data (bytes): What it shall hold.
+        path: The file. Its folder is made if need be.
+        data: What it shall hold.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,11 +37,11 @@ def write_safely(path: Union[str, os.PathLike], data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def remove_unfinished(folder: Union[str, os.PathLike]) -> None:
+def remove_unfinished(folder: str | os.PathLike) -> None:
     """Remove what killed processes left half written in a folder.
 
     Args:
-        folder (str | os.PathLike): A folder into which nobody writes now.
+        folder: A folder into which nobody writes now.
     """
     for path in Path(folder).glob(f'.*{UNFINISHED}'):
         path.unlink()

@@ -4,6 +4,7 @@
 Deterministic and without host-device synchronisation: ranks that hold the same
 points and generator find the same categories.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +23,9 @@ def assign_clusters(points: Tensor, centers: Tensor) -> Tensor:
     return (points @ centers.t()).argmax(dim=1)
 
 
-def kmeans_plusplus(points: Tensor, count: int,
-                  generator: torch.Generator) -> Tensor:
+def kmeans_plusplus(
+    points: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
     """Pick points that lie apart, as k-means++ does.
 
     Arthur and Vassilvitskii 2007: each is drawn with a probability in
@@ -43,7 +45,7 @@ def kmeans_plusplus(points: Tensor, count: int,
     waiting.exponential_(generator=generator)
     # An exponential may be rounded to 0, and a weight of 0 must never win.
     waiting.clamp_(min=torch.finfo(points.dtype).tiny)
-    weight = points.new_full((len(points), ), 2.)  # 1 - cos at most
+    weight = points.new_full((len(points),), 2.0)  # 1 - cos at most
     picked = []
     for times in waiting:
         winner = (weight / times).argmax(dim=0, keepdim=True)
@@ -78,8 +80,12 @@ def kmeans_step(points: Tensor, centers: Tensor) -> Tensor:
     return torch.where(empty[:, None], points[worst[turn]], moved)
 
 
-def spherical_kmeans(points: Tensor, num_clusters: int, num_iters: int,
-                     generator: torch.Generator) -> Tensor:
+def spherical_kmeans(
+    points: Tensor,
+    num_clusters: int,
+    num_iters: int,
+    generator: torch.Generator,
+) -> Tensor:
     """Centres of clusters by cosine similarity.
 
     Args:

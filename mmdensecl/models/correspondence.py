@@ -5,16 +5,23 @@ The maths is in functions; a rule is a small class that picks what they look
 at. A new rule is a subclass of :class:`MatchingRule`, registered in
 ``TASK_UTILS`` and named in a config: ``correspondence=dict(type='...')``.
 """
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mmdensecl.registry import TASK_UTILS
+
 from .clustering import sinkhorn
 from .distributed import to_device
 from .modules import Features
+
+# Crop coordinates of both views, (N, 2, 5), where the data carries them: left,
+# top, width and height of a crop in pixels of the source image, and 1 if it
+# was mirrored, else 0.
+Views: TypeAlias = Tensor | None
 
 
 class Match(NamedTuple):
@@ -26,7 +33,8 @@ class Match(NamedTuple):
         weight: What each counts in the dense loss, bool or a float of at
             least 0, of the shape of ``index``. None means 1.
     """
-    index: Tensor
+
+    index: Tensor  # type: ignore[assignment]  # hides the tuple's method
     weight: Tensor | None = None
 
     @property
@@ -71,11 +79,13 @@ def _top(similarity: Tensor, k: int, dim: int) -> Tensor:
     return similarity.topk(k, dim=dim).indices
 
 
-def neighbor_cells(query: Tensor,
-                   key: Tensor,
-                   k: int,
-                   mutual: bool = False,
-                   min_similarity: float | None = None) -> Match:
+def neighbor_cells(
+    query: Tensor,
+    key: Tensor,
+    k: int,
+    mutual: bool = False,
+    min_similarity: float | None = None,
+) -> Match:
     """The k most similar key cells of every query cell.
 
     Args:
@@ -118,10 +128,6 @@ def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     return neighbor_cells(query, key, k=1, mutual=True)
 
 
-# A view is a row of five numbers: left, top, width and height of the crop in
-# pixels of the source image, and 1 if it was mirrored, else 0.
-
-
 class KeyPositions(NamedTuple):
     """True positions of query cells in the key's grid.
 
@@ -130,13 +136,15 @@ class KeyPositions(NamedTuple):
         row: Fractional row, (N, P).
         inside: Whether the key's crop shows that point, bool, (N, P).
     """
+
     column: Tensor
     row: Tensor
     inside: Tensor
 
 
-def stack_views(data_samples: Sequence | None,
-                device: torch.device) -> Tensor | None:
+def stack_views(
+    data_samples: Sequence | None, device: torch.device
+) -> Tensor | None:
     """The two views of each sample as one tensor.
 
     Args:
@@ -153,9 +161,12 @@ def stack_views(data_samples: Sequence | None,
     return to_device(views, device)
 
 
-def locate_positions(query_view: Tensor, key_view: Tensor,
-                     query_shape: tuple[int, int],
-                     key_shape: tuple[int, int]) -> KeyPositions:
+def locate_positions(
+    query_view: Tensor,
+    key_view: Tensor,
+    query_shape: tuple[int, int],
+    key_shape: tuple[int, int],
+) -> KeyPositions:
     """Find the centres of the query's cells in the key's grid.
 
     Args:
@@ -182,8 +193,9 @@ def locate_positions(query_view: Tensor, key_view: Tensor,
     return KeyPositions(x * width - 0.5, y * height - 0.5, inside)
 
 
-def within_one_cell(index: Tensor, truth: KeyPositions,
-                    key_shape: tuple[int, int]) -> Tensor:
+def within_one_cell(
+    index: Tensor, truth: KeyPositions, key_shape: tuple[int, int]
+) -> Tensor:
     """Whether matched cells lie at most one cell from the true position.
 
     Args:
@@ -196,8 +208,11 @@ def within_one_cell(index: Tensor, truth: KeyPositions,
     """
     row = torch.div(index, key_shape[1], rounding_mode='floor')
     column = index % key_shape[1]
-    return truth.inside & ((row - truth.row).abs() <= 1) & (
-        (column - truth.column).abs() <= 1)
+    return (
+        truth.inside
+        & ((row - truth.row).abs() <= 1)
+        & ((column - truth.column).abs() <= 1)
+    )
 
 
 class MatchingRule:
@@ -210,16 +225,13 @@ class MatchingRule:
 
     reads_backbone = True
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         """Match the cells of N pairs of views.
 
         Args:
             query: Features of the query views.
             key: Features of the key views.
-            views: Crop coordinates, (N, 2, 5), where the data carries them.
+            views: Crop coordinates, where the data carries them.
 
         Returns:
             The key cell of each query cell.
@@ -241,22 +253,22 @@ class BackboneSimilarity(MatchingRule):
         ValueError: ``weight_power`` is negative.
     """
 
-    def __init__(self, weight_power: float = 0.) -> None:
+    def __init__(self, weight_power: float = 0.0) -> None:
         if weight_power < 0:
             raise ValueError(
-                f'weight_power must be at least 0, got {weight_power}')
+                f'weight_power must be at least 0, got {weight_power}'
+            )
         self.weight_power = weight_power
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         if not self.weight_power:
             return Match(
-                nearest_cells(query.backbone_feats, key.backbone_feats))
-        similarity, index = similarities(query.backbone_feats,
-                                         key.backbone_feats).max(dim=2)
-        return Match(index, similarity.clamp(min=0)**self.weight_power)
+                nearest_cells(query.backbone_feats, key.backbone_feats)
+            )
+        similarity, index = similarities(
+            query.backbone_feats, key.backbone_feats
+        ).max(dim=2)
+        return Match(index, similarity.clamp(min=0) ** self.weight_power)
 
 
 @TASK_UTILS.register_module()
@@ -277,15 +289,14 @@ class BalancedSimilarity(MatchingRule):
 
     def __init__(self, epsilon: float = 0.05, num_iters: int = 3) -> None:
         if epsilon <= 0 or num_iters < 1:
-            raise ValueError('epsilon must be above 0 and num_iters at least '
-                             f'1, got {epsilon} and {num_iters}')
+            raise ValueError(
+                'epsilon must be above 0 and num_iters at least '
+                f'1, got {epsilon} and {num_iters}'
+            )
         self.epsilon = epsilon
         self.num_iters = num_iters
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         similarity = similarities(query.backbone_feats, key.backbone_feats)
         shares = sinkhorn(similarity / self.epsilon, self.num_iters)
         return Match(shares.argmax(dim=2))
@@ -300,10 +311,7 @@ class ProjectionSimilarity(MatchingRule):
 
     reads_backbone = False
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         return Match(nearest_cells(query.dense_proj, key.dense_proj))
 
 
@@ -314,10 +322,7 @@ class MutualNearestNeighbor(MatchingRule):
     Query cells without such a pair take no part in the dense loss.
     """
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         return mutual_nearest_cells(query.backbone_feats, key.backbone_feats)
 
 
@@ -343,31 +348,38 @@ class NearestNeighbors(MatchingRule):
             or ``min_similarity`` is not in [-1, 1].
     """
 
-    def __init__(self,
-                 k: int = 4,
-                 mutual: bool = False,
-                 min_similarity: float | None = None) -> None:
+    def __init__(
+        self,
+        k: int = 4,
+        mutual: bool = False,
+        min_similarity: float | None = None,
+    ) -> None:
         if k < 1:
             raise ValueError(f'k must be at least 1, got {k}')
         if min_similarity is not None and not -1 <= min_similarity <= 1:
-            raise ValueError('min_similarity must be None or a cosine in '
-                             f'[-1, 1], got {min_similarity}')
+            raise ValueError(
+                'min_similarity must be None or a cosine in '
+                f'[-1, 1], got {min_similarity}'
+            )
         self.k = k
         self.mutual = mutual
         self.min_similarity = min_similarity
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         if self.k > key.backbone_feats.size(2):
             height, width = key.shape
             raise ValueError(
                 f'NearestNeighbors looks for k={self.k} neighbours in a grid '
                 f'of {height} x {width} cells. Lower correspondence.k, or '
-                'enlarge the views or neck.num_grid.')
-        return neighbor_cells(query.backbone_feats, key.backbone_feats, self.k,
-                              self.mutual, self.min_similarity)
+                'enlarge the views or neck.num_grid.'
+            )
+        return neighbor_cells(
+            query.backbone_feats,
+            key.backbone_feats,
+            self.k,
+            self.mutual,
+            self.min_similarity,
+        )
 
 
 @TASK_UTILS.register_module()
@@ -376,15 +388,15 @@ class RandomMatch(MatchingRule):
 
     reads_backbone = False
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         n, _, num_cells = query.dense_proj.shape
         return Match(
             torch.randint(
-                key.dense_proj.size(2), (n, num_cells),
-                device=query.dense_proj.device))
+                key.dense_proj.size(2),
+                (n, num_cells),
+                device=query.dense_proj.device,
+            )
+        )
 
 
 @TASK_UTILS.register_module()
@@ -400,17 +412,16 @@ class GeometricMatch(MatchingRule):
 
     reads_backbone = False
 
-    def __call__(self,
-                 query: Features,
-                 key: Features,
-                 views: Tensor | None = None) -> Match:
+    def __call__(self, query: Features, key: Features, views: Views) -> Match:
         if views is None:
             raise ValueError(
                 'GeometricMatch needs the crop coordinates of both views, and '
                 'the data samples carry none. End the pipeline with '
-                'mmdensecl.TwoViews and mmdensecl.PackViews.')
-        truth = locate_positions(views[:, 0], views[:, 1], query.shape,
-                                 key.shape)
+                'mmdensecl.TwoViews and mmdensecl.PackViews.'
+            )
+        truth = locate_positions(
+            views[:, 0], views[:, 1], query.shape, key.shape
+        )
         height, width = key.shape
         # The cell that holds the point; centres lie at whole numbers.
         column = (truth.column + 0.5).floor().long().clamp(0, width - 1)

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""DenseCL: MoCo-v2 plus contrast between matched cells."""
+
 import torch
 import torch.nn as nn
 from mmengine.dist import all_gather
@@ -6,11 +8,18 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mmdensecl.registry import MODELS, TASK_UTILS
+
 from .correspondence import Match, stack_views
 from .distributed import SyncedGenerator, draw_positions
 from .metrics import match_metrics, position_r2
 from .moco import MoCoV2
-from .modules import Features, FeatureQueue, gather_positions, l2_normalize
+from .modules import (
+    FeatureQueue,
+    Features,
+    gather_positions,
+    l2_normalize,
+    last_map,
+)
 
 
 @MODELS.register_module()
@@ -43,24 +52,29 @@ class DenseCL(MoCoV2):
             cells, or the backbone gives no 4-D map.
     """
 
-    def __init__(self,
-                 *args,
-                 correspondence: dict = dict(
-                     type='mmdensecl.BackboneSimilarity'),
-                 loss_lambda: float = 0.5,
-                 dense_negatives: str = 'pooled',
-                 cells_per_image: int = 1,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        correspondence: dict = dict(type='mmdensecl.BackboneSimilarity'),
+        loss_lambda: float = 0.5,
+        dense_negatives: str = 'pooled',
+        cells_per_image: int = 1,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if not 0 <= loss_lambda <= 1:
             raise ValueError(
-                f'loss_lambda must be in [0, 1], got {loss_lambda}')
+                f'loss_lambda must be in [0, 1], got {loss_lambda}'
+            )
         if dense_negatives not in ('pooled', 'cells'):
-            raise ValueError("dense_negatives must be 'pooled' or 'cells', "
-                             f'got {dense_negatives!r}')
+            raise ValueError(
+                "dense_negatives must be 'pooled' or 'cells', "
+                f'got {dense_negatives!r}'
+            )
         if cells_per_image < 1:
             raise ValueError(
-                f'cells_per_image must be at least 1, got {cells_per_image}')
+                f'cells_per_image must be at least 1, got {cells_per_image}'
+            )
         self.loss_lambda = loss_lambda
         self.correspondence = TASK_UTILS.build(correspondence)
         self.dense_queue = FeatureQueue(*self.queue.keys.shape)
@@ -69,29 +83,42 @@ class DenseCL(MoCoV2):
         if dense_negatives == 'cells':
             self.cell_sampler = SyncedGenerator()
 
-    def encode(self, backbone: nn.Module, neck: nn.Module,
-               images: Tensor) -> Features:
+    def encode(
+        self, backbone: nn.Module, neck: nn.Module, images: Tensor
+    ) -> Features:
         """Features of one batch of views, (N, 3, H, W), by one encoder."""
-        maps = backbone(images)
-        feature_map = maps[-1] if isinstance(maps, tuple | list) else maps
+        feature_map = last_map(backbone(images))
         if feature_map.dim() != 4:
             raise ValueError(
                 f'{type(backbone).__name__} gave {feature_map.dim()}-D '
                 'features, the dense branch needs a map (N, C, H, W). For '
                 'ConvNeXt set gap_before_final_norm=False, for a vision '
-                "transformer out_type='featmap'.")
+                "transformer out_type='featmap'."
+            )
         # (N, C, H, W) -> (N, D), (N, D, P), (N, D), on a grid of P cells
-        outputs = [l2_normalize(x) for x in neck((feature_map, ))]
+        vector, dense, mean = neck((feature_map,))
         # Matching picks indices, so nothing here needs a gradient.
-        grid = neck.pool(feature_map.detach())  # (N, C, S, S), P = S * S
-        shape = tuple(grid.shape[2:])
+        grid = feature_map.detach()  # (N, C, S, S), P = S * S
+        pool = getattr(neck, 'pool', None)  # mmpretrain's neck may have none
+        if pool is not None:
+            grid = pool(grid)
+        features = Features(
+            l2_normalize(vector),
+            l2_normalize(dense),
+            l2_normalize(mean),
+            shape=(grid.size(2), grid.size(3)),
+        )
         if not self.correspondence.reads_backbone:
-            return Features(*outputs, shape=shape)
-        grid = l2_normalize(grid.flatten(start_dim=2))  # (N, C, P)
-        return Features(*outputs, backbone_feats=grid, shape=shape)
+            return features
+        feats = l2_normalize(grid.flatten(start_dim=2))  # (N, C, P)
+        return features._replace(backbone_feats=feats)
 
-    def contrast(self, query: Features, key: Features,
-                 data_samples: list[DataSample] | None) -> dict[str, Tensor]:
+    def contrast(
+        self,
+        query: Features,
+        key: Features,
+        data_samples: list[DataSample] | None,
+    ) -> dict[str, Tensor]:
         """Losses and metrics of a step; the queues stay as they are."""
         outputs = super().contrast(query, key, data_samples)
         device = query.global_proj.device
@@ -99,14 +126,16 @@ class DenseCL(MoCoV2):
         # In full precision also under AMP: an arg-max has no middle ground.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             match = self.correspondence(query, key, views)
-        outputs['loss_global'] = ((1 - self.loss_lambda) *
-                                  outputs['loss_global'])
+        outputs['loss_global'] = (1 - self.loss_lambda) * outputs[
+            'loss_global'
+        ]
         outputs.update(self.contrast_cells(query, key, match))
         outputs.update(match_metrics(match, query, key, views))
         return outputs
 
-    def contrast_cells(self, query: Features, key: Features,
-                       match: Match) -> dict[str, Tensor]:
+    def contrast_cells(
+        self, query: Features, key: Features, match: Match
+    ) -> dict[str, Tensor]:
         """Losses and metrics of matched cells."""
         weight = match.weight
         loss, metrics = self.head.loss(
@@ -114,17 +143,19 @@ class DenseCL(MoCoV2):
             query.dense_proj.transpose(1, 2).flatten(0, 1),
             gather_positions(key.dense_proj, match.index),
             self.dense_queue.negatives,
-            None if weight is None else weight.flatten(0, 1))
+            None if weight is None else weight.flatten(0, 1),
+        )
         outputs = {f'dense_{name}': x for name, x in metrics.items()}
         return dict(
             loss_dense=self.loss_lambda * loss,
             **outputs,
-            position_r2=position_r2(query.dense_proj))
+            position_r2=position_r2(query.dense_proj),
+        )
 
     def enqueue(self, key: Features) -> None:
         """Put the keys of all ranks into both queues, in one exchange."""
-        rows = [key.global_proj[:, None], self.dense_keys(key)]
-        rows = torch.cat(all_gather(torch.cat(rows, dim=1)))  # (N, 1 + m, D)
+        keys = torch.cat([key.global_proj[:, None], self.dense_keys(key)], 1)
+        rows = torch.cat(all_gather(keys))  # (N, 1 + m, D) of all ranks
         self.queue.enqueue(rows[:, 0])
         self.dense_queue.enqueue(rows[:, 1:].flatten(0, 1))
 
@@ -137,9 +168,14 @@ class DenseCL(MoCoV2):
             raise ValueError(
                 f'cells_per_image={self.cells_per_image} cells cannot be '
                 f'drawn from a grid of {key.shape[0]} x {key.shape[1]}. Lower '
-                'it, or enlarge the views or neck.num_grid.')
+                'it, or enlarge the views or neck.num_grid.'
+            )
         index = draw_positions(
-            num_images, num_cells, self.cells_per_image,
-            self.cell_sampler.next_generator(key.dense_proj.device))
+            num_images,
+            num_cells,
+            self.cells_per_image,
+            self.cell_sampler.next_generator(key.dense_proj.device),
+        )
         return gather_positions(key.dense_proj, index).unflatten(
-            0, (num_images, -1))
+            0, (num_images, -1)
+        )

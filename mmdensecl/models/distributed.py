@@ -4,6 +4,7 @@
 A rank is a process or, with ``virtual_ranks=V``, one of V groups of a
 process's batch; both compute the same numbers.
 """
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,7 +51,8 @@ class SyncedGenerator(nn.Module):
         return self.seed
 
     def next_generator(
-            self, device: torch.device | str = 'cpu') -> torch.Generator:
+        self, device: torch.device | str = 'cpu'
+    ) -> torch.Generator:
         """Return a freshly seeded generator for the next draw.
 
         Args:
@@ -64,8 +66,9 @@ class SyncedGenerator(nn.Module):
         return generator
 
 
-def draw_positions(num_images: int, num_positions: int, count: int,
-                   generator: torch.Generator) -> Tensor:
+def draw_positions(
+    num_images: int, num_positions: int, count: int, generator: torch.Generator
+) -> Tensor:
     """Draw distinct grid positions for each image of this process.
 
     Drawn for the images of all ranks, so that the number of ranks and
@@ -85,8 +88,9 @@ def draw_positions(num_images: int, num_positions: int, count: int,
         world_size * num_images,
         num_positions,
         generator=generator,
-        device=generator.device)
-    own = lots[rank * num_images:(rank + 1) * num_images]
+        device=generator.device,
+    )
+    own = lots[rank * num_images : (rank + 1) * num_images]
     return own.topk(count, dim=1).indices
 
 
@@ -108,10 +112,13 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     """
     rank, world_size = get_dist_info()
     if len(order) != len(x) * world_size:
-        raise ValueError(f'order must have {len(x)} x {world_size} entries, '
-                         f'got {len(order)}')
+        raise ValueError(
+            f'order must have {len(x)} x {world_size} entries, '
+            f'got {len(order)}'
+        )
     channels_last = x.dim() == 4 and x.is_contiguous(
-        memory_format=torch.channels_last)
+        memory_format=torch.channels_last
+    )
     if channels_last and not x.is_contiguous():
         rows = exchange_rows(x.permute(0, 2, 3, 1).contiguous(), order)
         return rows.permute(0, 3, 1, 2)
@@ -124,12 +131,14 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     mine = (owner == rank).nonzero().flatten()
     send = x[to_device(order[mine] % size, x.device)]
     receivers = torch.div(mine, size, rounding_mode='floor')
-    senders = owner[rank * size:(rank + 1) * size]
+    senders = owner[rank * size : (rank + 1) * size]
     received = torch.empty_like(x)
     dist.all_to_all_single(
-        received, send,
+        received,
+        send,
         torch.bincount(senders, minlength=world_size).tolist(),
-        torch.bincount(receivers, minlength=world_size).tolist())
+        torch.bincount(receivers, minlength=world_size).tolist(),
+    )
     # They come sorted by sender, each sender's in the order of our positions.
     positions = torch.argsort(senders, stable=True)
     result = torch.empty_like(x)
@@ -156,9 +165,9 @@ class BatchShuffle(SyncedGenerator):
         """
         return torch.randperm(size, generator=self.next_generator())
 
-    def shuffle(self,
-                x: Tensor,
-                virtual_ranks: int = 1) -> tuple[Tensor, Tensor | None]:
+    def shuffle(
+        self, x: Tensor, virtual_ranks: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
         """Mix the rows of all ranks.
 
         Args:
@@ -176,8 +185,9 @@ class BatchShuffle(SyncedGenerator):
         return exchange_rows(x, order), torch.argsort(order)
 
     @staticmethod
-    def unshuffle(tensors: Sequence[Tensor],
-                  order: Tensor | None) -> Sequence[Tensor]:
+    def unshuffle(
+        tensors: Sequence[Tensor], order: Tensor | None
+    ) -> Sequence[Tensor]:
         """Return what was computed from shuffled rows to their owners.
 
         Args:
@@ -194,7 +204,7 @@ class BatchShuffle(SyncedGenerator):
         packed = torch.cat([x.flatten(start_dim=1) for x in tensors], dim=1)
         sizes = [shape.numel() for shape in shapes]
         pieces = exchange_rows(packed, order).split(sizes, dim=1)
-        return [x.unflatten(1, s) for x, s in zip(pieces, shapes)]
+        return [x.unflatten(1, s) for x, s in zip(pieces, shapes, strict=True)]
 
 
 @contextmanager
@@ -208,7 +218,8 @@ def running_stats_kept(module: nn.Module) -> Iterator[None]:
         module: Its batch norms still normalise by the batch.
     """
     norms = [
-        m for m in module.modules()
+        m
+        for m in module.modules()
         if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
     ]
     for norm in norms:
@@ -236,8 +247,8 @@ def auto_virtual_ranks(batch_size: int) -> int:
 
 
 def mean_over_positives(
-        x: Tensor,
-        weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Reduce to one value a row, so that all rows count the same.
 
     Args:

@@ -4,6 +4,7 @@
 Our interpretation of the paper (https://arxiv.org/abs/2109.07756), of which
 the abstract alone was at hand. What it leaves open is an argument.
 """
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdensecl.registry import MODELS
+
 from .clustering import assign_clusters, sinkhorn, spherical_kmeans
 from .correspondence import Match
 from .densecl import DenseCL
@@ -53,32 +55,37 @@ class DSC(DenseCL):
             below 1 or above the number of cells.
     """
 
-    def __init__(self,
-                 *args,
-                 category: dict,
-                 category_weight: float = 0.5,
-                 num_samples: int | None = 16,
-                 correspondence: dict = dict(
-                     type='mmdensecl.NearestNeighbors'),
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        category: dict,
+        category_weight: float = 0.5,
+        num_samples: int | None = 16,
+        correspondence: dict = dict(type='mmdensecl.NearestNeighbors'),
+        **kwargs,
+    ) -> None:
         super().__init__(*args, correspondence=correspondence, **kwargs)
         if category_weight < 0:
-            raise ValueError('category_weight must not be negative, got '
-                             f'{category_weight}')
+            raise ValueError(
+                f'category_weight must not be negative, got {category_weight}'
+            )
         if num_samples is not None and num_samples < 1:
             raise ValueError(
-                f'num_samples must be None or at least 1, got {num_samples}')
+                f'num_samples must be None or at least 1, got {num_samples}'
+            )
         self.category_weight = category_weight
         self.num_samples = num_samples
         self.category_head = MODELS.build(category)
         self.category_randomness = SyncedGenerator()
 
-    def contrast_cells(self, query: Features, key: Features,
-                       match: Match) -> dict[str, Tensor]:
+    def contrast_cells(
+        self, query: Features, key: Features, match: Match
+    ) -> dict[str, Tensor]:
         """Losses and metrics of matched cells and of their categories."""
         outputs = super().contrast_cells(query, key, match)
         generator = self.category_randomness.next_generator(
-            query.dense_proj.device)
+            query.dense_proj.device
+        )
         anchors = self.draw_anchors(query, generator)
         index, weight = match.best
         # Also at weight 0: DDP waits for a gradient of every parameter.
@@ -86,12 +93,15 @@ class DSC(DenseCL):
             gather_positions(query.dense_proj, anchors),
             gather_positions(key.dense_proj, index.gather(1, anchors)),
             None if weight is None else weight.gather(1, anchors).flatten(),
-            generator)
+            generator,
+        )
         return dict(
-            **outputs, loss_category=self.category_weight * loss, **metrics)
+            **outputs, loss_category=self.category_weight * loss, **metrics
+        )
 
-    def draw_anchors(self, query: Features,
-                     generator: torch.Generator) -> Tensor:
+    def draw_anchors(
+        self, query: Features, generator: torch.Generator
+    ) -> Tensor:
         """Query cells for the category loss, each at most once.
 
         Args:
@@ -110,9 +120,11 @@ class DSC(DenseCL):
                 f'num_samples={self.num_samples} cells cannot be drawn from a '
                 f'grid of {query.shape[0]} x {query.shape[1]}. Lower '
                 'num_samples, set it to None for all cells, or enlarge the '
-                'views or neck.num_grid.')
-        return draw_positions(num_images, num_cells, self.num_samples,
-                              generator)
+                'views or neck.num_grid.'
+            )
+        return draw_positions(
+            num_images, num_cells, self.num_samples, generator
+        )
 
 
 def _check(least: float, **values: float) -> None:
@@ -149,7 +161,8 @@ class CategoryHead(BaseModule):
             query_points: Anchors of this rank, normalised, (M, D).
             key_points: The partner of each anchor in the other view,
                 normalised, (M, D). No gradient flows into it.
-            weight: What each anchor counts, bool or float, (M, ). None means all.
+            weight: What each anchor counts, bool or float, (M, ). None
+                means 1.
             generator: In the same state on all ranks.
 
         Returns:
@@ -164,15 +177,22 @@ class CategoryHead(BaseModule):
             points = torch.cat(all_gather(key_points.contiguous()))
             start = get_rank() * len(key_points)
             own = slice(start, start + len(key_points))
-            losses, labels, centers = self.contrast(query_points, points, own,
-                                                    generator)
+            losses, labels, centers = self.contrast(
+                query_points, points, own, generator
+            )
             predicted = assign_clusters(query_points.detach(), centers)
-            metrics = category_metrics(labels, labels[own], predicted,
-                                       len(centers), weight)
+            metrics = category_metrics(
+                labels, labels[own], predicted, len(centers), weight
+            )
             return mean_over_ranks(losses, weight), metrics
 
-    def contrast(self, query: Tensor, points: Tensor, own: slice,
-                 generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def contrast(
+        self,
+        query: Tensor,
+        points: Tensor,
+        own: slice,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each anchor.
 
         Args:
@@ -214,11 +234,13 @@ class KMeansCategoryHead(CategoryHead):
             than clusters.
     """
 
-    def __init__(self,
-                 num_clusters: int = 64,
-                 num_iters: int = 10,
-                 temperature: float = 0.2,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        num_clusters: int = 64,
+        num_iters: int = 10,
+        temperature: float = 0.2,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         _check(2, num_clusters=num_clusters)
         _check(0, num_iters=num_iters)
@@ -227,17 +249,24 @@ class KMeansCategoryHead(CategoryHead):
         self.num_iters = num_iters
         self.temperature = temperature
 
-    def contrast(self, query: Tensor, points: Tensor, own: slice,
-                 generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def contrast(
+        self,
+        query: Tensor,
+        points: Tensor,
+        own: slice,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`CategoryHead.contrast`."""
         if len(points) < self.num_clusters:
             raise ValueError(
                 f'k-means cannot find num_clusters={self.num_clusters} '
                 f'clusters among the {len(points)} points of a mini-batch '
                 '(images of all ranks x num_samples). Lower '
-                'category.num_clusters or raise num_samples or the batch.')
-        centers = spherical_kmeans(points, self.num_clusters, self.num_iters,
-                                   generator)
+                'category.num_clusters or raise num_samples or the batch.'
+            )
+        centers = spherical_kmeans(
+            points, self.num_clusters, self.num_iters, generator
+        )
         labels = assign_clusters(points, centers)
         losses = sup_con(query, points, labels[own], labels, self.temperature)
         return losses, labels, centers
@@ -273,13 +302,15 @@ class PrototypeCategoryHead(CategoryHead):
             of the points.
     """
 
-    def __init__(self,
-                 num_prototypes: int = 64,
-                 feat_dim: int = 128,
-                 epsilon: float = 0.05,
-                 sinkhorn_iters: int = 3,
-                 temperature: float = 0.1,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        num_prototypes: int = 64,
+        feat_dim: int = 128,
+        epsilon: float = 0.05,
+        sinkhorn_iters: int = 3,
+        temperature: float = 0.1,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         _check(2, num_prototypes=num_prototypes)
         _check(1, feat_dim=feat_dim, sinkhorn_iters=sinkhorn_iters)
@@ -293,15 +324,21 @@ class PrototypeCategoryHead(CategoryHead):
         directions = torch.randn(num_prototypes, feat_dim, generator=own)
         self.prototypes = nn.Parameter(F.normalize(directions, dim=1))
 
-    def contrast(self, query: Tensor, points: Tensor, own: slice,
-                 generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def contrast(
+        self,
+        query: Tensor,
+        points: Tensor,
+        own: slice,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`CategoryHead.contrast`."""
         feat_dim = self.prototypes.size(1)
         if points.size(1) != feat_dim:
             raise ValueError(
                 f'The prototypes have feat_dim={feat_dim} channels, the dense '
                 f'projections {points.size(1)}. Set category.feat_dim='
-                f'{points.size(1)}.')
+                f'{points.size(1)}.'
+            )
         prototypes = F.normalize(self.prototypes, dim=1)
         with torch.no_grad():
             scores = points @ prototypes.t() / self.epsilon

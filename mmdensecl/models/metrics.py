@@ -4,6 +4,7 @@
 mmengine sums every key of a step's output that contains "loss" into the
 objective, so none of these does. Shares and accuracies are in percent.
 """
+
 import math
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def contrast_metrics(result: 'InfoNCEResult',
-                     weight: Tensor | None = None) -> dict[str, Tensor]:
+def contrast_metrics(
+    result: 'InfoNCEResult', weight: Tensor | None = None
+) -> dict[str, Tensor]:
     """How well the positives stand out from the negatives.
 
     Args:
@@ -50,7 +52,8 @@ def contrast_metrics(result: 'InfoNCEResult',
     return dict(
         pos_sim=weighted_mean(positive, rows),
         neg_sim=weighted_mean(hardest, rows),
-        acc=100 * weighted_mean(correct, rows))
+        acc=100 * weighted_mean(correct, rows),
+    )
 
 
 @torch.no_grad()
@@ -66,7 +69,7 @@ def feature_std(vectors: Tensor) -> Tensor:
     Returns:
         A 0-d tensor.
     """
-    return vectors.std(dim=0, correction=0).mean() * vectors.size(1)**0.5
+    return vectors.std(dim=0, correction=0).mean() * vectors.size(1) ** 0.5
 
 
 @torch.no_grad()
@@ -96,13 +99,17 @@ def position_r2(dense_proj: Tensor) -> Tensor:
         return torch.zeros_like(within)
     noise = within / (num_images - 1)
     # Differences below float32's precision are none.
-    return 100 * (between - noise).clamp(min=0) / (between +
-                                                   within).clamp(min=1e-6)
+    return (
+        100
+        * (between - noise).clamp(min=0)
+        / (between + within).clamp(min=1e-6)
+    )
 
 
 @torch.no_grad()
-def match_metrics(match: Match, query: Features, key: Features,
-                  views: Tensor | None) -> dict[str, Tensor]:
+def match_metrics(
+    match: Match, query: Features, key: Features, views: Tensor | None
+) -> dict[str, Tensor]:
     """What the matching rule picks.
 
     Args:
@@ -127,8 +134,9 @@ def match_metrics(match: Match, query: Features, key: Features,
     picked.scatter_(1, counted, 1)
     metrics = dict(match_coverage=100 * picked[:, :num_cells].float().mean())
     if views is not None:
-        truth = locate_positions(views[:, 0], views[:, 1], query.shape,
-                                 key.shape)
+        truth = locate_positions(
+            views[:, 0], views[:, 1], query.shape, key.shape
+        )
         near = within_one_cell(index, truth, key.shape)
         counts = truth.inside if valid is None else truth.inside & valid
         metrics['match_acc'] = 100 * weighted_mean(near, counts)
@@ -136,9 +144,13 @@ def match_metrics(match: Match, query: Features, key: Features,
 
 
 @torch.no_grad()
-def category_metrics(labels: Tensor, own: Tensor, predicted: Tensor,
-                     num_categories: int,
-                     weight: Tensor | None) -> dict[str, Tensor]:
+def category_metrics(
+    labels: Tensor,
+    own: Tensor,
+    predicted: Tensor,
+    num_categories: int,
+    weight: Tensor | None,
+) -> dict[str, Tensor]:
     """Whether categories are in use, and whether the views agree on them.
 
     Args:
@@ -160,4 +172,5 @@ def category_metrics(labels: Tensor, own: Tensor, predicted: Tensor,
     return dict(
         category_used=100 * (share > 0).float().mean(),
         category_entropy=100 * entropy,
-        category_agreement=100 * weighted_mean(predicted == own, weight))
+        category_agreement=100 * weighted_mean(predicted == own, weight),
+    )

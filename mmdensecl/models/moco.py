@@ -1,6 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""MoCo-v2, and the skeleton of every method."""
+
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -12,10 +15,22 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from mmdensecl.registry import MODELS
-from .distributed import (BatchShuffle, SyncedGenerator, auto_virtual_ranks,
-                          running_stats_kept)
+
+from .compat import convert_host_state, own_head
+from .distributed import (
+    BatchShuffle,
+    SyncedGenerator,
+    auto_virtual_ranks,
+    running_stats_kept,
+)
 from .metrics import feature_std
-from .modules import Features, FeatureQueue, MomentumEncoder, l2_normalize
+from .modules import (
+    FeatureQueue,
+    Features,
+    MomentumEncoder,
+    l2_normalize,
+    last_map,
+)
 
 DEFAULT_QUEUE_LEN = 65536
 
@@ -72,24 +87,26 @@ class MoCoV2(BaseSelfSupervisor):
             above.
     """
 
-    def __init__(self,
-                 backbone: dict,
-                 neck: dict,
-                 head: dict = dict(type='mmdensecl.ContrastiveHead'),
-                 queue_len: int | str = DEFAULT_QUEUE_LEN,
-                 feat_dim: int = 128,
-                 momentum: float = 0.001,
-                 virtual_ranks: int | str = 1,
-                 channels_last: bool | str = 'auto',
-                 compile_encoders: bool | dict = False,
-                 pretrained: str | None = None,
-                 data_preprocessor: dict | nn.Module | None = None,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict = dict(type='mmdensecl.ContrastiveHead'),
+        queue_len: int | str = DEFAULT_QUEUE_LEN,
+        feat_dim: int = 128,
+        momentum: float = 0.001,
+        virtual_ranks: int | str = 1,
+        channels_last: bool | str = 'auto',
+        compile_encoders: bool | dict = False,
+        pretrained: str | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # With its scope, so that other hosts can build the model too.
             data_preprocessor = {
                 'type': 'mmpretrain.SelfSupDataPreprocessor',
-                **(data_preprocessor or {})
+                **(data_preprocessor or {}),
             }
         super().__init__(
             backbone=backbone,
@@ -97,23 +114,28 @@ class MoCoV2(BaseSelfSupervisor):
             head=head,
             pretrained=pretrained,
             data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg)
-        _check_count('queue_len', queue_len)
-        _check_count('virtual_ranks', virtual_ranks)
+            init_cfg=init_cfg,
+        )
+        self.head: Any = own_head(self.head)
         self.auto_queue_len = queue_len == 'auto'
-        if self.auto_queue_len:
-            queue_len = DEFAULT_QUEUE_LEN
-        self.virtual_ranks = virtual_ranks
+        self.auto_virtual_ranks = virtual_ranks == 'auto'
+        self.virtual_ranks = _count('virtual_ranks', virtual_ranks, auto=1)
         self.encoder_k = MomentumEncoder(self.backbone, self.neck, momentum)
         self.batch_shuffle = BatchShuffle()
-        self.queue = FeatureQueue(queue_len, feat_dim)
+        self.queue = FeatureQueue(
+            _count('queue_len', queue_len, auto=DEFAULT_QUEUE_LEN), feat_dim
+        )
         if channels_last not in (True, False, 'auto'):
-            raise ValueError("channels_last must be True, False or 'auto', "
-                             f'got {channels_last!r}')
+            raise ValueError(
+                "channels_last must be True, False or 'auto', "
+                f'got {channels_last!r}'
+            )
         if not isinstance(compile_encoders, bool | dict):
-            raise ValueError('compile_encoders must be True, False or a dict '
-                             'of arguments of torch.compile, got '
-                             f'{compile_encoders!r}')
+            raise ValueError(
+                'compile_encoders must be True, False or a dict '
+                'of arguments of torch.compile, got '
+                f'{compile_encoders!r}'
+            )
         if channels_last == 'auto':
             channels_last = get_device() == 'cpu'
         self.memory_format = torch.contiguous_format
@@ -132,16 +154,18 @@ class MoCoV2(BaseSelfSupervisor):
         self.to(memory_format=self.memory_format)
         self.encoder_k.copy_from(self.backbone, self.neck)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, *args, **kwargs
+    ) -> None:
+        convert_host_state(state_dict, prefix)
         # A checkpoint of a bare backbone: both encoders start from it, or the
         # key encoder would stay random and take thousands of steps to follow.
         if not any(k.startswith(f'{prefix}encoder_k.') for k in state_dict):
             for part in ('backbone.', 'neck.'):
                 for name in [
-                        k for k in state_dict if k.startswith(prefix + part)
+                    k for k in state_dict if k.startswith(prefix + part)
                 ]:
-                    copied = f'{prefix}encoder_k.{name[len(prefix):]}'
+                    copied = f'{prefix}encoder_k.{name[len(prefix) :]}'
                     state_dict[copied] = state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -156,16 +180,19 @@ class MoCoV2(BaseSelfSupervisor):
                 module.resize(queue_len)
         self.auto_queue_len = False
 
-    def loss(self,
-             inputs: Sequence[Tensor],
-             data_samples: list[DataSample] | None = None,
-             **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self,
+        inputs: Sequence[Tensor],
+        data_samples: list[DataSample] | None = None,
+        **kwargs,
+    ) -> dict[str, Tensor]:
         """One step of training.
 
         Args:
             inputs: The query views and the key views, each (N, 3, H, W),
                 normalised.
             data_samples: May carry ``views``.
+            **kwargs: Ignored, as in mmpretrain.
 
         Returns:
             Losses, weighted, and metrics.
@@ -179,11 +206,13 @@ class MoCoV2(BaseSelfSupervisor):
             raise ValueError(
                 'The method contrasts two views of each image, a sequence '
                 f'of two (N, 3, H, W) tensors, got {got}. End the pipeline '
-                'with mmdensecl.TwoViews and mmdensecl.PackViews.')
+                'with mmdensecl.TwoViews and mmdensecl.PackViews.'
+            )
         if not self.started:
             self.start(batch_size=len(inputs[0]))
         query_images, key_images = (
-            x.contiguous(memory_format=self.memory_format) for x in inputs)
+            x.contiguous(memory_format=self.memory_format) for x in inputs
+        )
         query = self.encode_groups(self.backbone, self.neck, query_images)
         key = self.encode_key(key_images)
         outputs = self.contrast(query, key, data_samples)
@@ -207,13 +236,15 @@ class MoCoV2(BaseSelfSupervisor):
             raise RuntimeError(
                 "queue_len='auto' was not resolved before the first step. Add "
                 "dict(type='mmdensecl.QueueLengthHook') to custom_hooks, or "
-                'call model.set_queue_len(length).')
-        if self.virtual_ranks == 'auto':
+                'call model.set_queue_len(length).'
+            )
+        if self.auto_virtual_ranks:
             self.virtual_ranks = auto_virtual_ranks(batch_size)
             print_log(
                 f'virtual_ranks: {self.virtual_ranks} (auto, '
                 f'{batch_size} images a process)',
-                logger='current')
+                logger='current',
+            )
         for module in self.modules():
             if isinstance(module, FeatureQueue):
                 broadcast(module.keys)
@@ -224,23 +255,30 @@ class MoCoV2(BaseSelfSupervisor):
         if self.compile_encoders is not False:
             options = self.compile_encoders
             options = {} if options is True else options
-            for module in (self.backbone, self.neck, self.encoder_k.backbone,
-                           self.encoder_k.neck):
+            for module in (
+                self.backbone,
+                self.neck,
+                self.encoder_k.backbone,
+                self.encoder_k.neck,
+            ):
                 module.compile(**options)
         self.started = True
 
-    def encode(self, backbone: nn.Module, neck: nn.Module,
-               images: Tensor) -> Features:
+    def encode(
+        self, backbone: nn.Module, neck: nn.Module, images: Tensor
+    ) -> Features:
         """Features of one batch of views, (N, 3, H, W), by one encoder."""
-        return Features(l2_normalize(neck(backbone(images))[0]))
+        return Features(l2_normalize(neck((last_map(backbone(images)),))[0]))
 
-    def encode_groups(self, backbone: nn.Module, neck: nn.Module,
-                      images: Tensor) -> Features:
+    def encode_groups(
+        self, backbone: nn.Module, neck: nn.Module, images: Tensor
+    ) -> Features:
         """Features of this process's views, one virtual rank at a time."""
         if self.virtual_ranks == 1:
             return self.encode(backbone, neck, images)
         first, *others = images.tensor_split(
-            min(self.virtual_ranks, len(images)))
+            min(self.virtual_ranks, len(images))
+        )
         features = [self.encode(backbone, neck, first)]
         with running_stats_kept(backbone), running_stats_kept(neck):
             features += [self.encode(backbone, neck, x) for x in others]
@@ -251,29 +289,41 @@ class MoCoV2(BaseSelfSupervisor):
         """Update the key encoder, then encode a batch shuffled over ranks."""
         self.encoder_k.update(self.backbone, self.neck)
         images, order = self.batch_shuffle.shuffle(images, self.virtual_ranks)
-        key = self.encode_groups(self.encoder_k.backbone, self.encoder_k.neck,
-                                 images)
+        key = self.encode_groups(
+            self.encoder_k.backbone, self.encoder_k.neck, images
+        )
         tensors = key.tensors()
         restored = self.batch_shuffle.unshuffle(list(tensors.values()), order)
-        return key._replace(**dict(zip(tensors, restored, strict=True)))
+        return key.replace(dict(zip(tensors, restored, strict=True)))
 
-    def contrast(self, query: Features, key: Features,
-                 data_samples: list[DataSample] | None) -> dict[str, Tensor]:
+    def contrast(
+        self,
+        query: Features,
+        key: Features,
+        data_samples: list[DataSample] | None,
+    ) -> dict[str, Tensor]:
         """Losses and metrics of a step; the queues stay as they are."""
-        loss, metrics = self.head.loss(query.global_proj, key.global_proj,
-                                       self.queue.negatives)
+        loss, metrics = self.head.loss(
+            query.global_proj, key.global_proj, self.queue.negatives
+        )
         outputs = {f'global_{name}': x for name, x in metrics.items()}
         if len(query.global_proj) > 1:  # one vector has no spread
             outputs['feat_std'] = feature_std(query.global_proj)
         return dict(
-            loss_global=loss, **outputs, queue_fill=100 * self.queue.fill)
+            loss_global=loss, **outputs, queue_fill=100 * self.queue.fill
+        )
 
     def enqueue(self, key: Features) -> None:
         """Put the keys of all ranks into the queue, equal on all ranks."""
         self.queue.enqueue(torch.cat(all_gather(key.global_proj)))
 
 
-def _check_count(name: str, value: int | str) -> None:
-    if value != 'auto' and (not isinstance(value, Integral) or value < 1):
+def _count(name: str, value: int | str, auto: int) -> int:
+    """Check an option that is a count or 'auto', and return a number."""
+    if value == 'auto':
+        return auto
+    if not isinstance(value, Integral) or value < 1:
         raise ValueError(
-            f"{name} must be a positive int or 'auto', got {value!r}")
+            f"{name} must be a positive int or 'auto', got {value!r}"
+        )
+    return int(value)

@@ -1,55 +1,83 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The parts of a method that hold state: features, queue, key encoder."""
+
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor
+
+# Of what a method does not compute.
+NOTHING = torch.empty(0)
 
 
 class Features(NamedTuple):
     """Outputs of an encoder for N images, L2-normalised over channels.
 
+    MoCo-v2 has the first alone.
+
     Attributes:
         global_proj: Global projections, (N, D).
-        dense_proj: Dense projections of the P = H * W positions of a grid,
-            row by row, (N, D, P).
+        dense_proj: Dense projections of the P = H * W cells of a grid, row by
+            row, (N, D, P).
         dense_proj_mean: Normalised mean of the dense projections before their
             normalisation, (N, D).
         backbone_feats: The backbone map on the same grid, (N, C, P).
         shape: Height and width of the grid.
     """
+
     global_proj: Tensor
-    dense_proj: Tensor | None = None
-    dense_proj_mean: Tensor | None = None
-    backbone_feats: Tensor | None = None
-    shape: tuple[int, int] | None = None
+    dense_proj: Tensor = NOTHING
+    dense_proj_mean: Tensor = NOTHING
+    backbone_feats: Tensor = NOTHING
+    shape: tuple[int, int] = (0, 0)
+
+    def replace(self, tensors: dict[str, Tensor]) -> 'Features':
+        """Return the same with other tensors, by name."""
+        return Features(**{**self._asdict(), **tensors})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the fields that are tensors, by name."""
-        return {
-            name: x
-            for name, x in self._asdict().items() if isinstance(x, Tensor)
-        }
+        """Return what was computed, by name."""
+        fields = self._asdict()
+        del fields['shape']
+        return {k: x for k, x in fields.items() if x is not NOTHING}
 
     @classmethod
     def cat(cls, parts: Sequence['Features']) -> 'Features':
         """Concatenate along the images."""
-        joined = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name in parts[0].tensors()
-        }
-        return parts[0]._replace(**joined)
+        return parts[0].replace(
+            {
+                name: torch.cat([getattr(part, name) for part in parts])
+                for name in parts[0].tensors()
+            }
+        )
 
 
 def l2_normalize(x: Tensor) -> Tensor:
     """Scale to unit length over dim 1, in float32 at least."""
     return F.normalize(x.float() if x.itemsize < 4 else x, dim=1)
+
+
+def last_map(maps: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the last of a backbone's maps.
+
+    The others take part with weight 0: DDP waits for a gradient of every
+    parameter, those of other maps included.
+
+    Args:
+        maps: What a backbone returns, a map or several.
+    """
+    if isinstance(maps, Tensor):
+        return maps
+    *unused, last = maps
+    if unused and last.requires_grad:
+        last = last + 0 * sum(x.mean() for x in unused)
+    return last
 
 
 def backbone_features(maps: Tensor) -> Features:
@@ -61,7 +89,8 @@ def backbone_features(maps: Tensor) -> Features:
     return Features(
         global_proj=l2_normalize(maps.mean(dim=(2, 3))),
         backbone_feats=l2_normalize(maps.flatten(start_dim=2)),
-        shape=tuple(maps.shape[2:]))
+        shape=(maps.size(2), maps.size(3)),
+    )
 
 
 def gather_positions(x: Tensor, index: Tensor) -> Tensor:
@@ -104,8 +133,10 @@ class FeatureQueue(nn.Module):
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
         if length < 1 or dim < 1:
-            raise ValueError('A queue needs a length and a dim of at least '
-                             f'1, got length={length}, dim={dim}')
+            raise ValueError(
+                'A queue needs a length and a dim of at least '
+                f'1, got length={length}, dim={dim}'
+            )
         self.register_buffer('keys', self._random_keys(length, dim))
         self.register_buffer('enqueued', torch.zeros((), dtype=torch.long))
         self._pending: list[Tensor] = []
@@ -171,8 +202,9 @@ class FeatureQueue(nn.Module):
         self.flush()
         super()._save_to_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, *args, **kwargs
+    ) -> None:
         # mmengine loads with strict=False and only warns when shapes differ:
         # a resumed run would go on with a random queue.
         saved = state_dict.get(f'{prefix}keys')
@@ -182,7 +214,8 @@ class FeatureQueue(nn.Module):
                 f'{tuple(saved.shape)} keys x channels, the model one of '
                 f'{tuple(self.keys.shape)}. Set model.queue_len='
                 f'{len(saved)} and model.feat_dim={saved.size(1)}, or start '
-                'without this checkpoint.')
+                'without this checkpoint.'
+            )
         self._pending.clear()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -204,10 +237,9 @@ class MomentumEncoder(nn.Module):
         ValueError: ``momentum`` is not in [0, 1].
     """
 
-    def __init__(self,
-                 backbone: nn.Module,
-                 neck: nn.Module,
-                 momentum: float = 0.001) -> None:
+    def __init__(
+        self, backbone: nn.Module, neck: nn.Module, momentum: float = 0.001
+    ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f'momentum must be in [0, 1], got {momentum}')
@@ -216,18 +248,26 @@ class MomentumEncoder(nn.Module):
                 f'momentum={momentum} is the weight of the query encoder: the '
                 'key encoder will hardly differ from it. The m=0.999 of the '
                 'papers is written momentum=0.001 here, as in mmengine.',
-                stacklevel=2)
+                stacklevel=2,
+            )
         self.momentum = momentum
         self.backbone = deepcopy(backbone)
         self.neck = deepcopy(neck)
+        # The copies start from the query's weights, not from a file.
+        for module in self.modules():
+            if isinstance(module, BaseModule):
+                module.init_cfg = None
         self.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, backbone: nn.Module, neck: nn.Module) -> None:
         """Move the parameters one step towards the query's (MoCo, eq. 2)."""
-        query = list(chain(backbone.parameters(), neck.parameters()))
+        query: list[Tensor] = [*backbone.parameters(), *neck.parameters()]
+        key: list[Tensor] = [
+            *self.backbone.parameters(),
+            *self.neck.parameters(),
+        ]
         # One fused kernel over all tensors rather than one for each.
-        key = list(chain(self.backbone.parameters(), self.neck.parameters()))
         torch._foreach_lerp_(key, query, self.momentum)
 
     @torch.no_grad()

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Projection heads."""
+
 from collections.abc import Sequence
 
 import torch.nn as nn
@@ -40,19 +42,25 @@ class DenseCLNeck(BaseModule):
         out_channels: int,
         num_grid: int | None = None,
         init_cfg: dict | list[dict] | None = dict(
-            type='Kaiming', layer='Linear', mode='fan_in')
+            type='Kaiming', layer='Linear', mode='fan_in'
+        ),
     ) -> None:
         super().__init__(init_cfg)
         if num_grid is not None and num_grid < 1:
             raise ValueError(
-                f'num_grid must be None or at least 1, got {num_grid}')
+                f'num_grid must be None or at least 1, got {num_grid}'
+            )
         self.num_grid = num_grid
         self.mlp = nn.Sequential(
-            nn.Linear(in_channels, hid_channels), nn.ReLU(inplace=True),
-            nn.Linear(hid_channels, out_channels))
+            nn.Linear(in_channels, hid_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(hid_channels, out_channels),
+        )
         self.mlp2 = nn.Sequential(
-            nn.Conv2d(in_channels, hid_channels, 1), nn.ReLU(inplace=True),
-            nn.Conv2d(hid_channels, out_channels, 1))
+            nn.Conv2d(in_channels, hid_channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hid_channels, out_channels, 1),
+        )
 
     def pool(self, feature_map: Tensor) -> Tensor:
         """The map on the dense branch's grid, (N, C, H, W) -> (N, C, S, S).

@@ -1,50 +1,49 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""A ResNet backbone under the names of other projects.
+"""Write a backbone for other projects.
 
 torchvision, timm and the OpenMMLab toolboxes share one set of names.
 detectron2 has its own; its layout of a file follows
 detection/convert-pretrain-to-detectron2.py of facebookresearch/moco.
 """
+
 import io
+import json
 import pickle
 import re
-from typing import Dict, Iterable, List, Mapping
+from collections.abc import Iterable
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mmdensecl.version import __version__
-from .read_backbone import DEPTHS, Backbone
+
+from .architecture import DEPTHS, saved_geometry
+from .read_backbone import Backbone
+from .run_info import ENTRY
 
 TORCHVISION = re.compile(
     r'(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.)?'
     r'(?:(?P<kind>conv|bn)(?P<number>[1-3])|downsample\.(?P<part>[01]))'
-    r'\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)')
-DETECTRON2 = re.compile(
-    r'(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.'
-    r'(?:conv(?P<number>[1-3])|shortcut)(?P<norm>\.norm)?'
-    r'\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)')
+    r'\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)'
+)
 
 
 def to_detectron2_name(name: str) -> str:
     """Name in detectron2 of a tensor of a plain ResNet.
 
-    Args:
-        name (str): Such as 'layer1.0.downsample.1.weight'.
-
-    Returns:
-        str: Such as 'res2.0.shortcut.norm.weight'.
+    'layer1.0.downsample.1.weight' is 'res2.0.shortcut.norm.weight'.
 
     Raises:
         ValueError: A plain ResNet has no such tensor.
     """
     found = TORCHVISION.fullmatch(name)
     if not found:
-        raise ValueError(f'"{name}" is no tensor of a plain ResNet, which is '
-                         'all that the other projects can take')
+        raise ValueError(
+            f'"{name}" is no tensor of a plain ResNet, which is '
+            'all that the other projects can take'
+        )
     stage, block, kind, number, part, tensor = found.groups()
     place = 'stem' if stage is None else f'res{int(stage) + 1}.{block}'
     conv = 'shortcut' if part else f'conv{number}'
@@ -52,85 +51,13 @@ def to_detectron2_name(name: str) -> str:
     return f'{place}.{conv}{norm}.{tensor}'
 
 
-def from_detectron2_name(name: str) -> str:
-    """Inverse of :func:`to_detectron2_name`.
+def missing_tensors(names: Iterable[str]) -> list[str]:
+    """What a ResNet lacks, by the names of its tensors.
 
-    Args:
-        name (str): Such as 'res2.0.shortcut.norm.weight'.
-
-    Returns:
-        str: Such as 'layer1.0.downsample.1.weight'.
-
-    Raises:
-        ValueError: It is no name of a ResNet in detectron2.
-    """
-    found = DETECTRON2.fullmatch(name)
-    if not found:
-        raise ValueError(f'"{name}" is no tensor of a ResNet in detectron2')
-    stage, block, number, norm, tensor = found.groups()
-    place = '' if stage is None else f'layer{int(stage) - 1}.{block}.'
-    if number:
-        part = f'bn{number}' if norm else f'conv{number}'
-    else:
-        part = 'downsample.1' if norm else 'downsample.0'
-    return f'{place}{part}.{tensor}'
-
-
-def to_detectron2(state: Mapping[str, Tensor]) -> Dict[str, np.ndarray]:
-    """Arrays of a plain ResNet under detectron2's names.
-
-    Args:
-        state (Mapping[str, Tensor]): Under plain names.
-
-    Returns:
-        dict[str, np.ndarray]: The same numbers.
-    """
-    return {to_detectron2_name(k): v.numpy() for k, v in state.items()}
-
-
-def from_detectron2(arrays: Mapping[str, np.ndarray]) -> Dict[str, Tensor]:
-    """Inverse of :func:`to_detectron2`.
-
-    Args:
-        arrays (Mapping[str, np.ndarray]): Under detectron2's names.
-
-    Returns:
-        dict[str, Tensor]: Under plain names.
-    """
-    return {
-        from_detectron2_name(k): torch.from_numpy(np.array(v))
-        for k, v in arrays.items()
-    }
-
-
-def to_torchvision(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """A plain ResNet for torchvision and timm, which have no deep stem there.
-
-    Args:
-        state (Mapping[str, Tensor]): Under plain names.
-
-    Returns:
-        dict[str, Tensor]: The same; a classifier's ``fc`` is not in it.
-
-    Raises:
-        ValueError: A plain ResNet has no such tensor.
-    """
-    for name in state:
-        to_detectron2_name(name)
-    return dict(state)
-
-
-def missing_tensors(names: Iterable[str]) -> List[str]:
-    """What a ResNet lacks.
-
-    Args:
-        names (Iterable[str]): Of its tensors, under plain names.
-
-    Returns:
-        list[str]: Names that torchvision's ResNet of this depth has besides,
-        but for counters of batches. Of a depth that is not known, blocks in
-        between are missed, but not the last of a stage. Empty for other
-        backbones than ResNets with a plain or a deep stem.
+    Names that torchvision's ResNet of this depth has besides, but for
+    counters of batches. Of a depth that is not known, blocks in between are
+    missed, but not the last of a stage. None for other backbones than ResNets
+    with a plain or a deep stem.
     """
     names = set(names)
     stem = {x for x in names if x.startswith('stem.')}
@@ -138,23 +65,50 @@ def missing_tensors(names: Iterable[str]) -> List[str]:
     if not all(found):
         return []
     counts = [0] * 4
-    for stage, block in (x.group('stage', 'block') for x in found):
+    for match in filter(None, found):
+        stage, block = match.group('stage', 'block')
         if stage:
-            stage = int(stage) - 1
-            counts[stage] = max(counts[stage], int(block) + 1)
+            i = int(stage) - 1
+            counts[i] = max(counts[i], int(block) + 1)
     if not any(counts):
         return []
     is_bottleneck = any('.conv3.' in x for x in names)
-    whole = next((whole
-                  for kind, whole in DEPTHS if kind == is_bottleneck and all(
-                      a in (0, b) for a, b in zip(counts, whole))), counts)
+    known = [whole for kind, whole in DEPTHS if kind == is_bottleneck]
+    fits = [
+        whole
+        for whole in known
+        if all(a in (0, b) for a, b in zip(counts, whole, strict=True))
+    ]
+    whole = fits[0] if fits else counts
     with torch.device('meta'):
         resnet = ResNet(Bottleneck if is_bottleneck else BasicBlock, whole)
-    other_stem = ('conv1.', 'bn1.') if stem else ()
+    skipped = ('fc.', 'conv1.', 'bn1.') if stem else ('fc.',)
     return [
-        x for x in resnet.state_dict() if x not in names and not x.startswith(
-            ('fc.', *other_stem)) and not x.endswith('num_batches_tracked')
+        x
+        for x in resnet.state_dict()
+        if x not in names
+        and not x.startswith(skipped)
+        and not x.endswith('num_batches_tracked')
     ]
+
+
+def describe_file(backbone: Backbone) -> dict[str, object]:
+    """What a published file says of itself, as plain values.
+
+    ``arch``, ``source``, ``versions``, and as ``run`` what
+    :func:`.run_info.read_run` found, of the backbone's config only what no
+    tensor shows.
+    """
+    run = dict(backbone.run)
+    saved = run.pop('backbone', None)
+    if isinstance(saved, dict) and saved_geometry(saved):
+        run['backbone'] = saved_geometry(saved)
+    return dict(
+        arch=backbone.arch,
+        source=backbone.source,
+        versions=dict(mmdensecl=__version__, torch=str(torch.__version__)),
+        run=run,
+    )
 
 
 def encode_backbone(backbone: Backbone, to: str) -> bytes:
@@ -163,11 +117,11 @@ def encode_backbone(backbone: Backbone, to: str) -> bytes:
     The same backbone always gives the same bytes.
 
     Args:
-        backbone (Backbone): From :func:`read_backbone`.
-        to (str): A key of :data:`SUFFIXES`.
+        backbone: From :func:`read_backbone`.
+        to: A key of :data:`SUFFIXES`.
 
     Returns:
-        bytes: A whole file.
+        A whole file.
 
     Raises:
         ValueError: The project has no place for some tensor, or the ResNet
@@ -178,33 +132,47 @@ def encode_backbone(backbone: Backbone, to: str) -> bytes:
         raise ValueError(
             f'The backbone of {backbone.source} is not whole and must not be '
             f'passed on; {len(missing)} tensors are missing: '
-            f'{", ".join(missing)}')
+            f'{", ".join(missing)}'
+        )
     # Copies that share no memory with what else the checkpoint held.
     state = {
         k: v.detach().clone(memory_format=torch.contiguous_format)
         for k, v in backbone.state_dict.items()
     }
+    entry = describe_file(backbone)
+    if to == 'safetensors':
+        text = json.dumps(entry, sort_keys=True, default=str)
+        return _encode_safetensors(state, text)
+    names = {}
+    if to != 'openmmlab':  # plain ResNets only
+        names = {k: to_detectron2_name(k) for k in state}
     if to == 'detectron2':
         return pickle.dumps(
             dict(
-                model=to_detectron2(state),
+                model={names[k]: v.numpy() for k, v in state.items()},
                 __author__=f'mmdensecl {__version__}',
-                matching_heuristics=True),
-            protocol=4)
-    if to == 'safetensors':
-        # More entries would stand in the file in a random order.
-        return safetensors.torch.save(state, dict(format='pt'))
-    meta = dict(
-        mmdensecl_version=__version__,
-        arch=backbone.arch,
-        source=backbone.source)
-    content = {
-        'openmmlab': lambda: dict(state_dict=state, meta=meta),
-        'torchvision': lambda: to_torchvision(state),
-    }[to]()
+                matching_heuristics=True,
+            ),
+            protocol=4,
+        )
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(
+        state
+        if to == 'torchvision'
+        else dict(state_dict=state, meta={ENTRY: entry}),
+        file,
+    )
     return file.getvalue()
+
+
+def _encode_safetensors(state: dict[str, Tensor], entry: str) -> bytes:
+    """A file whose header has its metadata in order, not in a random one."""
+    data = safetensors.torch.save(state, {'format': 'pt', ENTRY: entry})
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False)
+    return data[:8] + text.encode().ljust(end - 8) + data[end:]
 
 
 # Projects that a backbone can be written for, and their files.
@@ -212,4 +180,5 @@ SUFFIXES = dict(
     openmmlab='.pth',
     torchvision='.pth',
     detectron2='.pkl',
-    safetensors='.safetensors')
+    safetensors='.safetensors',
+)

@@ -4,6 +4,7 @@
 Nothing imports this module, as it needs mmdet; a config that names a type of
 it says ``custom_imports=dict(imports=['mmdensecl.transfer.mmdet'])``.
 """
+
 from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones import ResNet
 from mmdet.models.roi_heads.shared_heads import ResLayer
@@ -25,26 +26,28 @@ class ResLayerExtraNorm(ResLayer):
     allow_random=['norm.*'])``.
 
     Args:
-        depth (int): Of the ResNet.
-        stage (int): Index of the stage. Defaults to 3, which is res5.
-        norm_cfg (dict): Of the stage and of the norm after it. Defaults to
-            dict(type='BN', requires_grad=True).
-        frozen (bool): Whether the stage keeps its weights and its statistics
-            in training. The norm after it learns all the same. Defaults to
-            False.
+        depth: Depth of the ResNet.
+        stage: Index of the stage; 3 is res5.
+        norm_cfg: Norms of the stage and the one after it; None for BN.
+        frozen: Whether the stage keeps its weights and its statistics in
+            training. The norm after it learns all the same.
         **kwargs: Other arguments of mmdet's ``ResLayer``, but ``norm_eval``.
     """
 
-    def __init__(self,
-                 depth: int,
-                 stage: int = 3,
-                 norm_cfg: dict = dict(type='BN', requires_grad=True),
-                 frozen: bool = False,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        depth: int,
+        stage: int = 3,
+        norm_cfg: dict | None = None,
+        frozen: bool = False,
+        **kwargs,
+    ) -> None:
+        norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
         # mmdet's norm_eval knows nn.BatchNorm2d only: with SyncBN it would
         # do nothing, without a word.
         super().__init__(
-            depth, stage=stage, norm_cfg=norm_cfg, norm_eval=False, **kwargs)
+            depth, stage=stage, norm_cfg=norm_cfg, norm_eval=False, **kwargs
+        )
         block, _ = ResNet.arch_settings[depth]
         channels = 64 * 2**stage * block.expansion
         self.norm = build_norm_layer(norm_cfg, channels)[1]
@@ -58,9 +61,11 @@ class ResLayerExtraNorm(ResLayer):
         return getattr(self, f'layer{self.stage + 1}')
 
     def forward(self, x: Tensor) -> Tensor:
+        """The stage, then the norm."""
         return self.norm(super().forward(x))
 
     def train(self, mode: bool = True) -> 'ResLayerExtraNorm':
+        """Keep a frozen stage in eval mode."""
         super().train(mode)
         if self.frozen:
             self.res_layer.eval()

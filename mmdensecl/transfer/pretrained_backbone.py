@@ -1,17 +1,23 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Initialise a backbone of any host from any checkpoint, in one line."""
+
 import logging
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Union
+from typing import Any
 
+import torch
 import torch.nn as nn
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import update_init_info
 from torch import Tensor
 
 from mmdensecl.registry import WEIGHT_INITIALIZERS
-from .read_backbone import Backbone, describe_architecture, read_backbone
+
+from .architecture import describe_architecture
+from .read_backbone import Backbone, read_backbone
 
 # Batch norm counts its batches in it, for a momentum of None; older files
 # do not have it.
@@ -31,91 +37,94 @@ class PretrainedBackbone:
         backbone=dict(init_cfg=dict(
             type='mmdensecl.PretrainedBackbone', checkpoint='epoch_200.pth'))
 
-    The file may have any format of :func:`read_backbone`. Everything is
-    judged from the model's side: each of its parameters and buffers must be
-    in the file with the same shape, or none is loaded and the error names
-    those that would stay random. It also fits ``roi_head.shared_head`` of a
-    C4 detector, which gets ``layer4``.
+    The file may have any format of :func:`read_backbone`. Each parameter and
+    buffer of the module must be in the file with the same shape and kind of
+    number, or none is loaded and the error names those that would stay
+    random. It also fits ``roi_head.shared_head`` of a C4 detector, which gets
+    ``layer4``.
 
     Args:
-        checkpoint (str): A file or an http(s) address.
-        prefix (str, optional): Where in the file the backbone is. Defaults
-            to None: found by itself.
-        allow_random (str | Sequence[str]): Tensors that may keep their own
-            initialisation because no pre-training knows them: names, parts of
-            names or fnmatch patterns, such as 'conv_offset' of deformable
-            convolutions. Defaults to ().
-        strict (bool): Whether to raise if anything does not fit. If False,
-            it loads what fits and warns of the rest. Defaults to True.
-        sha256 (str, optional): Of the file, in hexadecimal, or its first
-            digits, at least 8; another file is refused. Defaults to None: any
-            will do.
+        checkpoint: A file or an http(s) address.
+        prefix: Where in the file the backbone is; None finds it.
+        allow_random: Tensors that may keep their own initialisation because
+            no pre-training has them: names, parts of names or fnmatch
+            patterns, such as 'conv_offset' of deformable convolutions.
+        strict: Whether to raise if anything does not fit. If False, it loads
+            what fits and warns of the rest.
+        sha256: Hash of the file in hexadecimal, or its first digits, at least
+            8; another file is refused. None accepts any.
 
     Raises:
         ValueError: No ``checkpoint`` is named, or ``sha256`` is none.
     """
 
-    def __init__(self,
-                 checkpoint: str,
-                 prefix: Optional[str] = None,
-                 allow_random: Union[str, Sequence[str]] = (),
-                 strict: bool = True,
-                 sha256: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        prefix: str | None = None,
+        allow_random: str | Sequence[str] = (),
+        strict: bool = True,
+        sha256: str | None = None,
+    ) -> None:
         if not checkpoint:
             raise ValueError(
                 f'PretrainedBackbone needs a checkpoint, got {checkpoint!r}. '
                 'Name it by init_cfg.checkpoint in the config, or on the '
                 "command line by --pretrained FILE ('none' for random "
-                'weights)')
-        if sha256 is not None and not (isinstance(
-                sha256, str) and re.fullmatch('[0-9a-fA-F]{8,64}', sha256)):
-            raise ValueError(f'sha256 must be 8 to 64 hexadecimal digits in a '
-                             f'string, got {sha256!r}')
+                'weights)'
+            )
+        if sha256 is not None and not (
+            isinstance(sha256, str)
+            and re.fullmatch('[0-9a-fA-F]{8,64}', sha256)
+        ):
+            raise ValueError(
+                f'sha256 must be 8 to 64 hexadecimal digits in a '
+                f'string, got {sha256!r}'
+            )
         self.checkpoint = os.fspath(checkpoint)
         self.sha256 = sha256
         self.prefix = prefix
         self.strict = strict
-        self.allow_random = ([allow_random] if isinstance(allow_random, str)
-                             else list(allow_random))
+        names = allow_random
+        self.allow_random = [names] if isinstance(names, str) else [*names]
 
     def __call__(self, module: nn.Module) -> None:
-        """Load the file into a module, in place.
+        """Read the file and :meth:`load` it into a module, in place."""
+        self._check_last(module)
+        self.load(module, read_backbone(self.checkpoint, self.prefix))
+
+    def load(self, module: nn.Module, backbone: Backbone) -> None:
+        """Load what was read into a module, in place.
 
         Args:
-            module (nn.Module): A backbone, or a part of one with the same
-                names.
+            module: A backbone, or a part of one with the same names.
+            backbone: Content of the file.
 
         Raises:
             ValueError: Something does not fit, it is another file than
-                ``sha256`` says, or another initialiser would overwrite what
-                it loads; besides the errors of :func:`read_backbone`.
+                ``sha256`` says, or what stays random is frozen.
         """
-        self._check_last(module)
-        backbone = read_backbone(self.checkpoint, self.prefix)
         if self.sha256 and not backbone.sha256.startswith(self.sha256.lower()):
             raise ValueError(
                 f'"{self.checkpoint}" is another file than expected: got '
-                f'sha256 {backbone.sha256}, expected {self.sha256}')
-        own = {
-            k: v
-            for k, v in module.state_dict().items() if isinstance(v, Tensor)
-        }
+                f'sha256 {backbone.sha256}, expected {self.sha256}'
+            )
+        state = module.state_dict()
+        own = {k: x for k, x in state.items() if isinstance(x, Tensor)}
         given = backbone.state_dict
         fits = {
             name: given[name]
-            for name, x in own.items()
-            if name in given and given[name].shape == x.shape
+            for name in own.keys() & given.keys()
+            if not _mismatch(given[name], own[name])
         }
-        problems = self._problems(own, given, fits)
+        problems = self._problems(module, own, given, fits)
         if not fits or (problems and self.strict):
-            raise ValueError('\n'.join([
-                f'{self._file(backbone)}, does not fit the '
-                f'{type(module).__name__} of the model', *problems,
-                *_hints(own, backbone)
-            ]))
+            what = f'does not fit the {type(module).__name__} of the model'
+            lines = [f'{self._file(backbone)}, {what}', *problems]
+            raise ValueError('\n'.join(lines + _hints(own, backbone)))
         self._initialise_children(module)
         module.load_state_dict(fits, strict=False)
-        self._settle(module, backbone)
+        self._finalize(module, backbone)
         self._report(module, own, backbone, fits, problems)
 
     def _check_last(self, module: nn.Module) -> None:
@@ -126,50 +135,54 @@ class PretrainedBackbone:
         types = [getattr(x['type'], '__name__', x['type']) for x in cfgs]
         ours = [x.endswith(type(self).__name__) for x in types]
         # mmengine always runs its own Pretrained after the others.
-        if any(ours) and (not ours[-1] or not {'Pretrained', 'PretrainedInit'
-                                               }.isdisjoint(types)):
+        others = {'Pretrained', 'PretrainedInit'}.intersection(types)
+        if any(ours) and (others or not ours[-1]):
             raise ValueError(
                 'PretrainedBackbone must be the last of init_cfg, and without '
                 '"Pretrained", or the others overwrite what it loads; got '
-                f'{types}')
+                f'{types}'
+            )
 
-    def _problems(self, own: Mapping[str, Tensor], given: Mapping[str, Tensor],
-                  fits: Mapping[str, Tensor]) -> List[str]:
+    def _problems(
+        self,
+        module: nn.Module,
+        own: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+        fits: Mapping[str, Tensor],
+    ) -> list[str]:
         """What would stay random, and what the module should have had."""
-        missing, shapes = [], []
-        for name in own:
-            if (name in fits or name.endswith(COUNTER)
-                    or self._may_be_random(name)):
-                continue
-            if name in given:
-                shapes.append(f'{name}: got {tuple(given[name].shape)}, '
-                              f'expected {tuple(own[name].shape)}')
-            else:
-                missing.append(name)
+        rest = [x for x in own if x not in fits and not x.endswith(COUNTER)]
+        wrong = [x for x in rest if not self._may_be_random(x)]
+        shapes = [x for x in wrong if x in given]
         # Stages that the module does not have, such as layer4 of a C4
         # backbone, are nobody's loss; other blocks of the same stage are.
-        stages = _stages(own)
-        unused = [
-            name for name in given
-            if name not in own and name.partition('.')[0] in stages
+        deeper = [
+            x for x in given if x not in own and _stage(x) in _stages(own)
         ]
+        trains = {k: x.requires_grad for k, x in module.named_parameters()}
         problems = {
-            'not in the file, would stay random': missing,
-            'of another shape, would stay random': shapes,
-            'in the file without a place in the module': unused,
+            'not in the file, would stay random': [
+                x for x in wrong if x not in given
+            ],
+            'of another shape or type, would stay random': [
+                f'{x}: {_mismatch(given[x], own[x])}' for x in shapes
+            ],
+            'in the file without a place in the module': deeper,
+            'random and frozen, would never be trained (lower frozen_stages, '
+            'or do without allow_random)': [
+                x for x in rest if x not in wrong and not trains.get(x, True)
+            ],
         }
-        return [
-            f'{len(names)} {what}: {_some(names)}'
-            for what, names in problems.items() if names
-        ]
+        return _listed(problems, '{} ')
 
     def _may_be_random(self, name: str) -> bool:
         return any(
             fnmatchcase(f'.{name}.', f'*.{pattern}.*')
-            for pattern in self.allow_random)
+            for pattern in self.allow_random
+        )
 
     @staticmethod
-    def _initialise_children(module: nn.Module) -> None:
+    def _initialise_children(module: Any) -> None:
         """Run what mmengine would run after us, before us.
 
         Deformable convolutions, for one, draw their weights anew in their own
@@ -179,12 +192,13 @@ class PretrainedBackbone:
             return  # not called by init_weights
         for child in module.children():
             if hasattr(child, 'init_weights') and not getattr(
-                    child, 'is_init', False):
+                child, 'is_init', False
+            ):
                 child.init_weights()
-                update_init_info(
-                    child, init_info=f'init_weights of {type(child).__name__}')
+                info = f'init_weights of {type(child).__name__}'
+                update_init_info(child, init_info=info)
 
-    def _settle(self, module: nn.Module, backbone: Backbone) -> None:
+    def _finalize(self, module: Any, backbone: Backbone) -> None:
         """Tell mmengine and the host to leave the weights alone."""
         for part in module.modules():
             if hasattr(part, 'init_weights'):
@@ -193,93 +207,129 @@ class PretrainedBackbone:
         # last norm of each block after init_weights.
         module.init_cfg = dict(type='Pretrained', checkpoint=self.checkpoint)
         if hasattr(module, '_params_init_info'):
-            update_init_info(
-                module,
-                init_info=f'PretrainedBackbone: {self._file(backbone)}')
+            info = f'PretrainedBackbone: {self._file(backbone)}'
+            update_init_info(module, init_info=info)
 
     def _file(self, backbone: Backbone) -> str:
-        return (f'"{self.checkpoint}" (sha256 {backbone.sha256[:8]}), '
-                f'{backbone.source}')
+        sha256 = backbone.sha256[:8]
+        return f'"{self.checkpoint}" (sha256 {sha256}), {backbone.source}'
 
-    def _report(self, module: nn.Module, own: Mapping[str, Tensor],
-                backbone: Backbone, fits: Mapping[str, Tensor],
-                problems: Sequence[str]) -> None:
+    def _report(
+        self,
+        module: nn.Module,
+        own: Mapping[str, Tensor],
+        backbone: Backbone,
+        fits: Mapping[str, Tensor],
+        problems: Sequence[str],
+    ) -> None:
         """Say what was loaded, what not, and what the file also holds."""
         hub = MessageHub.get_current_instance()
-        hub.update_info(
-            LOADED, {
-                **hub.get_info(LOADED, {}), backbone.sha256: self.checkpoint
-            })
-        kept = [name for name in own if name not in fits]
-        stages = _stages(own)
+        loaded = hub.get_info(LOADED, {})
+        hub.update_info(LOADED, {**loaded, backbone.sha256: self.checkpoint})
+        kind = type(module).__name__
+        counters = [x for x in own if x not in fits and x.endswith(COUNTER)]
+        stages, given = _stages(own), _stages(backbone.state_dict)
+        trained = {
+            _stage(name)
+            for name, x in module.named_parameters()
+            if x.requires_grad
+        }
         details = {
-            'not in the file, stay at 0':
-            [x for x in kept if x.endswith(COUNTER)],
+            'will not train, frozen': [x for x in stages if x not in trained],
+            'not in the file, stay at 0': counters,
             'random, as allow_random permits': [
-                x for x in kept
-                if not x.endswith(COUNTER) and self._may_be_random(x)
+                x
+                for x in own
+                if x not in fits
+                and x not in counters
+                and self._may_be_random(x)
             ],
             'in the file but not needed': [
-                *(x for x in _stages(backbone.state_dict) if x not in stages),
-                *backbone.left_out
+                *(x for x in given if x not in stages),
+                *backbone.left_out,
             ],
         }
-        lines = [
+        head = (
             f'loaded {len(fits)}/{len(own)} tensors of '
-            f'{backbone.arch or "a backbone"} into {type(module).__name__} '
-            f'from {self._file(backbone)}'
-        ]
-        lines += [
-            f'{what}: {_some(names)}' for what, names in details.items()
-            if names
-        ]
-        if 'layer4' in _stages(backbone.state_dict) and 'layer3' in stages \
-                and 'layer4' not in stages:
-            lines.append('if this is a C4 detector, its roi_head.shared_head '
-                         'has layer4 and needs an init_cfg like this one')
+            f'{backbone.arch or "a backbone"} into {kind} from '
+            f'{self._file(backbone)}'
+        )
+        lines = [head, *_listed(details)]
+        if getattr(module, 'norm_eval', False):
+            lines.append('norm_eval=True: batch norms keep their statistics')
+        if 'layer3' in stages and 'layer4' in given.keys() - stages.keys():
+            lines.append(
+                'if this is a C4 detector, its roi_head.shared_head '
+                'has layer4 and needs an init_cfg like this one'
+            )
         print_log('; '.join(lines), logger='current')
         if problems:
-            print_log(
-                '\n'.join([f'strict=False: {lines[0]}', *problems]),
-                logger='current',
-                level=logging.WARNING)
+            _warn('\n'.join([f'strict=False: {head}', *problems]))
         if any(
-                hasattr(part, 'conv3')
-                and getattr(part, 'style', None) == 'caffe'
-                for part in module.modules()):
-            print_log(
-                f"{type(module).__name__} has style='caffe', and most such "
-                'configs feed BGR pictures that are not divided by their std. '
-                "Unless the checkpoint was trained so, set style='pytorch' "
-                'and the RGB statistics of ImageNet in the data preprocessor',
-                logger='current',
-                level=logging.WARNING)
+            hasattr(part, 'conv3') and getattr(part, 'style', None) == 'caffe'
+            for part in module.modules()
+        ):
+            _warn(
+                f"{kind} has style='caffe', and most such configs feed BGR "
+                'images that are not divided by their std. Unless the '
+                "checkpoint was trained so, set style='pytorch' and the RGB "
+                'statistics of ImageNet in the data preprocessor'
+            )
 
 
-def _stages(names: Iterable[str]) -> Dict[str, None]:
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
+
+
+def _mismatch(given: Tensor, own: Tensor) -> str:
+    """What keeps a tensor from being loaded; empty if nothing does."""
+    kinds = [
+        (x.shape, x.is_floating_point(), x.is_complex(), x.dtype == torch.bool)
+        for x in (given, own)
+    ]
+    if kinds[0] == kinds[1]:
+        return ''
+    got, expected = (f'{(*x.shape,)} {x.dtype}' for x in (given, own))
+    return f'got {got}, expected {expected}'
+
+
+def _stage(name: str) -> str:
+    return name.partition('.')[0]
+
+
+def _stages(names: Iterable[str]) -> dict[str, None]:
     """``conv1``, ``bn1``, ``layer1`` and so on, in order."""
-    return dict.fromkeys(name.partition('.')[0] for name in names)
+    return dict.fromkeys(map(_stage, names))
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+def _listed(groups: Mapping[str, list[str]], count: str = '') -> list[str]:
+    """A line for each group that has names, with at most eight of them."""
+    lines = []
+    for what, names in groups.items():
+        more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+        head = count.format(len(names)) + what
+        lines += [f'{head}: {", ".join(names[:8])}{more}'] * bool(names)
+    return lines
 
 
-def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> List[str]:
+def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
     """What to do about the usual reasons."""
-    given = backbone.state_dict
     arch = describe_architecture(own)
-    hints = []
     own_deep, given_deep = (
-        any(x.startswith('stem.') for x in state) for state in (own, given))
+        any(x.startswith('stem.') for x in state)
+        for state in (own, backbone.state_dict)
+    )
+    hints = []
     if own_deep and not given_deep:
         hints.append(
-            "The module has a deep stem and the file a plain one: use "
-            "type='ResNet' instead of 'ResNetV1c' or 'ResNetV1d'.")
+            'The module has a deep stem and the file a plain one: use '
+            "type='ResNet' instead of 'ResNetV1c' or 'ResNetV1d'."
+        )
     elif given_deep and 'conv1.weight' in own:
-        hints.append('The file has a deep stem and the module a plain one: '
-                     "use type='ResNetV1c' or 'ResNetV1d'.")
+        hints.append(
+            'The file has a deep stem and the module a plain one: '
+            "use type='ResNetV1c' or 'ResNetV1d'."
+        )
     elif arch and backbone.arch and arch != backbone.arch:
         return [
             f'The file is {backbone.arch}, the module is {arch}: take another '
@@ -287,8 +337,9 @@ def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> List[str]:
         ]
     elif any(name.startswith('backbone.') for name in own):
         hints.append('This is a whole model: put init_cfg into its backbone.')
-    hints.append(
+    return [
+        *hints,
         'If some tensors are meant to stay random, name them by '
         "allow_random=['conv_offset'], for example; strict=False loads "
-        'whatever fits.')
-    return hints
+        'whatever fits.',
+    ]

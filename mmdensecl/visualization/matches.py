@@ -1,5 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import NamedTuple, Optional, Sequence, Tuple
+"""Matches between two views, as lines."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,132 +12,139 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from mmdensecl.models.correspondence import mutual_nearest_cells
+from mmdensecl.models.correspondence import (
+    locate_positions,
+    mutual_nearest_cells,
+    within_one_cell,
+)
 from mmdensecl.models.modules import Features
-from mmdensecl.models.correspondence import locate_positions, within_one_cell
 
 RIGHT, WRONG, UNKNOWN = 'tab:green', 'tab:red', 'tab:blue'
 SIMILARITY_COLORS = 'viridis'
 
 
 class StrongMatches(NamedTuple):
-    """The strongest mutual matches between two views of one picture.
+    """The strongest mutual matches between two views of an image.
 
     Attributes:
-        query (np.ndarray): x and y of the query cells' centres as shares of
-            the view, (M, 2).
-        key (np.ndarray): The same of the key cells, (M, 2).
-        similarity (np.ndarray): Cosine similarities, falling, (M, ).
-        right (np.ndarray, optional): Whether they are within one cell of the
-            true spot, bool, (M, ); None where the truth is not known.
+        query: x and y of the query cells' centres as shares of the view,
+            (M, 2).
+        key: The same of the key cells, (M, 2).
+        similarity: Cosine similarities, falling, (M, ).
+        right: Whether they are within one cell of the true position, bool,
+            (M, ); None where that is not known.
     """
+
     query: np.ndarray
     key: np.ndarray
     similarity: np.ndarray
-    right: Optional[np.ndarray]
+    right: np.ndarray | None
 
 
-def inner_cells(shape: Tuple[int, int], margin: int) -> Tensor:
-    """Cells of a grid without its outer rings; all if none were left.
+def inner_cells(shape: tuple[int, int], margin: int) -> Tensor:
+    """Indices of a grid's cells without ``margin`` rings; all if none remain.
 
     Args:
-        shape (tuple[int, int]): Height and width of the grid.
-        margin (int): Rings to leave out.
-
-    Returns:
-        Tensor: Indices, rising, (P, ).
+        shape: Height and width of the grid.
+        margin: Rings to leave out.
     """
     index = torch.arange(shape[0] * shape[1]).view(shape)
-    inner = index[margin:shape[0] - margin, margin:shape[1] - margin]
+    inner = index[margin : shape[0] - margin, margin : shape[1] - margin]
     return (inner if inner.numel() else index).flatten()
 
 
-def _centres(index: Tensor, shape: Tuple[int, int]) -> np.ndarray:
-    row = torch.div(index, shape[1], rounding_mode='floor')
-    column = index % shape[1]
-    return torch.stack([(column + 0.5) / shape[1], (row + 0.5) / shape[0]],
-                       dim=1).cpu().numpy()
+def _centres(index: Tensor, shape: tuple[int, int]) -> np.ndarray:
+    row, column = index // shape[1], index % shape[1]
+    centres = [(column + 0.5) / shape[1], (row + 0.5) / shape[0]]
+    return torch.stack(centres, dim=1).cpu().numpy()
 
 
 @torch.no_grad()
-def strongest_matches(query: Features,
-                      key: Features,
-                      index: int,
-                      views: Optional[Tensor] = None,
-                      top: int = 12,
-                      margin: int = 0,
-                      min_similarity: float = -1.) -> StrongMatches:
-    """Mutual nearest cells of one picture by backbone features.
+def strongest_matches(
+    query: Features,
+    key: Features,
+    index: int,
+    views: Tensor | None = None,
+    top: int = 12,
+    margin: int = 0,
+    min_similarity: float = -1.0,
+) -> StrongMatches:
+    """Mutual nearest cells of one image by backbone features.
 
     Args:
-        query (Features): Query features with ``cells``, of a batch.
-        key (Features): Key features with ``cells``, of the same batch.
-        index (int): Which picture of the batch.
-        views (Tensor, optional): Crop coordinates, (N, 2, 5). Defaults to
-            None.
-        top (int): How many to keep at most. Defaults to 12.
-        margin (int): Rings of outer cells to leave out. Zero padding makes
-            border cells alike whatever they show. Defaults to 0.
-        min_similarity (float): Cosine similarity below which a match is left
-            out. Defaults to -1.
+        query: Of a batch.
+        key: Of the same batch.
+        index: Which image of the batch.
+        views: Crop coordinates, (N, 2, 5).
+        top: Number of matches at most.
+        margin: Rings of outer cells to leave out: zero padding makes border
+            cells alike whatever they show.
+        min_similarity: Cosine similarity below which a match is left out.
 
     Returns:
-        StrongMatches: Strongest first.
+        Strongest first.
     """
     one = slice(index, index + 1)
-    inner_q = inner_cells(query.shape, margin).to(query.backbone_feats.device)
-    inner_k = inner_cells(key.shape, margin).to(key.backbone_feats.device)
-    q, k = query.backbone_feats[one][:, :, inner_q], key.backbone_feats[one][:, :, inner_k]
+    q, k = query.backbone_feats[one], key.backbone_feats[one]  # (1, C, P)
+    inner_q, inner_k = (
+        inner_cells(x.shape, margin).to(q.device) for x in (query, key)
+    )
+    q, k = q[:, :, inner_q], k[:, :, inner_k]
     match = mutual_nearest_cells(q, k)
     similarity = torch.einsum('cp,cp->p', q[0], k[0][:, match.index[0]])
+    assert match.valid is not None  # of mutual matches
     strong = match.valid[0] & (similarity >= min_similarity)
     similarity[~strong] = -torch.inf
-    top = min(top, int(strong.sum()))
-    similarity, chosen = similarity.topk(top)
+    similarity, chosen = similarity.topk(min(top, int(strong.sum())))
     cells, partners = inner_q[chosen], inner_k[match.index[0, chosen]]
     right = None
     if views is not None:
-        there = locate_positions(views[one, 0], views[one, 1], query.shape,
-                             key.shape)
-        index = torch.zeros_like(there.inside, dtype=torch.long)
-        index[0, cells] = partners
-        near = within_one_cell(index, there, key.shape)
+        there = locate_positions(
+            views[one, 0], views[one, 1], query.shape, key.shape
+        )
+        found = torch.zeros_like(there.inside, dtype=torch.long)
+        found[0, cells] = partners
+        near = within_one_cell(found, there, key.shape)
         right = near[0, cells].cpu().numpy()
     return StrongMatches(
-        _centres(cells, query.shape), _centres(partners, key.shape),
-        similarity.cpu().numpy(), right)
+        _centres(cells, query.shape),
+        _centres(partners, key.shape),
+        similarity.cpu().numpy(),
+        right,
+    )
 
 
-def draw_matches(ax: Axes,
-                 query_view: Tensor,
-                 key_view: Tensor,
-                 matches: StrongMatches,
-                 scale: Optional[Normalize] = None) -> None:
+def draw_matches(
+    ax: Axes,
+    query_view: Tensor,
+    key_view: Tensor,
+    matches: StrongMatches,
+    scale: Normalize | None = None,
+) -> None:
     """Two views side by side, a line for each match.
 
-    Green lines are within one cell of the true spot, red ones are not, blue
-    ones cannot be checked; or the colour is the similarity.
+    Green lines are within one cell of the true position, red ones are not,
+    blue ones cannot be checked; or the colour is the similarity.
 
     Args:
-        ax (Axes): Where to draw.
-        query_view (Tensor): uint8, (3, H, W).
-        key_view (Tensor): uint8, (3, H, W).
-        matches (StrongMatches): From :func:`strongest_matches`.
-        scale (Normalize, optional): Which similarities the colours mean.
-            Defaults to None: right and wrong.
+        ax: Where to draw.
+        query_view: uint8, (3, H, W).
+        key_view: uint8, (3, H, W).
+        matches: From :func:`strongest_matches`.
+        scale: Which similarities the colours mean; None for right and wrong.
     """
-    (height, width), (key_height, key_width) = (
-        x.shape[1:] for x in (query_view, key_view))
-    gap = max(1, width // 16)
-    canvas = torch.full((3, max(height, key_height), width + gap + key_width),
-                        255,
-                        dtype=torch.uint8)
+    height, width = query_view.shape[1:]
+    key_height, key_width = key_view.shape[1:]
+    shift = width + max(1, width // 16)
+    canvas = torch.full(
+        (3, max(height, key_height), shift + key_width), 255, dtype=torch.uint8
+    )
     canvas[:, :height, :width] = query_view
-    canvas[:, :key_height, width + gap:] = key_view
+    canvas[:, :key_height, shift:] = key_view
     ax.imshow(canvas.permute(1, 2, 0))
     ax.set_axis_off()
     start = matches.query * [width, height]
-    end = matches.key * [key_width, key_height] + [width + gap, 0]
+    end = matches.key * [key_width, key_height] + [shift, 0]
     colors = plt.get_cmap(SIMILARITY_COLORS)
     # The strongest on top.
     for i in reversed(range(len(start))):
@@ -144,53 +154,51 @@ def draw_matches(ax: Axes,
         elif matches.right is not None:
             color = RIGHT if matches.right[i] else WRONG
         ax.plot(
-            *zip(start[i], end[i]),
+            *zip(start[i], end[i], strict=True),
             color=color,
             linewidth=1.4,
             marker='o',
             markersize=4,
             markeredgecolor='white',
-            markeredgewidth=0.6)
+            markeredgewidth=0.6,
+        )
 
 
 def similarity_scale(matches: Sequence[StrongMatches]) -> Normalize:
-    """One scale of colours for several panels.
-
-    Args:
-        matches (Sequence[StrongMatches]): What they draw.
-    """
+    """One scale of colours for several panels."""
     values = np.concatenate([x.similarity for x in matches])
-    if not len(values):
-        return Normalize(0, 1)
-    return Normalize(values.min(), values.max())
+    return Normalize(*(values.min(), values.max()) if len(values) else (0, 1))
 
 
-def similarity_bar(figure: plt.Figure, scale: Normalize,
-                   axes: Sequence[Axes]) -> None:
-    """Say which similarities the colours mean, beside the axes."""
+def similarity_bar(
+    figure: plt.Figure, scale: Normalize, axes: Sequence[Axes]
+) -> None:
+    """Explain the colours of similarities, beside the axes."""
     figure.colorbar(
         ScalarMappable(scale, SIMILARITY_COLORS),
         ax=axes,
         label='cosine similarity',
-        shrink=0.8)
+        shrink=0.8,
+    )
 
 
 def legend(figure: plt.Figure, unknown: bool = True) -> None:
-    """Say what the colours mean, below the axes.
+    """Explain the colours, below the axes.
 
     Args:
-        figure (plt.Figure): Of constrained layout.
-        unknown (bool): Whether some lines cannot be checked. Defaults to
-            True.
+        figure: Of constrained layout.
+        unknown: Whether some lines cannot be checked.
     """
     meanings = {
-        RIGHT: 'within one cell of the true spot',
+        RIGHT: 'within one cell of the true position',
         WRONG: 'elsewhere, or nowhere in the other view',
-        UNKNOWN: 'not known'
     }
+    if unknown:
+        meanings[UNKNOWN] = 'not known'
     handles = [
         plt.Line2D([], [], color=color, marker='o', label=label)
-        for color, label in meanings.items() if unknown or color != UNKNOWN
+        for color, label in meanings.items()
     ]
     figure.legend(
-        handles=handles, loc='outside lower center', ncols=3, frameon=False)
+        handles=handles, loc='outside lower center', ncols=3, frameon=False
+    )

@@ -17,5 +17,6 @@ def fast_configs():
         patch.setattr(
             'mmengine.config.utils.load',
             lru_cache(maxsize=None)(fileio.load),
-            raising=False)
+            raising=False,
+        )
         yield

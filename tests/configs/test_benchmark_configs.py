@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Every config of mmdet and mmseg trains a step, and is the protocol."""
+
 import copy
 import re
 from functools import lru_cache
@@ -22,8 +23,10 @@ pytestmark = pytest.mark.usefixtures('fast_configs')
 
 ROOT = Path(__file__).parents[2] / 'configs' / 'benchmarks'
 SHIPPED = sorted(
-    str(path.relative_to(ROOT)) for host in ('mmdet', 'mmseg')
-    for path in (ROOT / host).glob('*.py'))
+    str(path.relative_to(ROOT))
+    for host in ('mmdet', 'mmseg')
+    for path in (ROOT / host).glob('*.py')
+)
 # Where the weights of a ResNet are; those of a C4 detector are in two places.
 BACKBONE = ('backbone.', 'roi_head.shared_head.layer')
 RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -36,53 +39,48 @@ VOC = dict(
     steps=[18000, 22000],
     warmup=100,
     sides=range(480, 801, 32),
-    classes=20)
+    classes=20,
+)
 COCO = dict(
     DETECTION,
     iters=90000,
     steps=[60000, 80000],
     warmup=1000,
     sides=range(640, 801, 32),
-    classes=80)
+    classes=80,
+)
 COCO_2X = dict(COCO, iters=180000, steps=[120000, 160000])
 SEGMENTATION = dict(lr=0.01, weight_decay=5e-4, gpus=4)
 CITYSCAPES = dict(SEGMENTATION, iters=40000, batch=2, classes=19)
 PROTOCOLS = {
-    'mmdet/faster-rcnn_r50-c4_8xb2-24k_voc0712':
-    VOC,
-    'mmdet/faster-rcnn_r50-fpn_8xb2-24k_voc0712':
-    VOC,
-    'mmdet/mask-rcnn_r50-c4_8xb2-1x_coco':
-    COCO,
-    'mmdet/mask-rcnn_r50-c4_8xb2-2x_coco':
-    COCO_2X,
-    'mmdet/mask-rcnn_r50-fpn_8xb2-1x_coco':
-    COCO,
-    'mmdet/mask-rcnn_r50-fpn_8xb2-2x_coco':
-    COCO_2X,
-    'mmdet/mask-rcnn_r50-fpn_8xb2-90k_coco-10pct':
-    COCO,
-    'mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512':
-    dict(
+    'mmdet/faster-rcnn_r50-c4_8xb2-24k_voc0712': VOC,
+    'mmdet/faster-rcnn_r50-fpn_8xb2-24k_voc0712': VOC,
+    'mmdet/mask-rcnn_r50-c4_8xb2-1x_coco': COCO,
+    'mmdet/mask-rcnn_r50-c4_8xb2-2x_coco': COCO_2X,
+    'mmdet/mask-rcnn_r50-fpn_8xb2-1x_coco': COCO,
+    'mmdet/mask-rcnn_r50-fpn_8xb2-2x_coco': COCO_2X,
+    'mmdet/mask-rcnn_r50-fpn_8xb2-90k_coco-10pct': COCO,
+    'mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512': dict(
         SEGMENTATION,
         iters=20000,
         batch=4,
         classes=21,
         crop=(512, 512),
         test=dict(mode='whole'),
-        align_corners=False),
-    'mmseg/fcn_r50-d8_4xb2-40k_cityscapes-769x769':
-    dict(
+        align_corners=False,
+    ),
+    'mmseg/fcn_r50-d8_4xb2-40k_cityscapes-769x769': dict(
         CITYSCAPES,
         crop=(769, 769),
         test=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)),
-        align_corners=True),
-    'mmseg/fcn_r50-d8_4xb2-40k_cityscapes-512x1024':
-    dict(
+        align_corners=True,
+    ),
+    'mmseg/fcn_r50-d8_4xb2-40k_cityscapes-512x1024': dict(
         CITYSCAPES,
         crop=(512, 1024),
         test=dict(mode='whole'),
-        align_corners=False),
+        align_corners=False,
+    ),
 }
 
 
@@ -101,7 +99,8 @@ def is_frozen(name: str) -> bool:
 
 def protocol(name: str) -> SimpleNamespace:
     return SimpleNamespace(
-        **PROTOCOLS[name.removesuffix('.py').removesuffix('_frozen')])
+        **PROTOCOLS[name.removesuffix('.py').removesuffix('_frozen')]
+    )
 
 
 def walk(node):
@@ -117,6 +116,7 @@ def walk(node):
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     from mmdet.datasets import CocoDataset
+
     root = tmp_path_factory.mktemp('data')
     write_voc(root / 'VOCdevkit')
     write_coco(root / 'coco', CocoDataset.METAINFO['classes'])
@@ -128,6 +128,7 @@ def data(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """A ResNet-50 of torchvision, no tensor of which is a default."""
     from torchvision.models import resnet50
+
     generator = torch.Generator().manual_seed(7)
     state = resnet50().state_dict()
     for name, x in state.items():
@@ -154,7 +155,8 @@ def shrink(cfg: Config) -> None:
             node['size'] = small
         # A score of 0 is one to report; without any COCO has no metrics.
         for key, value in dict(
-                nms_pre=40, max_per_img=8, num=4, score_thr=0.).items():
+            nms_pre=40, max_per_img=8, num=4, score_thr=0.0
+        ).items():
             if key in node:
                 node[key] = value
     if cfg.default_scope == 'mmseg':
@@ -163,12 +165,13 @@ def shrink(cfg: Config) -> None:
             cfg.model.test_cfg.update(crop_size=small, stride=(43, 43))
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].update(
-            num_workers=0, persistent_workers=False)
+            num_workers=0, persistent_workers=False
+        )
     cfg.train_cfg.update(max_iters=1, val_interval=1)
     # One step of the warm-up would be lost in rounding.
     for scheduler in cfg.param_scheduler:
         if scheduler.type == 'LinearLR':
-            scheduler.start_factor = 1.
+            scheduler.start_factor = 1.0
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
 
 
@@ -205,14 +208,16 @@ def run(request, data, checkpoint, tmp_path_factory):
         before=snapshot.state,
         after=state_of(runner.model),
         scalars={
-            k: v.current()
-            for k, v in runner.message_hub.log_scalars.items()
-        })
+            k: v.current() for k, v in runner.message_hub.log_scalars.items()
+        },
+    )
 
 
 def test_each_has_its_frozen_form():
-    assert sorted(f'{x}{form}.py' for x in PROTOCOLS
-                  for form in ('', '_frozen')) == SHIPPED
+    assert (
+        sorted(f'{x}{form}.py' for x in PROTOCOLS for form in ('', '_frozen'))
+        == SHIPPED
+    )
 
 
 @pytest.mark.parametrize('name', [x for x in SHIPPED if is_frozen(x)])
@@ -228,7 +233,6 @@ def test_frozen_differs_in_nothing_else(name):
 
 
 class TestStep:
-
     def test_backbone_is_the_checkpoint(self, run, checkpoint):
         given = torch.load(checkpoint, weights_only=True)
         for name in ('fc.weight', 'fc.bias'):
@@ -288,28 +292,33 @@ class TestStep:
 
     def test_preprocessor_gives_rgb(self, run):
         """From BGR as OpenCV decodes it, normalised for a torchvision net."""
-        picture = torch.tensor([10., 20., 30.]).view(3, 1, 1)
+        picture = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1)
         picture = picture.expand(3, 64, 64).to(torch.uint8)
         sample = run.runner.train_dataloader.dataset[0]['data_samples']
         given = run.model.data_preprocessor(
-            dict(inputs=[picture], data_samples=[sample]), False)['inputs']
+            dict(inputs=[picture], data_samples=[sample]), False
+        )['inputs']
         for channel, value in enumerate((30, 20, 10)):
             expected = (value - RGB_MEAN[channel]) / RGB_STD[channel]
             assert float(given[0, channel, 5, 5]) == pytest.approx(
-                expected, abs=1e-4)
+                expected, abs=1e-4
+            )
 
     def test_sync_bn_everywhere(self, run):
         """And plain BN of the same places when there is one process."""
         model = run.cfg.model
-        assert {x.norm_cfg.type
-                for x in walk(model) if 'norm_cfg' in x} == {'SyncBN'}
+        assert {x.norm_cfg.type for x in walk(model) if 'norm_cfg' in x} == {
+            'SyncBN'
+        }
         assert model.backbone.norm_cfg.requires_grad
         norms = [
-            name for name, module in run.model.named_modules()
+            name
+            for name, module in run.model.named_modules()
             if isinstance(module, _BatchNorm)
         ]
         assert not any(
-            isinstance(x, SyncBatchNorm) for x in run.model.modules())
+            isinstance(x, SyncBatchNorm) for x in run.model.modules()
+        )
 
         def count(prefix):
             return sum(x.startswith(prefix) for x in norms)
@@ -335,20 +344,23 @@ def shipped(request):
     return SimpleNamespace(
         name=request.param,
         cfg=load(request.param),
-        expected=protocol(request.param))
+        expected=protocol(request.param),
+    )
 
 
 class TestProtocol:
-
     def test_schedule(self, shipped):
         cfg, expected = shipped.cfg, shipped.expected
         assert cfg.train_cfg.type == 'IterBasedTrainLoop'
         assert cfg.train_cfg.max_iters == expected.iters
         assert cfg.optim_wrapper.type == 'OptimWrapper'
         optimizer = cfg.optim_wrapper.optimizer
-        assert (optimizer.type, optimizer.lr, optimizer.momentum,
-                optimizer.weight_decay) == ('SGD', expected.lr, 0.9,
-                                            expected.weight_decay)
+        assert (
+            optimizer.type,
+            optimizer.lr,
+            optimizer.momentum,
+            optimizer.weight_decay,
+        ) == ('SGD', expected.lr, 0.9, expected.weight_decay)
         assert all(not x.by_epoch for x in cfg.param_scheduler)
         if cfg.default_scope == 'mmdet':
             warmup, steps = cfg.param_scheduler
@@ -358,9 +370,12 @@ class TestProtocol:
             assert (steps.type, steps.gamma) == ('MultiStepLR', 0.1)
             assert steps.milestones == expected.steps
         else:
-            poly, = cfg.param_scheduler
-            assert (poly.type, poly.power, poly.eta_min) == ('PolyLR', 0.9,
-                                                             1e-4)
+            (poly,) = cfg.param_scheduler
+            assert (poly.type, poly.power, poly.eta_min) == (
+                'PolyLR',
+                0.9,
+                1e-4,
+            )
             assert (poly.begin, poly.end) == (0, expected.iters)
 
     def test_batch(self, shipped):
@@ -375,22 +390,22 @@ class TestProtocol:
         cfg, expected = shipped.cfg, shipped.expected
         steps = [x for x in walk(cfg.train_dataloader) if 'type' in x]
         if expected.crop:
-            crop, = {
-                tuple(x.crop_size)
-                for x in steps if x.type == 'RandomCrop'
+            (crop,) = {
+                tuple(x.crop_size) for x in steps if x.type == 'RandomCrop'
             }
             assert crop == expected.crop
             # In the model, where it has an effect.
             assert tuple(cfg.model.data_preprocessor.size) == expected.crop
             return
-        sizes, = {
-            tuple(x.scales)
-            for x in steps if x.type == 'RandomChoiceResize'
+        (sizes,) = {
+            tuple(x.scales) for x in steps if x.type == 'RandomChoiceResize'
         }
         assert sizes == tuple((1333, x) for x in expected.sides)
-        resize, = (
-            x for x in cfg.test_dataloader.dataset.pipeline
-            if x.type == 'Resize')
+        (resize,) = (
+            x
+            for x in cfg.test_dataloader.dataset.pipeline
+            if x.type == 'Resize'
+        )
         assert tuple(resize.scale) == (1333, 800)
         assert not any(x.type in ('Resize', 'RandomCrop') for x in steps)
 
@@ -398,8 +413,10 @@ class TestProtocol:
         backbone = shipped.cfg.model.backbone
         stages = 3 if '-c4' in shipped.name else 4
         if is_frozen(shipped.name):
-            assert (backbone.frozen_stages, backbone.norm_eval) == (stages,
-                                                                    True)
+            assert (backbone.frozen_stages, backbone.norm_eval) == (
+                stages,
+                True,
+            )
         else:
             assert backbone.get('frozen_stages', -1) == -1
             assert not backbone.norm_eval
@@ -407,7 +424,8 @@ class TestProtocol:
     def test_classes(self, shipped):
         classes = {
             x.num_classes
-            for x in walk(shipped.cfg.model) if 'num_classes' in x
+            for x in walk(shipped.cfg.model)
+            if 'num_classes' in x
         }
         assert classes == {shipped.expected.classes}
 
@@ -417,8 +435,9 @@ class TestProtocol:
             heads = [model.decode_head, model.auxiliary_head]
             assert [x.type for x in heads] == ['FCNHead', 'FCNHead']
             assert heads[1].loss_decode.loss_weight == 0.4
-            assert all(x.align_corners == expected.align_corners
-                       for x in heads)
+            assert all(
+                x.align_corners == expected.align_corners for x in heads
+            )
             assert model.test_cfg == expected.test
             assert model.pretrained is None
             return
@@ -438,7 +457,8 @@ class TestProtocol:
     def test_weights_are_asked_for(self, shipped):
         """Without --pretrained it stops, and says what to do."""
         cfgs = [
-            x.init_cfg for x in walk(shipped.cfg.model)
+            x.init_cfg
+            for x in walk(shipped.cfg.model)
             if x.get('init_cfg') is not None
         ]
         assert {x.type for x in cfgs} == {'mmdensecl.PretrainedBackbone'}
@@ -463,7 +483,8 @@ class TestProtocol:
         roots = {
             x['data_root']
             for key in ('train', 'val', 'test')
-            for x in walk(cfg[f'{key}_dataloader']) if 'data_root' in x
+            for x in walk(cfg[f'{key}_dataloader'])
+            if 'data_root' in x
         }
         assert {x.rstrip('/') for x in roots} == {'/elsewhere'}
 
@@ -474,20 +495,23 @@ def test_voc_is_scored_like_detectron2():
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator.eval_mode == '11points'
         assert evaluator.iou_thrs == pytest.approx(
-            [x / 100 for x in range(50, 100, 5)])
+            [x / 100 for x in range(50, 100, 5)]
+        )
     dataset = cfg.train_dataloader.dataset
     assert dataset.type == 'ConcatDataset'
     assert [x.ann_file for x in dataset.datasets] == [
         f'VOC{year}/ImageSets/Main/trainval.txt' for year in (2007, 2012)
     ]
     assert cfg.test_dataloader.dataset.ann_file == (
-        'VOC2007/ImageSets/Main/test.txt')
+        'VOC2007/ImageSets/Main/test.txt'
+    )
 
 
 def test_voc_segmentation_has_the_aug_set():
     cfg = load('mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
-    assert [x.ann_file for x in cfg.train_dataloader.dataset.datasets
-            ] == [f'ImageSets/Segmentation/{x}.txt' for x in ('train', 'aug')]
+    assert [x.ann_file for x in cfg.train_dataloader.dataset.datasets] == [
+        f'ImageSets/Segmentation/{x}.txt' for x in ('train', 'aug')
+    ]
 
 
 def test_ten_percent_differs_in_its_list():
@@ -496,6 +520,7 @@ def test_ten_percent_differs_in_its_list():
     base = load('mmdet/mask-rcnn_r50-fpn_8xb2-1x_coco.py')
     dataset = cfg.train_dataloader.dataset
     assert dataset.ann_file == (
-        'annotations/instances_train2017_10pct_seed0.json')
+        'annotations/instances_train2017_10pct_seed0.json'
+    )
     dataset.ann_file = base.train_dataloader.dataset.ann_file
     assert cfg.to_dict() == base.to_dict()

@@ -1,22 +1,28 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Every shipped config parses, builds and trains a step, number for number."""
+
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
+from mmdensecl.engine import CheckpointKeysHook, set_pretrained
 from mmdensecl.models import DSC, DenseCL, NearestNeighbors
-from mmdensecl.registry import TASK_UTILS
+from mmdensecl.registry import MODELS, TASK_UTILS
 from mmdensecl.testing import shrink, write_pictures
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 EVERYTHING = sorted(
-    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
-    if '_base_' not in path.parts)
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob('*.py')
+    if '_base_' not in path.parts
+)
 # Those of pre-training.
 SHIPPED = [name for name in EVERYTHING if not name.startswith('benchmarks/')]
 # The tests of the others.
@@ -64,24 +70,55 @@ def test_trains_a_step(name, pictures, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     model = runner.model
+    model.queue.flush()
     assert int(model.queue.enqueued) == 2
     scalars = runner.message_hub.log_scalars
     assert scalars['train/loss'].current() > 0
     # What a run shows, and that it is finite.
     expected = {
-        'global_pos_sim', 'global_neg_sim', 'global_acc', 'feat_std',
-        'queue_fill'
+        'global_pos_sim',
+        'global_neg_sim',
+        'global_acc',
+        'feat_std',
+        'queue_fill',
     }
     if isinstance(model, DenseCL):
         expected |= {
-            'dense_pos_sim', 'dense_neg_sim', 'dense_acc', 'position_r2',
-            'match_coverage', 'match_acc'
+            'dense_pos_sim',
+            'dense_neg_sim',
+            'dense_acc',
+            'position_r2',
+            'match_coverage',
+            'match_acc',
         }
     if isinstance(model, DSC):
         expected |= {'category_used', 'category_entropy', 'category_agreement'}
     for key in expected:
         value = scalars[f'train/{key}'].current()
         assert value == value and abs(value) <= 100, key
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_starts_from_weights(name, pictures, tmp_path):
+    """`--pretrained FILE`: both encoders are equal to the file."""
+    cfg = shrink(load(name), pictures)
+    backbone = cfg.model.backbone
+    if backbone.depth > 18:  # ResNet-50 and -101 take seconds to draw
+        backbone.depth = 18
+        cfg.model.neck.in_channels = 512
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        torch.manual_seed(7)
+        state = MODELS.build(backbone).state_dict()
+    torch.save(state, tmp_path / 'weights.pth')
+    set_pretrained(cfg, str(tmp_path / 'weights.pth'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model)
+    model.init_weights()
+    for encoder in (model.backbone, model.encoder_k.backbone):
+        for key, x in encoder.state_dict().items():
+            assert torch.equal(x, state[key]), key
+    # No part waits for weights of its own.
+    CheckpointKeysHook().before_train(SimpleNamespace(model=model))
 
 
 def hops(path: Path) -> int:
@@ -92,7 +129,8 @@ def hops(path: Path) -> int:
             bases = [bases] if isinstance(bases, str) else bases
             return max(
                 (1 + hops(path.parent / x) for x in bases if '::' not in x),
-                default=0)
+                default=0,
+            )
     return 0
 
 
@@ -138,7 +176,8 @@ class TestPublishedRecipe:
             in_channels=2048,
             hid_channels=2048,
             out_channels=128,
-            num_grid=None)
+            num_grid=None,
+        )
 
     def test_augmentation(self, cfg):
         views = dict(cfg.train_dataloader.dataset.pipeline[1])
@@ -151,20 +190,23 @@ class TestPublishedRecipe:
             gray_prob=0.2,
             blur_sigma=(0.1, 2.0),
             blur_prob=0.5,
-            flip_prob=0.5)
+            flip_prob=0.5,
+        )
         mean, std = (cfg.model.data_preprocessor[k] for k in ('mean', 'std'))
-        assert mean == pytest.approx([255 * x for x in (.485, .456, .406)])
-        assert std == pytest.approx([255 * x for x in (.229, .224, .225)])
+        assert mean == pytest.approx([255 * x for x in (0.485, 0.456, 0.406)])
+        assert std == pytest.approx([255 * x for x in (0.229, 0.224, 0.225)])
         # PIL decodes RGB, and nothing may swap the channels.
         assert not cfg.model.data_preprocessor.get('bgr_to_rgb', False)
 
     def test_schedule(self, cfg):
         assert dict(cfg.optim_wrapper.optimizer) == dict(
-            type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-4)
+            type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-4
+        )
         # On everything, norms and biases too.
         assert 'paramwise_cfg' not in cfg.optim_wrapper
         assert dict(cfg.param_scheduler) == dict(
-            type='CosineAnnealingLR', T_max=200, eta_min=0., by_epoch=True)
+            type='CosineAnnealingLR', T_max=200, eta_min=0.0, by_epoch=True
+        )
         assert cfg.train_cfg.max_epochs == 200
         assert cfg.train_dataloader.batch_size == 32
         assert cfg.train_dataloader.drop_last
@@ -193,28 +235,62 @@ def test_other_recipes(algorithm):
     assert deep.train_cfg == base.train_cfg
 
 
-def test_mocov2_is_densecl_without_the_dense_branch():
-    dense = load('densecl_r50_8xb32-coslr-200e.py')
-    moco = load('mocov2_r50_8xb32-coslr-200e.py')
-    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler',
-                'train_cfg', 'custom_hooks', 'default_hooks'):
+@pytest.mark.parametrize('algorithm', ['densecl', 'mocov2'])
+def test_one_gpu_recipe_is_the_published_one(algorithm):
+    """As many images a step, in as many groups as there were GPUs."""
+    base = load(f'{algorithm}_r50_8xb32-coslr-200e.py')
+    cfg = load(f'{algorithm}_r50_1xb256-coslr-200e.py')
+    assert cfg.model.pop('virtual_ranks') == 8
+    assert cfg.train_dataloader.batch_size == 8 * 32
+    for loader in (cfg.train_dataloader, base.train_dataloader):
+        loader.pop('batch_size')
+        loader.pop('num_workers')
+    assert cfg.to_dict() == base.to_dict()
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['densecl_r50_8xb32-coslr-200e', 'mini/densecl_r18w16_1xb64-coslr-11e'],
+)
+def test_mocov2_is_densecl_without_the_dense_branch(name):
+    dense = load(f'{name}.py')
+    moco = load(f'{name}.py'.replace('densecl', 'mocov2'))
+    for key in (
+        'train_dataloader',
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'custom_hooks',
+        'default_hooks',
+    ):
         assert dense[key] == moco[key]
-    for key in ('backbone', 'head', 'queue_len', 'momentum',
-                'data_preprocessor'):
+    for key in (
+        'backbone',
+        'head',
+        'queue_len',
+        'momentum',
+        'data_preprocessor',
+    ):
         assert dense.model[key] == moco.model[key]
     assert 'loss_lambda' not in moco.model
 
 
-@pytest.mark.parametrize('twin', [
-    'densecl_r50_8xb32-coslr-200e.py',
-    'densecl_r50_8xb32-coslr-800e_coco.py',
-    'mini/densecl_r18_1xb32-coslr-40e_folder.py',
-    'demo/densecl_r18_1xb32-coslr-20e_tiles.py',
-])
-@pytest.mark.parametrize('variant, head', [
-    ('km', 'KMeansCategoryHead'),
-    ('pm', 'PrototypeCategoryHead'),
-])
+@pytest.mark.parametrize(
+    'twin',
+    [
+        'densecl_r50_8xb32-coslr-200e.py',
+        'densecl_r50_8xb32-coslr-800e_coco.py',
+        'mini/densecl_r18w16_1xb64-coslr-11e.py',
+        'demo/densecl_r18_1xb32-coslr-20e_tiles.py',
+    ],
+)
+@pytest.mark.parametrize(
+    'variant, head',
+    [
+        ('km', 'KMeansCategoryHead'),
+        ('pm', 'PrototypeCategoryHead'),
+    ],
+)
 def test_dsc_is_densecl_with_neighbours_and_categories(twin, variant, head):
     base = load(twin)
     cfg = load(twin.replace('densecl', f'dsc_{variant}'))
@@ -226,7 +302,8 @@ def test_dsc_is_densecl_with_neighbours_and_categories(twin, variant, head):
     # Another rule needs no _delete_, and `--key model.correspondence.type`
     # of a sweep no other setting.
     cfg.merge_from_dict(
-        {'model.correspondence.type': 'mmdensecl.GeometricMatch'})
+        {'model.correspondence.type': 'mmdensecl.GeometricMatch'}
+    )
     assert cfg.model.correspondence == dict(type='mmdensecl.GeometricMatch')
     cfg.model.type = base.model.type
     cfg.model.correspondence = base.model.correspondence
@@ -243,8 +320,7 @@ def test_ablations_change_one_thing_each():
         cfg = load(f'{prefix}_lambda{share.replace(".", "p")}.py')
         assert cfg.model.pop('loss_lambda') == float(share)
         assert cfg.model == {
-            k: v
-            for k, v in base.model.items() if k != 'loss_lambda'
+            k: v for k, v in base.model.items() if k != 'loss_lambda'
         }
     for grid in (1, 3, 5, 7, 9):
         cfg = load(f'{prefix}_grid{grid}.py')
@@ -252,18 +328,18 @@ def test_ablations_change_one_thing_each():
         cfg.model.neck.num_grid = None
         assert cfg.model == base.model
     for rule, expected in dict(
-            projection='ProjectionSimilarity',
-            random='RandomMatch',
-            geometric='GeometricMatch',
-            mutual='MutualNearestNeighbor').items():
+        projection='ProjectionSimilarity',
+        random='RandomMatch',
+        geometric='GeometricMatch',
+        mutual='MutualNearestNeighbor',
+    ).items():
         cfg = load(f'{prefix}_match-{rule}.py')
         assert cfg.model.correspondence == dict(type=f'mmdensecl.{expected}')
     for length in (4096, 16384):
         cfg = load(f'{prefix}_queue{length}.py')
         assert cfg.model.pop('queue_len') == length
         assert cfg.model == {
-            k: v
-            for k, v in base.model.items() if k != 'queue_len'
+            k: v for k, v in base.model.items() if k != 'queue_len'
         }
     for temperature in ('0.07', '0.1', '0.4'):
         cfg = load(f'{prefix}_tau{temperature.replace(".", "p")}.py')
@@ -274,3 +350,36 @@ def test_ablations_change_one_thing_each():
     assert warm.custom_hooks[-1].start_iters == 10000
     assert warm.custom_hooks[:-1] == base.custom_hooks
     assert warm.model == base.model
+
+
+MINI = 'r18w16_1xb64-coslr-11e'
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in SHIPPED if name.startswith('mini/ablations/')]
+)
+def test_mini_ablations_cost_the_same(name):
+    """Data, network, schedule and seed are those of their base."""
+    algorithm = Path(name).name.split('_')[0]
+    base = load(f'mini/{algorithm}_{MINI}.py')
+    cfg = load(name)
+    for key in (
+        'train_dataloader',
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'randomness',
+    ):
+        assert cfg[key] == base[key]
+    assert cfg.model.neck == base.model.neck
+    assert cfg.model.backbone.base_channels == 16
+    assert (cfg.model, cfg.custom_hooks) != (base.model, base.custom_hooks)
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in SHIPPED if name.startswith('mini/')]
+)
+def test_mini_uses_bfloat16_where_it_is_fast(name):
+    wrapper = load(name).optim_wrapper
+    assert wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
+    assert wrapper.enabled == 'auto'

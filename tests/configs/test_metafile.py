@@ -35,5 +35,6 @@ def test_entries_say_what_their_configs_say():
 
 
 def test_no_result_was_invented():
-    assert all(m['Results'] is None and m['Weights'] is None
-               for m in entries())
+    assert all(
+        m['Results'] is None and m['Weights'] is None for m in entries()
+    )

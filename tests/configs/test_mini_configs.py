@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Shipped suites: every task of `mini` trains a step and is scored."""
+
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,12 @@ SUITES = {
 }
 # The tiny set's objects are of category 18.
 OWN_CLASSES = tuple(f'thing{i}' for i in range(18))
-MINI = [(task, protocol) for name in ('mini', 'demo')
-        for task in SUITES[name].tasks for protocol in task.configs]
+MINI = [
+    (task, protocol)
+    for name in ('mini', 'demo')
+    for task in SUITES[name].tasks
+    for protocol in task.configs
+]
 
 
 @pytest.fixture(scope='module')
@@ -51,14 +56,18 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'task, protocol', MINI, ids=[f'{t.name}-{p}' for t, p in MINI])
+    'task, protocol', MINI, ids=[f'{t.name}-{p}' for t, p in MINI]
+)
 def test_trains_a_step(task, protocol, data, weights, tmp_path):
     cfg = task_config(task, protocol, data)
     set_pretrained(cfg, str(weights))
     cfg.work_dir = str(tmp_path)
     cfg.train_dataloader.batch_size = 2
-    for loader in (cfg.train_dataloader, cfg.val_dataloader,
-                   cfg.test_dataloader):
+    for loader in (
+        cfg.train_dataloader,
+        cfg.val_dataloader,
+        cfg.test_dataloader,
+    ):
         loader.update(num_workers=0, persistent_workers=False)
     cfg.train_cfg.update(max_iters=1, val_interval=1)
     # Without warm-up, that a single step shows.
@@ -69,7 +78,8 @@ def test_trains_a_step(task, protocol, data, weights, tmp_path):
     runner.train()
     given = torch.load(weights)
     changed = [
-        name for name, value in runner.model.backbone.state_dict().items()
+        name
+        for name, value in runner.model.backbone.state_dict().items()
         if not torch.equal(value, given[name])
     ]
     assert bool(changed) == (protocol == 'finetune'), changed
@@ -103,8 +113,9 @@ def test_published_numbers():
     tasks = {task.name: task for task in SUITES['paper'].tasks}
 
     def value(task, row, metric):
-        number, = [
-            x for x in tasks[task].published
+        (number,) = [
+            x
+            for x in tasks[task].published
             if (x['row'], x['metric']) == (row, metric)
         ]
         return number['value']
@@ -124,7 +135,8 @@ def test_frozen_differs_in_what_is_frozen(suite, data):
             continue
         frozen, tuned = (
             task_config(task, protocol, data).to_dict()
-            for protocol in ('frozen', 'finetune'))
+            for protocol in ('frozen', 'finetune')
+        )
         for cfg in (frozen, tuned):
             cfg['model']['backbone'].pop('frozen_stages', None)
             cfg['model']['backbone'].pop('norm_eval', None)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Linear evaluation, kNN and SVMs: the shipped configs, really run."""
+
 import importlib.util
 import json
 import shutil
@@ -11,16 +12,18 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdensecl.engine import probe_loop, set_pretrained
+from mmdensecl.engine import set_pretrained
 from mmdensecl.testing import write_pictures
-from mmdensecl.transfer.probes import svm_map
+from mmdensecl.evaluation import probe_loop
+from mmdensecl.evaluation.probes import svm_map
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'configs' / 'benchmarks' / 'mmpretrain'
 LINEAR = 'resnet50_8xb32-steplr-100e_in1k_linear.py'
 PROBES = [
-    'resnet50_knn_in1k.py', 'resnet50_svm_voc07.py',
-    'resnet50_low-shot_voc07.py'
+    'resnet50_knn_in1k.py',
+    'resnet50_svm_voc07.py',
+    'resnet50_low-shot_voc07.py',
 ]
 # 32 x 32 pixels become a 4 x 4 map of 32 channels.
 TINY = dict(
@@ -28,10 +31,11 @@ TINY = dict(
     stem_channels=4,
     base_channels=4,
     strides=(1, 1, 1, 2),
-    out_indices=(3, ),
-    style='pytorch')
+    out_indices=(3,),
+    style='pytorch',
+)
 CLASSES = ('cat', 'dog', 'train')
-OBJECT = ('<object><name>{}</name><difficult>{}</difficult></object>')
+OBJECT = '<object><name>{}</name><difficult>{}</difficult></object>'
 
 
 def load(name: str) -> Config:
@@ -42,14 +46,15 @@ def shrink(cfg: Config, weights: str, work_dir: Path) -> Config:
     """A tiny backbone on small pictures, read by no worker processes."""
     cfg.model.backbone.update(TINY)
     if cfg.model.get('head'):
-        cfg.model.head.update(in_channels=32, num_classes=2, topk=(1, ))
+        cfg.model.head.update(in_channels=32, num_classes=2, topk=(1,))
     for loader in loaders(cfg):
         loader.update(num_workers=0, persistent_workers=False, batch_size=4)
         for transform in loader.dataset.pipeline:
             for key in ('scale', 'crop_size'):
                 if key in transform:
-                    transform[key] = (32, 32) if isinstance(
-                        transform[key], tuple) else 32
+                    transform[key] = (
+                        (32, 32) if isinstance(transform[key], tuple) else 32
+                    )
         is_voc = loader.dataset.type == 'VOC'
         loader.dataset.classes = CLASSES if is_voc else CLASSES[:2]
     if 'pool' in cfg.test_cfg:
@@ -62,8 +67,9 @@ def shrink(cfg: Config, weights: str, work_dir: Path) -> Config:
 def loaders(cfg: Config) -> list:
     found = [
         cfg.get('train_dataloader'),
-        cfg.get('val_dataloader'), cfg.test_dataloader,
-        cfg.test_cfg.get('train_dataloader')
+        cfg.get('val_dataloader'),
+        cfg.test_dataloader,
+        cfg.test_cfg.get('train_dataloader'),
     ]
     return [loader for loader in found if loader is not None]
 
@@ -72,6 +78,7 @@ def loaders(cfg: Config) -> list:
 def weights(tmp_path_factory) -> str:
     """A checkpoint of a tiny backbone, in the format of the authors."""
     from mmdensecl.registry import MODELS
+
     torch.manual_seed(3)
     backbone = MODELS.build(dict(type='mmpretrain.ResNet', **TINY))
     backbone.init_weights()
@@ -89,8 +96,10 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('data')
     for i, name in enumerate(('cat', 'dog')):
         write_pictures(root / 'imagenet' / 'train' / name, 5, seed=i)
-        shutil.copytree(root / 'imagenet' / 'train' / name,
-                        root / 'imagenet' / 'val' / name)
+        shutil.copytree(
+            root / 'imagenet' / 'train' / name,
+            root / 'imagenet' / 'val' / name,
+        )
     voc = root / 'VOCdevkit' / 'VOC2007'
     for name in ('Annotations', 'ImageSets/Main'):
         (voc / name).mkdir(parents=True)
@@ -99,10 +108,12 @@ def data(tmp_path_factory) -> Path:
         path.rename(path.with_suffix('.jpg'))  # the reader looks inside
         objects = [
             OBJECT.format(name, int(i == 3 and c == 0))
-            for c, name in enumerate(CLASSES) if i % 4 in (c, 3)
+            for c, name in enumerate(CLASSES)
+            if i % 4 in (c, 3)
         ]
-        (voc / f'Annotations/{path.stem}.xml'
-         ).write_text(f'<annotation>{"".join(objects)}</annotation>')
+        (voc / f'Annotations/{path.stem}.xml').write_text(
+            f'<annotation>{"".join(objects)}</annotation>'
+        )
     names = [f'{i:04d}\n' for i in range(16)]
     (voc / 'ImageSets/Main/trainval.txt').write_text(''.join(names[:12]))
     (voc / 'ImageSets/Main/test.txt').write_text(''.join(names[12:]))
@@ -112,19 +123,26 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
     """Function that runs tools/test.py here and gives what it wrote."""
-    spec = importlib.util.spec_from_file_location('test_tool',
-                                                  ROOT / 'tools' / 'test.py')
+    spec = importlib.util.spec_from_file_location(
+        'test_tool', ROOT / 'tools' / 'test.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
     def run(cfg: Config, *flags: str) -> dict:
         cfg.dump(tmp_path / 'config.py')
         out = tmp_path / 'out.json'
-        monkeypatch.setattr(sys, 'argv', [
-            'test.py',
-            str(tmp_path / 'config.py'), *flags, '--out',
-            str(out)
-        ])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'test.py',
+                str(tmp_path / 'config.py'),
+                *flags,
+                '--out',
+                str(out),
+            ],
+        )
         module.main()
         return json.loads(out.read_text())
 
@@ -149,12 +167,14 @@ def test_host_habits(name):
 
 
 class TestLinear:
-
     def test_recipe_is_mocos(self):
         cfg = load(LINEAR)
         optimizer = cfg.optim_wrapper.optimizer
-        assert (optimizer.lr, optimizer.momentum,
-                optimizer.weight_decay) == (30, 0.9, 0)
+        assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
+            30,
+            0.9,
+            0,
+        )
         assert cfg.param_scheduler[0].milestones == [60, 80]
         assert cfg.train_cfg.max_epochs == 100
         assert cfg.train_dataloader.batch_size == 32
@@ -166,7 +186,7 @@ class TestLinear:
         for loader in loaders(cfg):
             loader.dataset.data_root = str(data / 'imagenet')
         cfg.train_cfg.max_epochs = 1
-        cfg.val_evaluator.topk = cfg.test_evaluator.topk = (1, )
+        cfg.val_evaluator.topk = cfg.test_evaluator.topk = (1,)
         cfg.default_hooks.checkpoint.interval = 1
         runner = Runner.from_cfg(cfg.copy())
         head = runner.model.head.state_dict()
@@ -180,7 +200,8 @@ class TestLinear:
             assert torch.equal(after[name], expected), name
         assert not any(
             torch.equal(before[k], v)
-            for k, v in runner.model.head.state_dict().items())
+            for k, v in runner.model.head.state_dict().items()
+        )
         # The checkpoint is tested by the tool, with the same result.
         scalar = runner.message_hub.get_scalar('val/accuracy/top1')
         trained = str(tmp_path / 'epoch_1.pth')
@@ -191,22 +212,23 @@ class TestLinear:
 
 
 class TestProbes:
-
     def run(self, name, weights, data, tmp_path, tool, **test_cfg):
         cfg = shrink(load(name), 'not yet', tmp_path)
         cfg.test_cfg.update(test_cfg)
         root = 'imagenet' if 'in1k' in name else 'VOCdevkit'
-        metrics = tool(cfg, weights, '--cfg-options',
-                       f'data_root={data / root}')
+        metrics = tool(
+            cfg, weights, '--cfg-options', f'data_root={data / root}'
+        )
         # mmengine writes them too.
-        written, = tmp_path.glob('*_*/*_*.json')
+        (written,) = tmp_path.glob('*_*/*_*.json')
         logged = json.loads(written.read_text())
         assert {k: logged[k] for k in metrics} == pytest.approx(metrics)
         return metrics
 
     def test_knn(self, weights, data, tmp_path, tool):
         metrics = self.run(
-            PROBES[0], weights, data, tmp_path, tool, ks=(1, 10))
+            PROBES[0], weights, data, tmp_path, tool, ks=(1, 10)
+        )
         # val is a copy of train: the nearest picture is the same one.
         assert metrics['knn_1/top1'] == 100
         assert metrics['knn_10/top5'] == 100
@@ -225,16 +247,22 @@ class TestProbes:
         each = [metrics[f'svm/{c}'] for c in CLASSES]
         assert metrics['svm/mAP'] == pytest.approx(sum(each) / 3)
         assert all(0 < x <= 100 for x in each)
-        assert [x.shape for x in seen] == [(12, 128), (12, 3), (4, 128),
-                                           (4, 3)]
-        expected = [[int(i % 4 in (c, 3)) for c in range(3)]
-                    for i in range(16)]
+        assert [x.shape for x in seen] == [
+            (12, 128),
+            (12, 3),
+            (4, 128),
+            (4, 3),
+        ]
+        expected = [
+            [int(i % 4 in (c, 3)) for c in range(3)] for i in range(16)
+        ]
         expected[3][0] = -1  # difficult
         assert [*seen[1].tolist(), *seen[3].tolist()] == expected
 
     def test_low_shot(self, weights, data, tmp_path, tool):
         metrics = self.run(
-            PROBES[2], weights, data, tmp_path, tool, shots=(1, ))
+            PROBES[2], weights, data, tmp_path, tool, shots=(1,)
+        )
         assert set(metrics) == {'low_shot/k1_mAP', 'low_shot/k1_std'}
         assert 0 < metrics['low_shot/k1_mAP'] <= 100
 

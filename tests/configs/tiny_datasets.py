@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A picture or two in the layout of VOC, COCO and Cityscapes."""
+
 import json
 from pathlib import Path
 from typing import Tuple
@@ -54,7 +55,8 @@ def write_voc(root: Path) -> None:
                 xml = root / year / 'Annotations' / f'{name}.xml'
                 xml.parent.mkdir(exist_ok=True)
                 xml.write_text(
-                    VOC_XML.format(*BOX, width=WIDTH, height=HEIGHT))
+                    VOC_XML.format(*BOX, width=WIDTH, height=HEIGHT)
+                )
             else:
                 folder = 'SegmentationClass' + 'Aug' * (split == 'aug')
                 write_mask(root / year / folder / f'{name}.png', 12)
@@ -75,7 +77,8 @@ def write_coco(root: Path, classes: Tuple[str, ...]) -> None:
             name = f'{i:012d}.jpg'
             write_picture(root / split.partition('_')[0] / name, i)
             images.append(
-                dict(id=i, file_name=name, width=WIDTH, height=HEIGHT))
+                dict(id=i, file_name=name, width=WIDTH, height=HEIGHT)
+            )
             annotations.append(
                 dict(
                     id=i,
@@ -84,7 +87,9 @@ def write_coco(root: Path, classes: Tuple[str, ...]) -> None:
                     bbox=[x1, y1, x2 - x1, y2 - y1],
                     area=(x2 - x1) * (y2 - y1),
                     segmentation=[[x1, y1, x2, y1, x2, y2, x1, y2]],
-                    iscrowd=0))
+                    iscrowd=0,
+                )
+            )
         categories = [dict(id=i, name=x) for i, x in enumerate(classes, 1)]
         path = root / 'annotations' / f'instances_{split}.json'
         path.write_text(
@@ -92,16 +97,26 @@ def write_coco(root: Path, classes: Tuple[str, ...]) -> None:
                 dict(
                     images=images,
                     annotations=annotations,
-                    categories=categories)))
+                    categories=categories,
+                )
+            )
+        )
 
 
 def write_cityscapes(root: Path) -> None:
-    for seed, (split, city) in enumerate([('train', 'ulm'), ('train', 'bonn'),
-                                          ('val', 'frankfurt')]):
+    for seed, (split, city) in enumerate(
+        [('train', 'ulm'), ('train', 'bonn'), ('val', 'frankfurt')]
+    ):
         stem = f'{city}_000000_000019'
         write_picture(
             root / 'leftImg8bit' / split / city / f'{stem}_leftImg8bit.png',
-            seed)
+            seed,
+        )
         write_mask(
-            root / 'gtFine' / split / city /
-            f'{stem}_gtFine_labelTrainIds.png', 13)
+            root
+            / 'gtFine'
+            / split
+            / city
+            / f'{stem}_gtFine_labelTrainIds.png',
+            13,
+        )

@@ -132,7 +132,7 @@ class TestAgainstPIL:
         apart = []
         for seed in range(25):
             out = TwoViews(size=SIDE).transform(dict(img=photo, seed=seed))
-            for view, image in zip(out['views'], out['view_imgs']):
+            for view, image in zip(out['views'], out['view_imgs'], strict=True):
                 apart.append(image.double() - authors_view(photo, view, SIDE))
         means = torch.stack([x.abs().mean() for x in apart])
         assert means.mean() < 1 and means.max() < 2

@@ -8,7 +8,12 @@ from mmengine.dataset import pseudo_collate
 from scipy import stats
 from torchvision import transforms as T
 
-from mmdensecl.datasets import DrawViews, PackPicture, PackViews, TwoViews
+from mmdensecl.datasets import (
+    PackImage,
+    PackViews,
+    SampleTwoCropParams,
+    TwoViews,
+)
 from mmdensecl.models import DeviceViews
 
 # Seeds are fixed, so a threshold this low fails only when the code changes.
@@ -19,7 +24,7 @@ DRAWS = 4000
 @pytest.fixture(scope='module')
 def drawn():
     """Many views of one picture, whose size is far from the crop's limits."""
-    rng, transform = Random(0), DrawViews()
+    rng, transform = Random(0), SampleTwoCropParams()
     return [transform.draw(2000, 2000, rng) for _ in range(DRAWS)]
 
 
@@ -85,7 +90,7 @@ class TestDistributions:
                                       (200, 20), (20, 200), (1, 1)])
     def test_crops_match_torchvision(self, size):
         """Also where few draws fit, or none."""
-        rng, transform = Random(1), DrawViews()
+        rng, transform = Random(1), SampleTwoCropParams()
         shape = torch.zeros(1, *size[::-1])
         ours = [transform.draw(*size, rng).box for _ in range(1000)]
         theirs = []
@@ -93,7 +98,7 @@ class TestDistributions:
             top, left, height, width = T.RandomResizedCrop.get_params(
                 shape, [0.2, 1.], [3 / 4, 4 / 3])
             theirs.append((left, top, width, height))
-        for a, b in zip(zip(*ours), zip(*theirs)):
+        for a, b in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
             assert stats.ks_2samp(a, b).pvalue > P_VALUE
         # The fallback is one box, always the same.
         if max(size) >= 10 * min(size):
@@ -118,7 +123,7 @@ class TestDistributions:
                 for view in transform(dict(img=photo))['view_imgs']
             ]).float()
         else:
-            draw, pack = DrawViews(**no_blur), PackPicture()
+            draw, pack = SampleTwoCropParams(**no_blur), PackImage()
             batch = [
                 pack(draw(dict(img=photo, img_path='', sample_idx=0)))
                 for _ in range(400)
@@ -171,14 +176,15 @@ class TestTwoViews:
 
     def test_without_a_seed(self, photo):
         """It comes from torch's generator, which mmengine seeds."""
-        transform = DrawViews()
+        transform = SampleTwoCropParams()
         torch.manual_seed(3)
         first = [transform(dict(img=photo))['views'] for _ in range(2)]
         torch.manual_seed(3)
         assert transform(dict(img=photo))['views'] == first[0] != first[1]
 
     def test_strength_of_zero(self, photo):
-        transform = DrawViews(jitter=(0., 0.4, 0., 0.1), jitter_prob=1.)
+        transform = SampleTwoCropParams(
+            jitter=(0., 0.4, 0., 0.1), jitter_prob=1.)
         for view in transform(dict(img=photo, seed=1))['views']:
             _, brightness, contrast, saturation, hue = view.jitter
             assert brightness is None and saturation is None

@@ -1,25 +1,29 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import io
 import os
-import pickle
+import time
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmdensecl.datasets import (UnlabeledFolder, UnlabeledList, UnlabeledLMDB,
-                                UnreadableImageError)
+from mmdensecl.datasets import (
+    UnlabeledFolder,
+    UnlabeledList,
+    UnreadableImageError,
+)
+from mmdensecl.datasets.folder import search_folder
 from mmdensecl.datasets.transforms.loading import decode_rgb
 
 
 def picture(color=(10, 20, 30), size=(40, 30), mode='RGB', **kwargs) -> bytes:
     stream = io.BytesIO()
-    Image.new(mode, size, color).save(stream, kwargs.pop('format', 'PNG'),
-                                      **kwargs)
+    Image.new(mode, size, color).save(
+        stream, kwargs.pop('format', 'PNG'), **kwargs
+    )
     return stream.getvalue()
 
 
@@ -35,18 +39,21 @@ def paths(dataset):
 
 
 def keep_bytes(results):
-    """A pipeline that shows what the data set hands over."""
+    """A pipeline that shows what the dataset hands over."""
     decode_rgb(results['img_bytes'])
     return results
 
 
 class TestFolder:
-
     def test_nested_any_case_sorted(self, tmp_path):
         write(tmp_path, ['b/x.JPG', 'a/deep/y.jpeg', 'z.Png', 'c.webp'])
         write(tmp_path, ['notes.txt', 'a/labels.json', 'jpg'])
-        assert paths(UnlabeledFolder(
-            str(tmp_path))) == ['a/deep/y.jpeg', 'b/x.JPG', 'c.webp', 'z.Png']
+        assert paths(UnlabeledFolder(str(tmp_path))) == [
+            'a/deep/y.jpeg',
+            'b/x.JPG',
+            'c.webp',
+            'z.Png',
+        ]
 
     def test_hands_over_the_right_file(self, tmp_path):
         write(tmp_path, ['0.png', '1.png'])
@@ -60,9 +67,9 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match='does not exist'):
             UnlabeledFolder(str(tmp_path / 'nowhere'))
 
-    def test_folder_without_pictures(self, tmp_path):
+    def test_folder_without_images(self, tmp_path):
         write(tmp_path, ['readme.txt'])
-        with pytest.raises(FileNotFoundError, match='No pictures in'):
+        with pytest.raises(FileNotFoundError, match='No images in'):
             UnlabeledFolder(str(tmp_path))
 
     def test_links_in_a_circle(self, tmp_path):
@@ -75,11 +82,14 @@ class TestFolder:
         write(tmp_path, ['0.png', '._0.png', '__MACOSX/0.png', '.x/0.png'])
         assert paths(UnlabeledFolder(str(tmp_path))) == ['0.png']
 
-    @pytest.mark.parametrize('wrong', [
-        dict(data_prefix='train'),
-        dict(data_prefix=dict(img_path='a')),
-        dict(ann_file='train.txt')
-    ])
+    @pytest.mark.parametrize(
+        'wrong',
+        [
+            dict(data_prefix='train'),
+            dict(data_prefix=dict(img_path='a')),
+            dict(ann_file='train.txt'),
+        ],
+    )
     def test_arguments_that_would_do_nothing(self, tmp_path, wrong):
         write(tmp_path, ['0.png'])
         with pytest.raises(TypeError, match='data_root'):
@@ -90,19 +100,74 @@ class TestFolder:
             UnlabeledFolder(str(tmp_path), max_unreadable=5)
 
 
-class TestSubsets:
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
+
+class TestSearch:
+    def test_order_is_that_of_whole_paths(self, tmp_path):
+        touch(tmp_path, 'b/x.jpg', 'b-1/x.jpg', 'b.jpg', 'a/z/x.PNG', 'B.jpg')
+        assert search_folder(tmp_path) == [
+            'B.jpg',
+            'a/z/x.PNG',
+            'b-1/x.jpg',
+            'b.jpg',
+            'b/x.jpg',
+        ]
+
+    def test_a_folder_keeps_its_own_name(self, tmp_path):
+        """Whatever the order in which the disk names its entries."""
+        touch(tmp_path, 'm/real/0.jpg', 'm/1.jpg')
+        for link in ('a', 'm/a', 'z'):
+            (tmp_path / link).symlink_to(tmp_path / 'm' / 'real')
+        assert search_folder(tmp_path) == ['m/1.jpg', 'm/real/0.jpg']
+
+    def test_links_to_elsewhere(self, tmp_path):
+        touch(tmp_path, 'else/0.jpg', 'root/1.jpg')
+        root = tmp_path / 'root'
+        (root / 'x').symlink_to(tmp_path / 'else')
+        (root / 'y').symlink_to(tmp_path / 'else')
+        (root / 'self').symlink_to('self')
+        (root / 'one.jpg').symlink_to(tmp_path / 'else/0.jpg')
+        assert search_folder(root) == ['1.jpg', 'one.jpg', 'x/0.jpg']
+        (tmp_path / 'other').symlink_to(root)
+        assert search_folder(tmp_path / 'other') == search_folder(root)
+
+    def test_a_folder_that_ends_like_an_image(self, tmp_path):
+        touch(tmp_path, 'x.jpg/0.png', 'no.jpg.txt')
+        assert search_folder(tmp_path) == ['x.jpg/0.png']
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
+        touch(tmp_path, 'a/0.jpg', 'b/0.jpg')
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith('b'):
+                raise PermissionError(13, 'Permission denied', path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, 'scandir', refuse)
+        with pytest.raises(PermissionError, match='b'):
+            search_folder(tmp_path)
+
+
+class TestSubsets:
     @pytest.fixture
     def folder(self, tmp_path):
         write(tmp_path, [f'{i}.png' for i in range(6)])
         return str(tmp_path)
 
-    @pytest.mark.parametrize('indices, expected', [
-        (2, '01'),
-        (-2, '45'),
-        ([5, 0, -2], '504'),
-        ([], ''),
-    ])
+    @pytest.mark.parametrize(
+        'indices, expected',
+        [
+            (2, '01'),
+            (-2, '45'),
+            ([5, 0, -2], '504'),
+        ],
+    )
     def test_both_ways_and_as_argument(self, folder, indices, expected):
         """Names, counts of unreadable pictures, and nothing left behind."""
         expected = [f'{i}.png' for i in expected]
@@ -133,7 +198,8 @@ class TestSubsets:
     @pytest.mark.parametrize('serialize', [True, False])
     def test_inside_wrappers(self, folder, serialize):
         dataset = UnlabeledFolder(
-            folder, [keep_bytes], serialize_data=serialize, metainfo=dict(a=1))
+            folder, [keep_bytes], serialize_data=serialize, metainfo=dict(a=1)
+        )
         assert dataset.metainfo == dict(a=1)
         twice = RepeatDataset(dataset, 2)
         both = ConcatDataset([dataset, dataset])
@@ -143,10 +209,10 @@ class TestSubsets:
     def test_filtered(self, folder):
 
         class Odd(UnlabeledFolder):
-
             def filter_data(self):
                 return [
-                    info for info in self.data_list
+                    info
+                    for info in self.data_list
                     if int(info['img_path'][0]) % 2
                 ]
 
@@ -154,23 +220,44 @@ class TestSubsets:
 
 
 class TestList:
-
     def test_labels_blank_lines_and_spaces(self, tmp_path):
         write(tmp_path, ['a.png', 'b c.png', 'd 7.png'])
-        (tmp_path / 'list.txt'
-         ).write_bytes(b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n')
+        (tmp_path / 'list.txt').write_bytes(
+            b'\xef\xbb\xbfa.png 12\r\n\r\nb c.png\r\nd 7.png 3\r\n'
+        )
         dataset = UnlabeledList(
-            'list.txt', str(tmp_path), pipeline=[keep_bytes])
+            'list.txt', str(tmp_path), pipeline=[keep_bytes]
+        )
         assert paths(dataset) == ['a.png', 'b c.png', 'd 7.png']
         assert len([item['img_bytes'] for item in dataset]) == 3
 
     def test_label_separators(self, tmp_path):
-        (tmp_path / 'list.txt'
-         ).write_text('a.png\t5\nb.png,3\nc.png -1\nd1.png\n0001.png\n')
+        (tmp_path / 'list.txt').write_text(
+            'a.png\t5\nb.png,3\nc.png -1\nd1.png\n0001.png\n'
+        )
         dataset = UnlabeledList('list.txt', str(tmp_path))
         assert paths(dataset) == [
-            'a.png', 'b.png', 'c.png', 'd1.png', '0001.png'
+            'a.png',
+            'b.png',
+            'c.png',
+            'd1.png',
+            '0001.png',
         ]
+
+    @pytest.mark.parametrize(
+        'line',
+        [
+            f'a{" " * 200_000}x.jpg',
+            f'{"1," * 100_000}x.jpg',
+        ],
+        ids=['blanks', 'commas'],
+    )
+    def test_long_lines(self, tmp_path, line):
+        """They would take hours where each separator is tried."""
+        (tmp_path / 'list.txt').write_text(line)
+        start = time.process_time()
+        assert paths(UnlabeledList('list.txt', str(tmp_path))) == [line]
+        assert time.process_time() - start < 5
 
     def test_missing_list(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='list file'):
@@ -178,7 +265,7 @@ class TestList:
 
     def test_empty_list(self, tmp_path):
         (tmp_path / 'list.txt').write_text('\n')
-        with pytest.raises(FileNotFoundError, match='No pictures'):
+        with pytest.raises(FileNotFoundError, match='No images'):
             UnlabeledList('list.txt', str(tmp_path))
 
     def test_binary_list(self, tmp_path):
@@ -187,51 +274,7 @@ class TestList:
             UnlabeledList('list.txt', str(tmp_path))
 
 
-class TestLMDB:
-
-    @pytest.fixture
-    def database(self, tmp_path):
-        with lmdb.open(str(tmp_path / 'db'), map_size=2**20) as env:
-            with env.begin(write=True) as transaction:
-                for i in range(4):
-                    transaction.put(f'x/{i}.png'.encode(), picture((i, 0, 0)))
-                transaction.put(b'__len__', pickle.dumps(4))
-        return str(tmp_path / 'db')
-
-    @pytest.mark.parametrize('workers', [0, 2])
-    def test_reads_in_and_out_of_workers(self, database, workers):
-        dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
-        assert len(dataset) == 4
-        dataset[0]  # opened here, before the fork
-        loader = DataLoader(
-            dataset, num_workers=workers, collate_fn=lambda batch: batch[0])
-        got = [item['img_bytes'] for item in loader]
-        assert got == [picture((i, 0, 0)) for i in range(4)]
-
-    def test_pickles(self, database):
-        dataset = UnlabeledLMDB(database, pipeline=[keep_bytes])
-        dataset[0]
-        assert len(pickle.loads(pickle.dumps(dataset))) == 4
-        subset = dataset.get_subset([3])  # LMDB opens it only once
-        assert subset[0]['img_bytes'] == picture((3, 0, 0))
-
-    def test_a_key_that_is_no_utf8(self, tmp_path):
-        with lmdb.open(str(tmp_path / 'db'), map_size=2**20) as env:
-            with env.begin(write=True) as transaction:
-                transaction.put(b'\xe4.png', picture())
-        dataset = UnlabeledLMDB(str(tmp_path / 'db'), pipeline=[keep_bytes])
-        assert dataset[0]['img_bytes'] == picture()
-
-    def test_no_database(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match='LMDB'):
-            UnlabeledLMDB(str(tmp_path / 'db'))
-        (tmp_path / 'db').write_bytes(b'nothing of the kind')
-        with pytest.raises(ValueError, match='not a readable LMDB'):
-            UnlabeledLMDB(str(tmp_path / 'db'))
-
-
 class TestSeeds:
-
     @pytest.fixture
     def dataset(self, tmp_path):
         write(tmp_path, [f'{i}.png' for i in range(6)])
@@ -239,7 +282,8 @@ class TestSeeds:
 
     def seeds(self, dataset, workers):
         loader = DataLoader(
-            dataset, num_workers=workers, collate_fn=lambda batch: batch[0])
+            dataset, num_workers=workers, collate_fn=lambda batch: batch[0]
+        )
         return [item['seed'] for item in loader]
 
     def test_do_not_depend_on_workers(self, dataset):
@@ -258,7 +302,8 @@ class TestSeeds:
             dataset,
             num_workers=2,
             persistent_workers=True,
-            collate_fn=lambda batch: batch[0])
+            collate_fn=lambda batch: batch[0],
+        )
         dataset.set_epoch(0)
         first = [item['seed'] for item in loader]
         dataset.set_epoch(1)
@@ -295,7 +340,8 @@ class TestUnreadable:
             (tmp_path / name).write_bytes(data)
         dataset = UnlabeledFolder(str(tmp_path), [keep_bytes])
         loader = DataLoader(
-            dataset, num_workers=2, collate_fn=lambda batch: batch[0])
+            dataset, num_workers=2, collate_fn=lambda batch: batch[0]
+        )
         assert all(item['img_path'].startswith('good') for item in loader)
         names = np.array(paths(dataset))[dataset.unreadable.numpy()]
         assert sorted(names) == sorted(self.BROKEN)
@@ -311,9 +357,10 @@ class TestUnreadable:
         write(tmp_path, [f'{i}.png' for i in range(8)])
         write(tmp_path, ['8.jpg', '9.jpg'], b'no picture')
         dataset = UnlabeledFolder(
-            str(tmp_path), [keep_bytes], max_unreadable=0.1)
+            str(tmp_path), [keep_bytes], max_unreadable=0.1
+        )
         dataset[8]  # one in ten may be broken
-        with pytest.raises(RuntimeError, match=r'2 of 10 pictures.*9\.jpg'):
+        with pytest.raises(RuntimeError, match=r'2 of 10 images.*9\.jpg'):
             dataset[9]
 
     def test_a_bug_in_the_pipeline_is_no_broken_picture(self, tmp_path):
@@ -327,14 +374,16 @@ class TestUnreadable:
 
 
 class TestModes:
-
-    @pytest.mark.parametrize('mode, color, expected', [
-        ('L', 77, (77, 77, 77)),
-        ('LA', (77, 0), (77, 77, 77)),
-        ('RGBA', (1, 2, 3, 0), (1, 2, 3)),
-        ('1', 1, (255, 255, 255)),
-        ('P', 0, (0, 0, 0)),
-    ])
+    @pytest.mark.parametrize(
+        'mode, color, expected',
+        [
+            ('L', 77, (77, 77, 77)),
+            ('LA', (77, 0), (77, 77, 77)),
+            ('RGBA', (1, 2, 3, 0), (1, 2, 3)),
+            ('1', 1, (255, 255, 255)),
+            ('P', 0, (0, 0, 0)),
+        ],
+    )
     def test_become_rgb(self, mode, color, expected):
         image = decode_rgb(picture(color, mode=mode))
         assert image.mode == 'RGB' and image.size == (40, 30)

@@ -9,7 +9,7 @@ from mmengine.model import MMDistributedDataParallel
 from PIL import Image
 from ranks import run_ranks
 
-from mmdensecl.engine import KNNHook
+from mmdensecl.evaluation import KNNHook
 from mmdensecl.registry import MODELS
 
 

@@ -226,7 +226,7 @@ def test_stopped_and_resumed(folder, dataset, batches):
 @pytest.mark.parametrize('batch', [1, 4, 5])
 def test_what_comes_twice_and_what_is_left_out(sampler, ranks, batch, dataset,
                                                batches):
-    """Counted, against the formula of docs/scaling.md."""
+    """Counted, against the formula of docs/reliability.md."""
     share = -(-COUNT // ranks)
     left_out = share % batch  # of each rank
     epochs = []

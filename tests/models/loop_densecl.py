@@ -4,6 +4,7 @@ time: slow, plain, and sharing no code with the package.
 
 Equation numbers are those of DenseCL, arXiv 2011.09157.
 """
+
 from copy import deepcopy
 
 import torch
@@ -22,12 +23,12 @@ class TinyBackbone(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))
-        return (self.bn2(self.conv2(x)), )
+        return (self.bn2(self.conv2(x)),)
 
 
 def unit(vector):
     """A vector divided by its length."""
-    return vector / dot(vector, vector)**0.5
+    return vector / dot(vector, vector) ** 0.5
 
 
 def dot(a, b):
@@ -39,16 +40,26 @@ def project(vector, weights, branch):
 
     A 1x1 conv is this at every cell.
     """
-    hidden = torch.stack([
-        torch.clamp(dot(row, vector) + bias, min=0)
-        for row, bias in zip(weights[f'{branch}.0.weight'].flatten(1),
-                             weights[f'{branch}.0.bias'])
-    ])
-    return torch.stack([
-        dot(row, hidden) + bias
-        for row, bias in zip(weights[f'{branch}.2.weight'].flatten(1),
-                             weights[f'{branch}.2.bias'])
-    ])
+    hidden = torch.stack(
+        [
+            torch.clamp(dot(row, vector) + bias, min=0)
+            for row, bias in zip(
+                weights[f'{branch}.0.weight'].flatten(1),
+                weights[f'{branch}.0.bias'],
+                strict=True,
+            )
+        ]
+    )
+    return torch.stack(
+        [
+            dot(row, hidden) + bias
+            for row, bias in zip(
+                weights[f'{branch}.2.weight'].flatten(1),
+                weights[f'{branch}.2.bias'],
+                strict=True,
+            )
+        ]
+    )
 
 
 def mean(vectors):
@@ -72,8 +83,12 @@ def cells_of(feature_map, num_grid=None):
         for j in range(columns):
             left, right = j * width // columns, -(-(j + 1) * width // columns)
             cells.append(
-                mean(feature_map[:, y, x] for y in range(top, bottom)
-                     for x in range(left, right)))
+                mean(
+                    feature_map[:, y, x]
+                    for y in range(top, bottom)
+                    for x in range(left, right)
+                )
+            )
     return cells
 
 
@@ -90,8 +105,8 @@ def cross_entropy(query, positive, negatives, temperature):
     """-log of the positive's share of the exponentials (eq. 1)."""
     own = torch.exp(dot(query, positive) / temperature)
     others = sum(
-        torch.exp(dot(query, negative) / temperature)
-        for negative in negatives)
+        torch.exp(dot(query, negative) / temperature) for negative in negatives
+    )
     return -torch.log(own / (own + others))
 
 
@@ -121,14 +136,16 @@ class LoopMoCoV2:
         momentum: The paper's m, 0.999 and the like.
     """
 
-    def __init__(self,
-                 backbone,
-                 neck,
-                 key_backbone,
-                 key_neck,
-                 queue,
-                 momentum,
-                 temperature=0.2):
+    def __init__(
+        self,
+        backbone,
+        neck,
+        key_backbone,
+        key_neck,
+        queue,
+        momentum,
+        temperature=0.2,
+    ):
         self.backbone = deepcopy(backbone)
         self.key_backbone = deepcopy(key_backbone)
         self.neck = {
@@ -136,8 +153,7 @@ class LoopMoCoV2:
             for name, x in neck.named_parameters()
         }
         self.key_neck = {
-            name: x.detach().clone()
-            for name, x in key_neck.named_parameters()
+            name: x.detach().clone() for name, x in key_neck.named_parameters()
         }
         self.queue = LoopQueue(queue)
         self.momentum = momentum
@@ -149,10 +165,7 @@ class LoopMoCoV2:
                 f'backbone.{name}': x
                 for name, x in self.backbone.named_parameters()
             },
-            **{
-                f'neck.{name}': x
-                for name, x in self.neck.items()
-            },
+            **{f'neck.{name}': x for name, x in self.neck.items()},
         }
 
     def key_parameters(self):
@@ -161,10 +174,7 @@ class LoopMoCoV2:
                 f'backbone.{name}': x
                 for name, x in self.key_backbone.named_parameters()
             },
-            **{
-                f'neck.{name}': x
-                for name, x in self.key_neck.items()
-            },
+            **{f'neck.{name}': x for name, x in self.key_neck.items()},
         }
 
     def move_key_encoder(self):
@@ -191,7 +201,8 @@ class LoopMoCoV2:
             keys, _ = self.encode(self.key_backbone, self.key_neck, key_images)
         loss = mean(
             cross_entropy(query, key, self.queue.rows, self.temperature)
-            for query, key in zip(queries, keys))
+            for query, key in zip(queries, keys, strict=True)
+        )
         self.queue.enqueue(keys)
         return dict(loss_global=loss)
 
@@ -199,14 +210,16 @@ class LoopMoCoV2:
 class LoopDenseCL(LoopMoCoV2):
     """DenseCL (arXiv 2011.09157)."""
 
-    def __init__(self,
-                 *args,
-                 dense_queue,
-                 loss_lambda,
-                 num_grid,
-                 draws=None,
-                 weight_power=0.,
-                 **kwargs):
+    def __init__(
+        self,
+        *args,
+        dense_queue,
+        loss_lambda,
+        num_grid,
+        draws=None,
+        weight_power=0.0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.dense_queue = LoopQueue(dense_queue)
         self.loss_lambda = loss_lambda
@@ -217,18 +230,22 @@ class LoopDenseCL(LoopMoCoV2):
         self.weight_power = weight_power
 
     def step(self, query_images, key_images):
-        queries, query_maps = self.encode(self.backbone, self.neck,
-                                          query_images)
+        queries, query_maps = self.encode(
+            self.backbone, self.neck, query_images
+        )
         self.move_key_encoder()
         with torch.no_grad():
-            keys, key_maps = self.encode(self.key_backbone, self.key_neck,
-                                         key_images)
+            keys, key_maps = self.encode(
+                self.key_backbone, self.key_neck, key_images
+            )
         global_losses, dense_losses, weights, negatives = [], [], [], []
         drawn = self.draws.pop(0) if self.draws else None
         for n in range(len(queries)):
             global_losses.append(
-                cross_entropy(queries[n], keys[n], self.queue.rows,
-                              self.temperature))
+                cross_entropy(
+                    queries[n], keys[n], self.queue.rows, self.temperature
+                )
+            )
             query_cells = cells_of(query_maps[n], self.num_grid)
             key_cells = cells_of(key_maps[n], self.num_grid)
             picks = match([x.detach() for x in query_cells], key_cells)
@@ -240,18 +257,23 @@ class LoopDenseCL(LoopMoCoV2):
                 negatives.append(unit(mean(key_grid)))
             else:
                 negatives += [unit(key_grid[i]) for i in drawn[n]]
-            for cell, pick in zip(query_cells, picks):
+            for cell, pick in zip(query_cells, picks, strict=True):
                 cosine = dot(unit(cell), unit(key_cells[pick])).detach()
-                weights.append(cosine.clamp(min=0)**self.weight_power)
+                weights.append(cosine.clamp(min=0) ** self.weight_power)
                 dense_losses.append(
                     cross_entropy(
                         unit(project(cell, self.neck, 'mlp2')),
-                        unit(key_grid[pick]), self.dense_queue.rows,
-                        self.temperature))
+                        unit(key_grid[pick]),
+                        self.dense_queue.rows,
+                        self.temperature,
+                    )
+                )
         self.queue.enqueue(keys)
         self.dense_queue.enqueue(negatives)
         weight = self.loss_lambda  # eq. 3
         return dict(
             loss_global=(1 - weight) * mean(global_losses),
-            loss_dense=weight * sum(
-                w * x for w, x in zip(weights, dense_losses)) / sum(weights))
+            loss_dense=weight
+            * sum(w * x for w, x in zip(weights, dense_losses, strict=True))
+            / sum(weights),
+        )

@@ -1,10 +1,16 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Three whole steps against an independent loop version, in float64."""
+
 import pytest
 import torch
-from loop_densecl import LoopDenseCL, LoopMoCoV2, TinyBackbone, cells_of
+from loop_densecl import (
+    LoopDenseCL,
+    LoopMoCoV2,
+    TinyBackbone,
+    cells_of,
+    project,
+)
 from loop_densecl import match as loop_match
-from loop_densecl import project
 from mmpretrain.models import MoCoV2Neck
 
 from mmdensecl.models import DenseCL, DenseCLNeck, MoCoV2
@@ -41,13 +47,20 @@ def build_densecl(**kwargs):
             neck=DenseCLNeck(CHANNELS, HIDDEN, DIM, num_grid=num_grid),
             queue_len=QUEUE,
             feat_dim=DIM,
-            **kwargs))
+            **kwargs,
+        )
+    )
 
 
 def parts(model):
     key = model.encoder_k
-    return (model.backbone, model.neck, key.backbone, key.neck,
-            model.queue.negatives)
+    return (
+        model.backbone,
+        model.neck,
+        key.backbone,
+        key.neck,
+        model.queue.negatives,
+    )
 
 
 def assert_three_steps_agree(model, loop):
@@ -57,7 +70,8 @@ def assert_three_steps_agree(model, loop):
         torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
         for parameters in (
             [*model.backbone.parameters(), *model.neck.parameters()],
-            query.values())
+            query.values(),
+        )
     ]
     for size in BATCHES:
         views = [torch.randn(size, 3, 8, 8).double() for _ in range(2)]
@@ -72,8 +86,10 @@ def assert_three_steps_agree(model, loop):
         own = dict(model.named_parameters())
         assert set(query) == {n for n in own if not n.startswith('encoder_k')}
         for name, x in query.items():
-            assert_close(own[name].grad,
-                         torch.zeros_like(x) if x.grad is None else x.grad)
+            assert_close(
+                own[name].grad,
+                torch.zeros_like(x) if x.grad is None else x.grad,
+            )
         for optimizer in optimizers:
             optimizer.step()
         for name, x in query.items():
@@ -87,24 +103,27 @@ def assert_three_steps_agree(model, loop):
         assert_close(model.queue.negatives, torch.stack(loop.queue.rows))
         assert model.queue.pointer == loop.queue.pointer
         if isinstance(loop, LoopDenseCL):
-            assert_close(model.dense_queue.negatives,
-                         torch.stack(loop.dense_queue.rows))
+            assert_close(
+                model.dense_queue.negatives, torch.stack(loop.dense_queue.rows)
+            )
             assert model.dense_queue.pointer == loop.dense_queue.pointer
 
 
 class TestAgainstLoops:
-
-    @pytest.mark.parametrize('loss_lambda, num_grid', [(0, None), (0.3, None),
-                                                       (0.3, 3), (1, 3)])
+    @pytest.mark.parametrize(
+        'loss_lambda, num_grid', [(0, None), (0.3, None), (0.3, 3), (1, 3)]
+    )
     def test_densecl(self, loss_lambda, num_grid):
         model = build_densecl(
-            loss_lambda=loss_lambda, num_grid=num_grid, momentum=0.01)
+            loss_lambda=loss_lambda, num_grid=num_grid, momentum=0.01
+        )
         loop = LoopDenseCL(
             *parts(model),
             dense_queue=model.dense_queue.negatives,
             loss_lambda=loss_lambda,
             num_grid=num_grid,
-            momentum=0.99)
+            momentum=0.99,
+        )
         assert_three_steps_agree(model, loop)
 
     def test_densecl_defaults(self):
@@ -116,7 +135,8 @@ class TestAgainstLoops:
             loss_lambda=0.5,
             num_grid=None,
             momentum=0.999,
-            temperature=0.2)
+            temperature=0.2,
+        )
         assert_three_steps_agree(model, loop)
 
     def test_densecl_reference_loss(self):
@@ -124,16 +144,18 @@ class TestAgainstLoops:
             head=dict(
                 type='mmdensecl.ContrastiveHead',
                 loss=dict(
-                    type='mmdensecl.InfoNCE',
-                    form='reference',
-                    temperature=0.5)))
+                    type='mmdensecl.InfoNCE', form='reference', temperature=0.5
+                ),
+            )
+        )
         loop = LoopDenseCL(
             *parts(model),
             dense_queue=model.dense_queue.negatives,
             loss_lambda=0.5,
             num_grid=None,
             momentum=0.999,
-            temperature=0.5)
+            temperature=0.5,
+        )
         assert_three_steps_agree(model, loop)
 
     @pytest.mark.parametrize('count', [1, 3])
@@ -152,21 +174,25 @@ class TestAgainstLoops:
             loss_lambda=0.5,
             num_grid=None,
             draws=[x.tolist() for x in draws],
-            momentum=0.999)
+            momentum=0.999,
+        )
         assert_three_steps_agree(model, loop)
 
-    @pytest.mark.parametrize('power', [1., 4.])
+    @pytest.mark.parametrize('power', [1.0, 4.0])
     def test_matches_weighted_by_similarity(self, power):
         model = build_densecl(
             correspondence=dict(
-                type='mmdensecl.BackboneSimilarity', weight_power=power))
+                type='mmdensecl.BackboneSimilarity', weight_power=power
+            )
+        )
         loop = LoopDenseCL(
             *parts(model),
             dense_queue=model.dense_queue.negatives,
             loss_lambda=0.5,
             num_grid=None,
             weight_power=power,
-            momentum=0.999)
+            momentum=0.999,
+        )
         assert_three_steps_agree(model, loop)
 
     @pytest.mark.parametrize('mode', ['reflect', 'replicate'])
@@ -186,8 +212,10 @@ class TestAgainstLoops:
             return x[:, :, rows][:, :, :, rows]
 
         x = image
-        for conv, norm, act in ((backbone.conv1, backbone.bn1, torch.relu),
-                                (backbone.conv2, backbone.bn2, lambda x: x)):
+        for conv, norm, act in (
+            (backbone.conv1, backbone.bn1, torch.relu),
+            (backbone.conv2, backbone.bn2, lambda x: x),
+        ):
             conv.padding = (0, 0)
             x = act(norm(conv(enlarge(x))))
         assert_close(padded(image)[0], x)
@@ -199,7 +227,9 @@ class TestAgainstLoops:
                 neck=MoCoV2Neck(CHANNELS, HIDDEN, DIM),
                 queue_len=QUEUE,
                 feat_dim=DIM,
-                momentum=0.01))
+                momentum=0.01,
+            )
+        )
         loop = LoopMoCoV2(*parts(model), momentum=0.99)
         assert_three_steps_agree(model, loop)
 
@@ -207,7 +237,7 @@ class TestAgainstLoops:
     def test_neck(self, num_grid):
         neck = DenseCLNeck(CHANNELS, HIDDEN, DIM, num_grid=num_grid).double()
         maps = torch.randn(2, CHANNELS, 4, 5).double()
-        vector, grid, pooled = neck((maps, ))
+        vector, grid, pooled = neck((maps,))
         weights = dict(neck.named_parameters())
         for n in range(2):
             everywhere = sum(cells_of(maps[n])) / 20
@@ -223,10 +253,13 @@ class TestAgainstLoops:
         query = torch.randn(3, CHANNELS, 12).double()
         key = torch.randn(3, CHANNELS, 9).double()
         expected = [
-            loop_match(q.unbind(1), k.unbind(1)) for q, k in zip(query, key)
+            loop_match(q.unbind(1), k.unbind(1))
+            for q, k in zip(query, key, strict=True)
         ]
         index = nearest_cells(query, l2_normalize(key))
         assert index.tolist() == expected
         # The query's length is of no consequence.
-        assert nearest_cells(l2_normalize(query),
-                             l2_normalize(key)).tolist() == expected
+        assert (
+            nearest_cells(l2_normalize(query), l2_normalize(key)).tolist()
+            == expected
+        )

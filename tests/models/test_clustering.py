@@ -1,12 +1,19 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Categories are compared with loops written from the papers' equations."""
+
 import math
 
 import pytest
 import torch
 
-from mmdensecl.models import (kmeans_step, assign_clusters, sinkhorn,
-                              spherical_kmeans, kmeans_plusplus, sup_con)
+from mmdensecl.models import (
+    assign_clusters,
+    kmeans_plusplus,
+    kmeans_step,
+    sinkhorn,
+    spherical_kmeans,
+    sup_con,
+)
 from mmdensecl.models.modules import l2_normalize
 
 
@@ -32,7 +39,6 @@ def same_partition(a, b):
 
 
 class TestSphericalKMeans:
-
     @pytest.mark.parametrize('seed', range(5))
     @pytest.mark.parametrize('clusters', [2, 6, 8])
     def test_known_clusters_are_found(self, seed, clusters):
@@ -52,13 +58,15 @@ class TestSphericalKMeans:
         lengths = torch.rand(len(points), 1) + 0.1
         assert torch.equal(
             assign_clusters(lengths * points, centers),
-            assign_clusters(points, centers))
+            assign_clusters(points, centers),
+        )
 
     def test_the_generator_decides(self):
         points = random_points(60, 5)
         first, again, other = (
             spherical_kmeans(points, 7, 2, generator(seed))
-            for seed in (1, 1, 2))
+            for seed in (1, 1, 2)
+        )
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
@@ -66,8 +74,11 @@ class TestSphericalKMeans:
         """To the nearest centre, on average; the last ones hardly."""
         points = random_points(200, 5)
         means = [
-            (points @ spherical_kmeans(points, 6, n, generator()).t()).amax(
-                dim=1).mean().item() for n in range(12)
+            (points @ spherical_kmeans(points, 6, n, generator()).t())
+            .amax(dim=1)
+            .mean()
+            .item()
+            for n in range(12)
         ]
         assert means == sorted(means)
         assert means[1] > means[0] + 0.01
@@ -89,7 +100,6 @@ class TestSphericalKMeans:
 
 
 class TestMoveCenters:
-
     def test_against_loops(self):
         points, centers = random_points(40, 3), random_points(4, 3)
         sums = [torch.zeros(3).double() for _ in centers]
@@ -101,9 +111,11 @@ class TestMoveCenters:
 
     def test_empty_clusters_go_to_the_worst_represented(self):
         """Two of four centres have no point; 70 and 30 degrees are worst."""
-        angle = torch.deg2rad(torch.tensor([0., 2., 70., 4., 30.]))
+        angle = torch.deg2rad(torch.tensor([0.0, 2.0, 70.0, 4.0, 30.0]))
         points = torch.stack([angle.cos(), angle.sin()], dim=1)
-        centers = torch.tensor([[-1., 0.], [1., 0.], [0., -1.], [-0.6, -0.8]])
+        centers = torch.tensor(
+            [[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [-0.6, -0.8]]
+        )
         # All are nearest to the second, which moves to their sum.
         moved = kmeans_step(points, centers)
         mean = points.sum(dim=0)
@@ -121,7 +133,6 @@ class TestMoveCenters:
 
 
 class TestSpreadPoints:
-
     def test_one_of_each_far_group(self):
         """A point that is picked, or its double, has no weight."""
         for seed in range(20):
@@ -131,7 +142,7 @@ class TestSpreadPoints:
 
     def test_chances_are_those_of_squared_distances(self):
         """After a, at 60 degrees has weight 1 / 2 and at 180 weight 2."""
-        angle = torch.deg2rad(torch.tensor([0., 60., 180.]))
+        angle = torch.deg2rad(torch.tensor([0.0, 60.0, 180.0]))
         points = torch.stack([angle.cos(), angle.sin()], dim=1)
         source, firsts, seconds = generator(), [0] * 3, {}
         for _ in range(3000):
@@ -148,19 +159,18 @@ class TestSpreadPoints:
 
 
 class TestSinkhorn:
-
     def test_marginals(self):
         scores = torch.randn(48, 6).double() + torch.arange(6)
         plan = sinkhorn(scores, 200)
         torch.testing.assert_close(plan.sum(dim=1), torch.ones(48).double())
         torch.testing.assert_close(
-            plan.sum(dim=0),
-            torch.full((6, ), 8.).double())
+            plan.sum(dim=0), torch.full((6,), 8.0).double()
+        )
         # Three iterations, SwAV's number: rows exactly, columns nearly.
         few = sinkhorn(scores, 3)
         torch.testing.assert_close(few.sum(dim=1), torch.ones(48).double())
         before = scores.softmax(dim=1).sum(dim=0)
-        assert ((few.sum(0) - 8).abs().max() < (before - 8).abs().max() / 3)
+        assert (few.sum(0) - 8).abs().max() < (before - 8).abs().max() / 3
 
     @pytest.mark.parametrize('num_iters', [1, 3])
     def test_against_loops(self, num_iters):
@@ -187,33 +197,35 @@ class TestSinkhorn:
         """The trivial solution gets no reward."""
         scores = torch.randn(1, 5).expand(10, -1) / 0.05
         torch.testing.assert_close(
-            sinkhorn(scores, 1), torch.full((10, 5), 0.2))
+            sinkhorn(scores, 1), torch.full((10, 5), 0.2)
+        )
 
 
 class TestSupCon:
-
-    @pytest.mark.parametrize('temperature', [0.1, 1.])
+    @pytest.mark.parametrize('temperature', [0.1, 1.0])
     def test_against_loops(self, temperature):
         query, points = random_points(4, 3), random_points(9, 3)
         query_labels = torch.tensor([0, 2, 2, 1])
         labels = torch.tensor([2, 0, 0, 1, 3, 2, 0, 3, 2])
         expected = []
-        for q, label in zip(query, query_labels):
+        for q, label in zip(query, query_labels, strict=True):
             e = [math.exp(float(q @ p) / temperature) for p in points]
             own = [i for i in range(9) if labels[i] == label]
-            expected.append(-sum(math.log(e[i] / sum(e))
-                                 for i in own) / len(own))
+            expected.append(
+                -sum(math.log(e[i] / sum(e)) for i in own) / len(own)
+            )
         loss = sup_con(query, points, query_labels, labels, temperature)
         torch.testing.assert_close(loss, torch.tensor(expected).double())
 
     def test_one_positive_is_info_nce(self):
         from mmdensecl.models import info_nce
+
         query, points = random_points(1, 5), random_points(8, 5)
         loss = sup_con(query, points, torch.tensor([3]), torch.arange(8), 0.3)
         others = points[torch.arange(8) != 3]
         torch.testing.assert_close(
-            loss,
-            info_nce(query, points[3:4], others, 0.3).loss)
+            loss, info_nce(query, points[3:4], others, 0.3).loss
+        )
 
     def test_gradcheck(self):
         points, labels = random_points(7, 3), torch.tensor([0, 1, 1, 0, 2, 2])
@@ -227,8 +239,9 @@ class TestSupCon:
 
     def test_large_logits(self):
         query = torch.eye(3)[:1].requires_grad_()
-        loss = sup_con(query, torch.eye(3), torch.tensor([1]), torch.arange(3),
-                       1e-4)
+        loss = sup_con(
+            query, torch.eye(3), torch.tensor([1]), torch.arange(3), 1e-4
+        )
         assert loss.item() == pytest.approx(1e4)
         loss.sum().backward()
         assert torch.isfinite(query.grad).all()

@@ -7,15 +7,22 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdensecl.models import (BatchShuffle, DenseCL, KMeansCategoryHead,
-                              PrototypeCategoryHead, SyncedGenerator)
+from mmdensecl.models import (
+    BatchShuffle,
+    DenseCL,
+    KMeansCategoryHead,
+    PrototypeCategoryHead,
+    SyncedGenerator,
+)
 from mmdensecl.models.modules import l2_normalize
 from mmdensecl.registry import MODELS
 
 HEADS = dict(
     KM=dict(type='mmdensecl.KMeansCategoryHead', num_clusters=5),
     PM=dict(
-        type='mmdensecl.PrototypeCategoryHead', num_prototypes=5, feat_dim=4))
+        type='mmdensecl.PrototypeCategoryHead', num_prototypes=5, feat_dim=4
+    ),
+)
 BOTH = pytest.mark.parametrize('head', HEADS)
 
 
@@ -37,7 +44,9 @@ def build_dsc(tiny_cfg):
                 type='mmdensecl.DSC',
                 category=HEADS[head],
                 num_samples=num_samples,
-                **changes))
+                **changes,
+            )
+        )
         model.init_weights()
         model.category_randomness.seed = 7
         return model.train()
@@ -51,7 +60,8 @@ def take_steps(model, steps):
         [x for x in model.parameters() if x.requires_grad],
         lr=0.1,
         momentum=0.9,
-        weight_decay=1e-4)
+        weight_decay=1e-4,
+    )
     history = []
     for step in steps:
         outputs = model.loss(views_of_step(step))
@@ -60,7 +70,8 @@ def take_steps(model, steps):
         optimizer.step()
         gradients = {
             f'gradient of {name}': x.grad.clone()
-            for name, x in model.named_parameters() if x.requires_grad
+            for name, x in model.named_parameters()
+            if x.requires_grad
         }
         history.append({**outputs, **gradients})
     return history, model.state_dict()
@@ -71,14 +82,15 @@ def heads_loss(head, query, key, valid=None, seed=0):
 
 
 class TestStep:
-
     @BOTH
     def test_outputs(self, build_dsc, head):
         model = build_dsc(head)
-        (outputs, ), _ = take_steps(model, [0])
+        (outputs,), _ = take_steps(model, [0])
         extra = {
-            'loss_category', 'category_used', 'category_entropy',
-            'category_agreement'
+            'loss_category',
+            'category_used',
+            'category_entropy',
+            'category_agreement',
         }
         assert extra <= set(outputs)
         for name, x in outputs.items():
@@ -90,7 +102,7 @@ class TestStep:
     @BOTH
     def test_every_query_weight_has_a_gradient(self, build_dsc, head):
         """Also the prototypes, and also at category weight 0."""
-        for weight in (0.5, 0.):
+        for weight in (0.5, 0.0):
             model = build_dsc(head, category_weight=weight)
             take_steps(model, [0])
             for name, x in model.named_parameters():
@@ -101,33 +113,40 @@ class TestStep:
     @BOTH
     def test_weights_of_the_losses(self, build_dsc, head):
         values = {}
-        for loss_lambda, weight in ((0.5, 1.), (0.25, 0.3), (1., 2.)):
+        for loss_lambda, weight in ((0.5, 1.0), (0.25, 0.3), (1.0, 2.0)):
             model = build_dsc(
-                head, loss_lambda=loss_lambda, category_weight=weight)
+                head, loss_lambda=loss_lambda, category_weight=weight
+            )
             out = model.loss(views_of_step(0))
             values[loss_lambda, weight] = [
                 out[f'loss_{x}'].item()
                 for x in ('global', 'dense', 'category')
             ]
-        one = values[0.5, 1.]
+        one = values[0.5, 1.0]
         whole = 2 * one[0], 2 * one[1], one[2]
         assert min(whole) > 0
         for (loss_lambda, weight), got in values.items():
-            assert got == pytest.approx([(1 - loss_lambda) * whole[0],
-                                         loss_lambda * whole[1],
-                                         weight * whole[2]])
+            assert got == pytest.approx(
+                [
+                    (1 - loss_lambda) * whole[0],
+                    loss_lambda * whole[1],
+                    weight * whole[2],
+                ]
+            )
 
     @BOTH
     def test_one_neighbour_without_categories_is_densecl(
-            self, build_dsc, build_tiny, head):
+        self, build_dsc, build_tiny, head
+    ):
         """Losses, gradients and weights of three steps, to the last bit.
 
         From the same seed.
         """
         model = build_dsc(
             head,
-            category_weight=0.,
-            correspondence=dict(type='mmdensecl.NearestNeighbors', k=1))
+            category_weight=0.0,
+            correspondence=dict(type='mmdensecl.NearestNeighbors', k=1),
+        )
         after = torch.rand(1)
         torch.manual_seed(0)
         dense = build_tiny()
@@ -139,14 +158,14 @@ class TestStep:
         own, own_state = take_steps(model, range(3))
         np.random.seed(0)
         expected, state = take_steps(dense, range(3))
-        for a, b in zip(own, expected):
+        for a, b in zip(own, expected, strict=True):
             for name, x in b.items():
                 assert torch.equal(a[name], x), name
             assert a['loss_category'] == 0
         for name, x in state.items():
             assert torch.equal(own_state[name], x), name
         # Nothing of this holds by itself.
-        four, _ = take_steps(build_dsc(head, category_weight=0.), [0])
+        four, _ = take_steps(build_dsc(head, category_weight=0.0), [0])
         assert four[0]['loss_global'] == expected[0]['loss_global']
         assert four[0]['loss_dense'] != expected[0]['loss_dense']
 
@@ -169,7 +188,10 @@ class TestStep:
         for n in range(3):
             for i in range(16):
                 cosine = [
-                    float(query.backbone_feats[n, :, i] @ key.backbone_feats[n, :, j])
+                    float(
+                        query.backbone_feats[n, :, i]
+                        @ key.backbone_feats[n, :, j]
+                    )
                     for j in range(16)
                 ]
                 best = sorted(range(16), key=lambda j: -cosine[j])[:4]
@@ -178,8 +200,9 @@ class TestStep:
                 for j in best:
                     e = math.exp(float(q @ key.dense_proj[n, :, j]) / 0.2)
                     losses.append(-math.log(e / (e + others)))
-        assert out['loss_dense'].item() == pytest.approx(0.5 * sum(losses) /
-                                                         len(losses))
+        assert out['loss_dense'].item() == pytest.approx(
+            0.5 * sum(losses) / len(losses)
+        )
 
     @BOTH
     def test_autocast(self, build_dsc, head):
@@ -194,16 +217,19 @@ class TestStep:
             if 'loss' in name:
                 assert x.item() == pytest.approx(plain[name].item(), rel=0.2)
 
-    @pytest.mark.parametrize('rule', [
-        dict(type='mmdensecl.NearestNeighbors', k=3, mutual=True),
-        dict(type='mmdensecl.NearestNeighbors', min_similarity=0.5),
-        dict(type='mmdensecl.MutualNearestNeighbor'),
-        dict(type='mmdensecl.RandomMatch'),
-        dict(type='mmdensecl.ProjectionSimilarity'),
-    ])
+    @pytest.mark.parametrize(
+        'rule',
+        [
+            dict(type='mmdensecl.NearestNeighbors', k=3, mutual=True),
+            dict(type='mmdensecl.NearestNeighbors', min_similarity=0.5),
+            dict(type='mmdensecl.MutualNearestNeighbor'),
+            dict(type='mmdensecl.RandomMatch'),
+            dict(type='mmdensecl.ProjectionSimilarity'),
+        ],
+    )
     @BOTH
     def test_any_rule(self, build_dsc, head, rule):
-        (outputs, ), _ = take_steps(build_dsc(head, correspondence=rule), [0])
+        (outputs,), _ = take_steps(build_dsc(head, correspondence=rule), [0])
         assert all(torch.isfinite(x).all() for x in outputs.values())
         assert outputs['loss_dense'] > 0 and outputs['loss_category'] > 0
 
@@ -212,15 +238,16 @@ class TestStep:
         model = build_dsc(
             head,
             correspondence=dict(
-                type='mmdensecl.NearestNeighbors', min_similarity=1.))
-        (outputs, ), _ = take_steps(model, [0])
+                type='mmdensecl.NearestNeighbors', min_similarity=1.0
+            ),
+        )
+        (outputs,), _ = take_steps(model, [0])
         assert outputs['loss_dense'] == outputs['loss_category'] == 0
         assert outputs['category_agreement'] == 0
         assert all(torch.isfinite(x).all() for x in outputs.values())
 
 
 class TestAnchors:
-
     def anchors(self, model, step=0):
         seen = []
         draw = model.draw_anchors
@@ -243,12 +270,16 @@ class TestAnchors:
 
     def test_all_cells_have_the_same_chance(self, build_dsc):
         model, counts = build_dsc(), torch.zeros(16)
-        features = model.encode(model.backbone, model.neck,
-                                views_of_step(0)[0])
+        features = model.encode(
+            model.backbone, model.neck, views_of_step(0)[0]
+        )
         for _ in range(200):
             generator = model.category_randomness.next_generator()
-            counts += model.draw_anchors(
-                features, generator).flatten().bincount(minlength=16)
+            counts += (
+                model.draw_anchors(features, generator)
+                .flatten()
+                .bincount(minlength=16)
+            )
         # 600 draws of 6 of 16: 225 each, standard deviation 12.
         assert (counts - 225).abs().max() < 4 * 12
 
@@ -275,11 +306,13 @@ class TestAnchors:
         assert valid is None
         for n in range(3):
             for i, cell in enumerate(anchors[n]):
-                assert torch.equal(query[6 * n + i], seen['query'].dense_proj[n, :,
-                                                                        cell])
+                assert torch.equal(
+                    query[6 * n + i], seen['query'].dense_proj[n, :, cell]
+                )
                 partner = seen['match'].index[n, cell, 0]
-                assert torch.equal(key[6 * n + i], seen['key'].dense_proj[n, :,
-                                                                    partner])
+                assert torch.equal(
+                    key[6 * n + i], seen['key'].dense_proj[n, :, partner]
+                )
 
     def test_torch_s_own_generator_stays(self, build_dsc):
         model = build_dsc()
@@ -289,7 +322,6 @@ class TestAnchors:
 
 
 class TestResume:
-
     @BOTH
     def test_goes_on_to_the_last_bit(self, build_dsc, head, tmp_path):
         model = build_dsc(head)
@@ -299,8 +331,9 @@ class TestResume:
         resumed.category_randomness.seed = None
         resumed.load_state_dict(torch.load(tmp_path / 'model.pth'))
         (own, own_state), (expected, state) = (
-            take_steps(x, range(3, 5)) for x in (resumed, model))
-        for a, b in zip(own, expected):
+            take_steps(x, range(3, 5)) for x in (resumed, model)
+        )
+        for a, b in zip(own, expected, strict=True):
             for name, x in b.items():
                 assert torch.equal(a[name], x), name
         for name, x in state.items():
@@ -317,7 +350,6 @@ class TestResume:
 
 
 class TestSyncedGenerator:
-
     def test_batch_shuffle_is_one(self):
         """The numbers that checkpoints of before continue with."""
         shuffle = BatchShuffle()
@@ -326,20 +358,21 @@ class TestSyncedGenerator:
         for step in range(2):
             generator = torch.Generator().manual_seed(7 * 1_000_003 + step)
             assert torch.equal(
-                shuffle.draw(20), torch.randperm(20, generator=generator))
+                shuffle.draw(20), torch.randperm(20, generator=generator)
+            )
         assert list(shuffle.state_dict()) == ['_extra_state']
         assert shuffle.state_dict()['_extra_state'].tolist() == [7, 2]
 
 
 class TestKMeansHead:
-
     @staticmethod
     def points():
         """Two pictures of three directions; the partner of a is a."""
         directions = torch.eye(8)[[0, 1, 2, 0, 1, 2]]
         noise = 0.02 * torch.randn(2, 6, 8)
-        return l2_normalize(directions + noise[0]), l2_normalize(directions +
-                                                                 noise[1])
+        return l2_normalize(directions + noise[0]), l2_normalize(
+            directions + noise[1]
+        )
 
     def test_against_the_known_categories(self):
         """Positives are the two key points of the anchor's direction."""
@@ -354,14 +387,15 @@ class TestKMeansHead:
         values = {k: x.item() for k, x in monitors.items()}
         assert values == pytest.approx(
             dict(
-                category_used=100,
-                category_entropy=100,
-                category_agreement=100))
+                category_used=100, category_entropy=100, category_agreement=100
+            )
+        )
 
     def test_anchors_that_lie_elsewhere(self):
         query, key = self.points()
         _, monitors = heads_loss(
-            KMeansCategoryHead(num_clusters=3), query.roll(1, 0), key)
+            KMeansCategoryHead(num_clusters=3), query.roll(1, 0), key
+        )
         assert monitors['category_agreement'] == 0
 
     def test_valid(self):
@@ -375,8 +409,10 @@ class TestKMeansHead:
         assert (query.grad[valid].abs().sum(dim=1) > 0).all()
         assert (query.grad[~valid] == 0).all()
         alone = [
-            heads_loss(head, query.detach(), key,
-                       torch.arange(6) == i)[0].item() for i in (0, 3)
+            heads_loss(head, query.detach(), key, torch.arange(6) == i)[
+                0
+            ].item()
+            for i in (0, 3)
         ]
         assert loss.item() == pytest.approx(sum(alone) / 2)
 
@@ -385,31 +421,35 @@ class TestKMeansHead:
         heads_loss(KMeansCategoryHead(3), query, key)[0].backward()
         assert query.grad.abs().sum() > 0 and key.grad is None
 
-    @pytest.mark.parametrize('kwargs, message', [
-        (dict(num_clusters=1), 'num_clusters must be at least 2, got 1'),
-        (dict(num_iters=-1), 'num_iters must be at least 0, got -1'),
-        (dict(temperature=0), 'temperature must be above 0, got 0'),
-    ])
+    @pytest.mark.parametrize(
+        'kwargs, message',
+        [
+            (dict(num_clusters=1), 'num_clusters must be at least 2, got 1'),
+            (dict(num_iters=-1), 'num_iters must be at least 0, got -1'),
+            (dict(temperature=0), 'temperature must be above 0, got 0'),
+        ],
+    )
     def test_arguments(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             KMeansCategoryHead(**kwargs)
 
     def test_too_few_points(self):
         with pytest.raises(
-                ValueError,
-                match='num_clusters=7 clusters among the 6 points.*Lower'):
+            ValueError,
+            match='num_clusters=7 clusters among the 6 points.*Lower',
+        ):
             heads_loss(KMeansCategoryHead(num_clusters=7), *self.points())
 
 
 class TestPrototypeHead:
-
     def test_against_loops(self):
         """Swapped prediction, from the definition, in float64."""
         head = PrototypeCategoryHead(3, 4, 0.3, 2, 0.5).double()
         with torch.no_grad():  # they are normalised at use
-            head.prototypes.mul_(torch.tensor([[2.], [0.3], [7.]]))
+            head.prototypes.mul_(torch.tensor([[2.0], [0.3], [7.0]]))
         query, key = (
-            l2_normalize(torch.randn(5, 4).double()) for _ in range(2))
+            l2_normalize(torch.randn(5, 4).double()) for _ in range(2)
+        )
         loss, _ = heads_loss(head, query, key)
         c = [x / x.norm() for x in head.prototypes.detach()]
         q = [[math.exp(float(k @ x) / 0.3) for x in c] for k in key]
@@ -417,11 +457,12 @@ class TestPrototypeHead:
             columns = [sum(row[j] for row in q) for j in range(3)]
             q = [[row[j] / columns[j] for j in range(3)] for row in q]
             q = [[x / sum(row) for x in row] for row in q]
-        expected = 0.
+        expected = 0.0
         for i in range(5):
             e = [math.exp(float(query[i] @ x) / 0.5) for x in c]
-            expected -= sum(q[i][j] * math.log(e[j] / sum(e))
-                            for j in range(3))
+            expected -= sum(
+                q[i][j] * math.log(e[j] / sum(e)) for j in range(3)
+            )
         assert loss.item() == pytest.approx(expected / 5)
 
     def test_prototypes_differ_by_seed_and_leave_the_generator_alone(self):
@@ -438,13 +479,15 @@ class TestPrototypeHead:
         """They find directions that they did not start with."""
         directions = torch.eye(8)[:4].repeat(8, 1)
         head = PrototypeCategoryHead(4, 8)
-        optimizer = torch.optim.SGD(head.parameters(), lr=1.)
+        optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
         before = None
         for _ in range(60):
             noise = 0.1 * torch.randn(2, 32, 8)
-            loss, monitors = heads_loss(head,
-                                        l2_normalize(directions + noise[0]),
-                                        l2_normalize(directions + noise[1]))
+            loss, monitors = heads_loss(
+                head,
+                l2_normalize(directions + noise[0]),
+                l2_normalize(directions + noise[1]),
+            )
             before = loss.item() if before is None else before
             optimizer.zero_grad()
             loss.backward()
@@ -469,13 +512,22 @@ class TestPrototypeHead:
         assert key.grad is None
         assert (head.prototypes.grad == 0).all()
 
-    @pytest.mark.parametrize('kwargs, message', [
-        (dict(num_prototypes=1), 'num_prototypes must be at least 2, got 1'),
-        (dict(feat_dim=0), 'feat_dim must be at least 1, got 0'),
-        (dict(sinkhorn_iters=0), 'sinkhorn_iters must be at least 1, got 0'),
-        (dict(epsilon=0.), 'epsilon must be above 0, got 0.0'),
-        (dict(temperature=-1), 'temperature must be above 0, got -1'),
-    ])
+    @pytest.mark.parametrize(
+        'kwargs, message',
+        [
+            (
+                dict(num_prototypes=1),
+                'num_prototypes must be at least 2, got 1',
+            ),
+            (dict(feat_dim=0), 'feat_dim must be at least 1, got 0'),
+            (
+                dict(sinkhorn_iters=0),
+                'sinkhorn_iters must be at least 1, got 0',
+            ),
+            (dict(epsilon=0.0), 'epsilon must be above 0, got 0.0'),
+            (dict(temperature=-1), 'temperature must be above 0, got -1'),
+        ],
+    )
     def test_arguments(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             PrototypeCategoryHead(**kwargs)
@@ -483,7 +535,8 @@ class TestPrototypeHead:
     def test_other_channels(self):
         x = l2_normalize(torch.randn(5, 4))
         with pytest.raises(
-                ValueError, match='feat_dim=8 channels.*category.feat_dim=4'):
+            ValueError, match='feat_dim=8 channels.*category.feat_dim=4'
+        ):
             heads_loss(PrototypeCategoryHead(3, 8), x, x)
 
 
@@ -505,10 +558,9 @@ class DtypeLedger(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    'head',
-    [KMeansCategoryHead(3), PrototypeCategoryHead(3, 8)], ids=HEADS)
+    'head', [KMeansCategoryHead(3), PrototypeCategoryHead(3, 8)], ids=HEADS
+)
 class TestPrecision:
-
     def test_autocast_is_left(self, head):
         x = l2_normalize(torch.randn(12, 8))
         plain, _ = heads_loss(head, x, x)
@@ -525,27 +577,48 @@ class TestPrecision:
 
 
 class TestArguments:
-
-    @pytest.mark.parametrize('kwargs, message', [
-        (dict(category_weight=-0.5), 'must not be negative, got -0.5'),
-        (dict(num_samples=0), 'None or at least 1, got 0'),
-        (dict(correspondence=dict(type='mmdensecl.NearestNeighbors', k=0)),
-         'k must be at least 1, got 0'),
-        (dict(
-            correspondence=dict(
-                type='mmdensecl.NearestNeighbors', min_similarity=2)),
-         r'\[-1, 1\], got 2'),
-    ])
+    @pytest.mark.parametrize(
+        'kwargs, message',
+        [
+            (dict(category_weight=-0.5), 'must not be negative, got -0.5'),
+            (dict(num_samples=0), 'None or at least 1, got 0'),
+            (
+                dict(
+                    correspondence=dict(type='mmdensecl.NearestNeighbors', k=0)
+                ),
+                'k must be at least 1, got 0',
+            ),
+            (
+                dict(
+                    correspondence=dict(
+                        type='mmdensecl.NearestNeighbors', min_similarity=2
+                    )
+                ),
+                r'\[-1, 1\], got 2',
+            ),
+        ],
+    )
     def test_exception(self, build_dsc, kwargs, message):
         with pytest.raises(ValueError, match=message):
             build_dsc(**kwargs)
 
-    @pytest.mark.parametrize('kwargs, message', [
-        (dict(num_samples=17),
-         'num_samples=17 cells.*grid of 4 x 4. Lower num_samples, set it'),
-        (dict(correspondence=dict(type='mmdensecl.NearestNeighbors', k=17)),
-         'k=17 neighbours in a grid of 4 x 4 cells'),
-    ])
+    @pytest.mark.parametrize(
+        'kwargs, message',
+        [
+            (
+                dict(num_samples=17),
+                'num_samples=17 cells.*grid of 4 x 4. Lower num_samples, set',
+            ),
+            (
+                dict(
+                    correspondence=dict(
+                        type='mmdensecl.NearestNeighbors', k=17
+                    )
+                ),
+                'k=17 neighbours in a grid of 4 x 4 cells',
+            ),
+        ],
+    )
     def test_grid_too_small(self, build_dsc, kwargs, message):
         with pytest.raises(ValueError, match=message):
             build_dsc(**kwargs).loss(views_of_step(0))

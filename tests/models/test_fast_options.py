@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """channels_last and compile_encoders change how fast, not what."""
+
 import copy
 import shutil
 
@@ -17,11 +18,14 @@ class TwoConvolutions(BaseModule):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 32, 3, stride=2))
+            nn.Conv2d(3, 8, 3, stride=4),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 32, 3, stride=2),
+        )
 
     def forward(self, x):
-        return (self.layers(x), )
+        return (self.layers(x),)
 
 
 def views(batch=4, size=32):
@@ -35,7 +39,8 @@ def views(batch=4, size=32):
 def steps(model, number=3):
     """Losses of a few steps of training."""
     optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], 0.01)
+        [p for p in model.parameters() if p.requires_grad], 0.01
+    )
     losses = []
     for _ in range(number):
         optimizer.zero_grad()
@@ -63,7 +68,6 @@ def convolutions(model):
 
 
 class TestChannelsLast:
-
     @BOTH
     def test_same_training(self, build_tiny, name):
         plain, other = twins(build_tiny, name, channels_last=True)
@@ -86,7 +90,8 @@ class TestChannelsLast:
             model = build_tiny(channels_last=channels_last)
             for encoder in (model.backbone, model.encoder_k.backbone):
                 encoder.register_forward_pre_hook(
-                    lambda _, args: seen.append(args[0].is_contiguous()))
+                    lambda _, args: seen.append(args[0].is_contiguous())
+                )
             model.loss(views())
         assert seen == [True, True, False, False]
 
@@ -98,7 +103,8 @@ class TestChannelsLast:
         seen = []
         for encoder in (model.backbone, model.encoder_k.backbone):
             encoder.register_forward_pre_hook(
-                lambda _, args: seen.append(args[0].data_ptr()))
+                lambda _, args: seen.append(args[0].data_ptr())
+            )
         model.loss(given)
         assert seen == [x.data_ptr() for x in given]
 
@@ -110,24 +116,25 @@ class TestChannelsLast:
             model = build_tiny(name, channels_last=channels_last)
             assert all(
                 x.is_contiguous(memory_format=model.memory_format)
-                for x in convolutions(model).values())
+                for x in convolutions(model).values()
+            )
             found.append(model.state_dict())
         for key, x in found[0].items():
             assert torch.equal(x, found[1][key]), key
 
-    @pytest.mark.parametrize('device, expected', [('cpu', True),
-                                                  ('cuda', False)])
+    @pytest.mark.parametrize(
+        'device, expected', [('cpu', True), ('cuda', False)]
+    )
     def test_auto(self, build_tiny, monkeypatch, device, expected):
-        monkeypatch.setattr('mmdensecl.models.moco.get_device',
-                            lambda: device)
+        monkeypatch.setattr('mmdensecl.models.moco.get_device', lambda: device)
         for x in convolutions(build_tiny()).values():
             assert x.is_contiguous() != expected
-            assert x.is_contiguous(
-                memory_format=torch.channels_last) == expected
+            assert (
+                x.is_contiguous(memory_format=torch.channels_last) == expected
+            )
 
 
 class TestCompile:
-
     @pytest.fixture(autouse=True)
     def nothing_compiled_before(self):
         """Torch gives up on code that it has compiled for several models."""
@@ -166,8 +173,11 @@ class TestCompile:
 
     def test_true_means_the_default_compiler(self, build_tiny, monkeypatch):
         called = []
-        monkeypatch.setattr(torch.nn.Module, 'compile',
-                            lambda self, **kwargs: called.append(kwargs))
+        monkeypatch.setattr(
+            torch.nn.Module,
+            'compile',
+            lambda self, **kwargs: called.append(kwargs),
+        )
         steps(build_tiny(compile_encoders=True), 2)
         steps(build_tiny(compile_encoders={}), 1)
         assert called == [{}] * 8
@@ -176,14 +186,18 @@ class TestCompile:
 
     @pytest.mark.slow
     @pytest.mark.skipif(
-        not shutil.which('g++'), reason='Inductor needs a compiler')
+        not shutil.which('g++'), reason='Inductor needs a compiler'
+    )
     def test_with_the_default_compiler(self, build_tiny):
         """All at once: Inductor, channels last, bfloat16."""
         backbone = dict(type=TwoConvolutions)
         plain, other = (
             build_tiny('DenseCL', backbone=backbone, **options)
-            for options in ({},
-                            dict(channels_last=True, compile_encoders=True)))
+            for options in (
+                {},
+                dict(channels_last=True, compile_encoders=True),
+            )
+        )
         other.load_state_dict(copy.deepcopy(plain.state_dict()))
         # One step: later ones would drift apart with bfloat16's rounding.
         losses, gradients = [], []
@@ -193,21 +207,77 @@ class TestCompile:
             loss.backward()
             losses.append(loss)
             gradients.append(
-                torch.cat([
-                    x.grad.flatten() for x in model.parameters()
-                    if x.requires_grad
-                ]))
+                torch.cat(
+                    [
+                        x.grad.flatten()
+                        for x in model.parameters()
+                        if x.requires_grad
+                    ]
+                )
+            )
         torch.testing.assert_close(*losses, rtol=0.01, atol=0)
         apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
         assert apart < 0.03
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(channels_last='no'), "channels_last must be .* got 'no'"),
-    (dict(channels_last=None), 'channels_last must be .* got None'),
-    (dict(compile_encoders=None), 'compile_encoders must be .* got None'),
-    (dict(compile_encoders='max-autotune'), "got 'max-autotune'"),
-])
+class TestVirtualRanks:
+    """Two groups of two images, with everything else that may be on."""
+
+    @pytest.mark.parametrize(
+        'options',
+        [
+            dict(channels_last=True),
+            dict(compile_encoders=dict(backend='aot_eager')),
+        ],
+    )
+    def test_same_training(self, build_tiny, options):
+        torch.compiler.reset()
+        plain, other = twins(build_tiny, 'DenseCL', virtual_ranks=2, **options)
+        plain.virtual_ranks = 2
+        for model in (plain, other):
+            model.batch_shuffle.seed = 3
+        assert steps(other) == pytest.approx(steps(plain), rel=1e-4)
+        for key, x in plain.state_dict().items():
+            if 'running' in key:
+                torch.testing.assert_close(
+                    other.state_dict()[key], x, rtol=1e-3, atol=1e-4
+                )
+
+    def test_bfloat16(self, build_tiny):
+        plain, other = twins(build_tiny, 'DenseCL', virtual_ranks=2)
+        plain.virtual_ranks = 2
+        losses = []
+        for model, enabled in ((plain, False), (other, True)):
+            model.batch_shuffle.seed = 3
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                loss, _ = model.parse_losses(model.loss(views()))
+            loss.backward()
+            losses.append(loss)
+        torch.testing.assert_close(*losses, rtol=0.03, atol=0)
+        assert all(
+            x.grad.isfinite().all()
+            for x in other.parameters()
+            if x.requires_grad
+        )
+
+    def test_resumes_with_the_same_shuffles(self, build_tiny):
+        """What is saved is all that the next step depends on."""
+        model = build_tiny(virtual_ranks=2)
+        steps(model, 2)
+        other = build_tiny(virtual_ranks=2)
+        other.load_state_dict(copy.deepcopy(model.state_dict()))
+        assert steps(other, 2) == steps(model, 2)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(channels_last='no'), "channels_last must be .* got 'no'"),
+        (dict(channels_last=None), 'channels_last must be .* got None'),
+        (dict(compile_encoders=None), 'compile_encoders must be .* got None'),
+        (dict(compile_encoders='max-autotune'), "got 'max-autotune'"),
+    ],
+)
 def test_options_are_checked(build_tiny, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_tiny(**kwargs)

@@ -11,7 +11,6 @@ def numbered(start, count, dim=2):
 
 
 class TestFeatureQueue:
-
     def test_starts_with_random_directions(self):
         queue = FeatureQueue(50, 3)
         assert queue.negatives.shape == (50, 3)
@@ -47,8 +46,9 @@ class TestFeatureQueue:
         assert queue.pointer == 2
 
     @pytest.mark.parametrize('length', [1, 3, 7])
-    @pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (2, 5, 3), (7, 7),
-                                       (9, 1, 0, 4), (20, 2)])
+    @pytest.mark.parametrize(
+        'sizes', [(1, 1, 1, 1), (2, 5, 3), (7, 7), (9, 1, 0, 4), (20, 2)]
+    )
     def test_against_one_by_one(self, length, sizes):
         queue = FeatureQueue(length, 2)
         rows, pointer, number = queue.negatives.tolist(), 0, 1
@@ -136,14 +136,15 @@ class TestFeatureQueue:
             for name, x in FeatureQueue(length, dim).state_dict().items()
         }
         with pytest.raises(
-                ValueError,
-                match=rf'"queue.keys" of \({length}, {dim}\).*'
-                rf'\(5, 2\).*queue_len={length} and model.feat_dim={dim}'):
+            ValueError,
+            match=rf'"queue.keys" of \({length}, {dim}\).*'
+            rf'\(5, 2\).*queue_len={length} and model.feat_dim={dim}',
+        ):
             model.load_state_dict(saved, strict=strict)
 
     @pytest.mark.parametrize('length, dim', [(0, 2), (-1, 2), (2, 0)])
     def test_exception(self, length, dim):
         with pytest.raises(
-                ValueError,
-                match=f'at least 1, got length={length}, dim={dim}'):
+            ValueError, match=f'at least 1, got length={length}, dim={dim}'
+        ):
             FeatureQueue(length, dim)

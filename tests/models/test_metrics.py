@@ -6,9 +6,14 @@ import torch
 
 from mmdensecl.models import Features, Match
 from mmdensecl.models.losses import InfoNCEResult
-from mmdensecl.models.metrics import (category_metrics, contrast_metrics,
-                                       feature_std, weighted_mean,
-                                       match_metrics, position_r2)
+from mmdensecl.models.metrics import (
+    category_metrics,
+    contrast_metrics,
+    feature_std,
+    match_metrics,
+    position_r2,
+    weighted_mean,
+)
 
 SHOWS_SAME = [[0, 0, 40, 40, 0], [0, 0, 40, 40, 0]]
 
@@ -24,14 +29,14 @@ def monitor(index, views=None, valid=None, shape=(4, 4), key_shape=None):
         Match(index, None if valid is None else torch.tensor(valid)),
         grid_features(len(index), *shape),
         grid_features(len(index), *(key_shape or shape)),
-        None if views is None else torch.tensor(views).float())
+        None if views is None else torch.tensor(views).float(),
+    )
     return {name: x.item() for name, x in monitors.items()}
 
 
 class TestMaskedMean:
-
     def test_feature(self):
-        x = torch.tensor([1., 2., 6.])
+        x = torch.tensor([1.0, 2.0, 6.0])
         assert weighted_mean(x, None) == 3
         assert weighted_mean(x, torch.tensor([True, False, True])) == 3.5
         assert weighted_mean(x, torch.zeros(3, dtype=torch.bool)) == 0
@@ -41,8 +46,9 @@ class TestMaskedMean:
 class TestContrastMonitors:
     RESULT = InfoNCEResult(
         loss=torch.zeros(4),
-        positive=torch.tensor([0.5, 0.1, 0.9, -1.]),
-        hardest_negative=torch.tensor([0.3, 0.4, 0.9, 0.]))
+        positive=torch.tensor([0.5, 0.1, 0.9, -1.0]),
+        hardest_negative=torch.tensor([0.3, 0.4, 0.9, 0.0]),
+    )
 
     def test_all_rows(self):
         monitors = contrast_metrics(self.RESULT)
@@ -60,14 +66,16 @@ class TestContrastMonitors:
         assert monitors['acc'] == 50
 
     def test_no_valid_row(self):
-        monitors = contrast_metrics(self.RESULT,
-                                     torch.zeros(4, dtype=torch.bool))
+        monitors = contrast_metrics(
+            self.RESULT, torch.zeros(4, dtype=torch.bool)
+        )
         assert all(x == 0 for x in monitors.values())
 
     SEVERAL = InfoNCEResult(
         loss=torch.zeros(3, 2),
-        positive=torch.tensor([[0.5, 0.1], [0.9, 0.7], [-1., 0.2]]),
-        hardest_negative=torch.tensor([0.3, 0.8, 0.]))
+        positive=torch.tensor([[0.5, 0.1], [0.9, 0.7], [-1.0, 0.2]]),
+        hardest_negative=torch.tensor([0.3, 0.8, 0.0]),
+    )
 
     def test_several_positives(self):
         monitors = contrast_metrics(self.SEVERAL)
@@ -84,20 +92,20 @@ class TestContrastMonitors:
 
 
 class TestCategoryMonitors:
-
     def test_feature(self):
         """Half of the points in one of four, a quarter in two others."""
         labels = torch.tensor([0, 0, 3, 1, 0, 3, 0, 1])
         own = labels[:4]
-        monitors = category_metrics(labels, own, torch.tensor([0, 1, 3, 2]),
-                                     4, None)
+        monitors = category_metrics(
+            labels, own, torch.tensor([0, 1, 3, 2]), 4, None
+        )
         assert monitors['category_used'] == 75
         # 1/2 of one bit and 2 * 1/4 of two bits; two bits at most.
         assert monitors['category_entropy'].item() == pytest.approx(75)
         assert monitors['category_agreement'] == 50
 
     def test_ends(self):
-        one, even = torch.full((8, ), 2), torch.arange(8) % 4
+        one, even = torch.full((8,), 2), torch.arange(8) % 4
         values = [
             category_metrics(x, x, x, 4, None)['category_entropy'].item()
             for x in (one, even)
@@ -111,7 +119,6 @@ class TestCategoryMonitors:
 
 
 class TestFeatureStd:
-
     def test_collapsed(self):
         assert feature_std(torch.tensor([[0.6, 0.8]] * 5)) < 1e-6
 
@@ -122,10 +129,12 @@ class TestFeatureStd:
 
     def test_half(self):
         """Two points, 60 degrees apart: std 1/2 in one channel of two."""
-        vectors = torch.tensor([[0.5, math.sqrt(0.75)],
-                                [-0.5, math.sqrt(0.75)]])
+        vectors = torch.tensor(
+            [[0.5, math.sqrt(0.75)], [-0.5, math.sqrt(0.75)]]
+        )
         assert feature_std(vectors) == pytest.approx(
-            math.sqrt(2) * 0.5 / 2, abs=1e-6)
+            math.sqrt(2) * 0.5 / 2, abs=1e-6
+        )
 
     def test_one_row(self):
         assert feature_std(torch.tensor([[0.6, 0.8]])) == 0
@@ -136,7 +145,6 @@ class TestFeatureStd:
 
 
 class TestMatchMonitors:
-
     def test_distinct(self):
         # 3 of 4 cells in one picture, 1 of 4 in the other.
         assert monitor([[0, 1, 1, 3], [2, 2, 2, 2]], shape=(2, 2)) == {
@@ -144,9 +152,9 @@ class TestMatchMonitors:
         }
 
     def test_distinct_counts_valid_picks(self):
-        monitors = monitor([[0, 1, 2, 3]],
-                           valid=[[True, False, False, True]],
-                           shape=(2, 2))
+        monitors = monitor(
+            [[0, 1, 2, 3]], valid=[[True, False, False, True]], shape=(2, 2)
+        )
         assert monitors == {'match_coverage': 50}
 
     def test_distinct_of_the_key_s_cells(self):
@@ -198,10 +206,18 @@ class TestMatchMonitors:
         index = [[0, 0, 0, 2] * 4]
         # Columns 2 and 3 of the query lie at 0.5 and 2.5 of the key.
         assert monitor(index, [views])['match_coverage'] == 12.5
-        assert monitor([[4 * i + j for i in range(4) for j in (0, 0, 0, 2)]],
-                       [views])['match_acc'] == 100
-        assert monitor([[4 * i + j for i in range(4) for j in (0, 0, 2, 2)]],
-                       [views])['match_acc'] == 50
+        assert (
+            monitor(
+                [[4 * i + j for i in range(4) for j in (0, 0, 0, 2)]], [views]
+            )['match_acc']
+            == 100
+        )
+        assert (
+            monitor(
+                [[4 * i + j for i in range(4) for j in (0, 0, 2, 2)]], [views]
+            )['match_acc']
+            == 50
+        )
 
     def test_counts_valid_picks(self):
         """Six of the nine near cells of test_one_off are left."""
@@ -221,7 +237,6 @@ class TestMatchMonitors:
 
 
 class TestPositionShare:
-
     @staticmethod
     def vectors(*shape):
         generator = torch.Generator().manual_seed(0)

@@ -20,14 +20,18 @@ def fill(module, value):
 
 
 class TestMomentumEncoder:
-
     def test_starts_equal_and_apart(self):
         backbone, neck = make_parts()
         encoder = MomentumEncoder(backbone, neck)
-        for own, module in ((encoder.backbone, backbone), (encoder.neck,
-                                                           neck)):
-            for a, b in zip(own.state_dict().values(),
-                            module.state_dict().values()):
+        for own, module in (
+            (encoder.backbone, backbone),
+            (encoder.neck, neck),
+        ):
+            for a, b in zip(
+                own.state_dict().values(),
+                module.state_dict().values(),
+                strict=True,
+            ):
                 assert torch.equal(a, b)
                 assert a.data_ptr() != b.data_ptr()
         assert not any(x.requires_grad for x in encoder.parameters())
@@ -37,9 +41,9 @@ class TestMomentumEncoder:
         """Powers of two leave no rounding: 0.75 * 8 + 0.25 * 16."""
         backbone, neck = make_parts()
         encoder = MomentumEncoder(backbone, neck, momentum=0.25)
-        fill(encoder, 8.)
-        fill(backbone, 16.)
-        fill(neck, -16.)
+        fill(encoder, 8.0)
+        fill(backbone, 16.0)
+        fill(neck, -16.0)
         encoder.update(backbone, neck)
         assert all((x == 10).all() for x in encoder.backbone.parameters())
         assert all((x == 2).all() for x in encoder.neck.parameters())
@@ -49,9 +53,9 @@ class TestMomentumEncoder:
         """0.001 is the paper's m = 0.999, after one step and after 50."""
         backbone, neck = make_parts()
         encoder = MomentumEncoder(backbone.double(), neck.double())
-        fill(encoder, 1.)
-        fill(backbone, 2.)
-        fill(neck, 2.)
+        fill(encoder, 1.0)
+        fill(backbone, 2.0)
+        fill(neck, 2.0)
         for step in range(1, 51):
             encoder.update(backbone, neck)
             for x in encoder.parameters():
@@ -59,16 +63,17 @@ class TestMomentumEncoder:
                     x.data,
                     torch.full_like(x, 2 - 0.999**step),
                     rtol=1e-14,
-                    atol=0)
+                    atol=0,
+                )
 
-    @pytest.mark.parametrize('momentum, expected', [(0., 3.), (1., 5.)])
+    @pytest.mark.parametrize('momentum, expected', [(0.0, 3.0), (1.0, 5.0)])
     @pytest.mark.filterwarnings('ignore:momentum')
     def test_ends_of_the_range(self, momentum, expected):
         backbone, neck = make_parts()
         encoder = MomentumEncoder(backbone, neck, momentum)
-        fill(encoder, 3.)
-        fill(backbone, 5.)
-        fill(neck, 5.)
+        fill(encoder, 3.0)
+        fill(backbone, 5.0)
+        fill(neck, 5.0)
         encoder.update(backbone, neck)
         assert all((x == expected).all() for x in encoder.parameters())
 
@@ -85,17 +90,19 @@ class TestMomentumEncoder:
         backbone, neck = make_parts()
         encoder = MomentumEncoder(backbone, neck)
         backbone(torch.randn(4, 3, 2, 2) + 3)
-        fill(neck, 7.)
+        fill(neck, 7.0)
         encoder.copy_from(backbone, neck)
-        assert torch.equal(encoder.backbone[1].running_mean,
-                           backbone[1].running_mean)
+        assert torch.equal(
+            encoder.backbone[1].running_mean, backbone[1].running_mean
+        )
         assert (encoder.neck.weight == 7).all()
 
     def test_warns_of_the_papers_convention(self):
         with pytest.warns(
-                UserWarning,
-                match='momentum=0.999 is the weight of '
-                'the query.*written momentum=0.001'):
+            UserWarning,
+            match='momentum=0.999 is the weight of '
+            'the query.*written momentum=0.001',
+        ):
             MomentumEncoder(*make_parts(), momentum=0.999)
         with warnings.catch_warnings():
             warnings.simplefilter('error')
@@ -104,5 +111,6 @@ class TestMomentumEncoder:
     @pytest.mark.parametrize('momentum', [-0.1, 1.5])
     def test_exception(self, momentum):
         with pytest.raises(
-                ValueError, match=rf'must be in \[0, 1\], got {momentum}'):
+            ValueError, match=rf'must be in \[0, 1\], got {momentum}'
+        ):
             MomentumEncoder(*make_parts(), momentum=momentum)

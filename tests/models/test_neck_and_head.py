@@ -15,7 +15,7 @@ class TestDenseCLNeck:
     def test_cardinality(self, num_grid):
         neck = DenseCLNeck(6, 5, 4, num_grid=num_grid)
         x = torch.randn(2, 6, 7, 7)
-        vector, grid, pooled = neck((x, ))
+        vector, grid, pooled = neck((x,))
         cells = 49 if num_grid is None else num_grid**2
         assert vector.shape == pooled.shape == (2, 4)
         assert grid.shape == (2, 4, cells)
@@ -24,7 +24,7 @@ class TestDenseCLNeck:
     def test_reads_the_last_map(self):
         neck = DenseCLNeck(6, 5, 4)
         maps = torch.randn(2, 3, 8, 8), torch.randn(2, 6, 4, 4)
-        for a, b in zip(neck(maps), neck(maps[1:])):
+        for a, b in zip(neck(maps), neck(maps[1:]), strict=True):
             assert torch.equal(a, b)
 
     def test_layers(self):
@@ -33,19 +33,19 @@ class TestDenseCLNeck:
         shapes = {k: tuple(x.shape) for k, x in neck.state_dict().items()}
         assert shapes == {
             'mlp.0.weight': (5, 6),
-            'mlp.0.bias': (5, ),
+            'mlp.0.bias': (5,),
             'mlp.2.weight': (4, 5),
-            'mlp.2.bias': (4, ),
+            'mlp.2.bias': (4,),
             'mlp2.0.weight': (5, 6, 1, 1),
-            'mlp2.0.bias': (5, ),
+            'mlp2.0.bias': (5,),
             'mlp2.2.weight': (4, 5, 1, 1),
-            'mlp2.2.bias': (4, ),
+            'mlp2.2.bias': (4,),
         }
 
     def test_not_normalised_yet(self):
         neck = DenseCLNeck(6, 5, 4)
         x = torch.randn(2, 6, 3, 3)
-        for a, b in zip(neck((1000 * x, )), neck((x, ))):
+        for a, b in zip(neck((1000 * x,)), neck((x,)), strict=True):
             assert a.norm() > 100 * b.norm()
 
     def test_init(self):
@@ -66,29 +66,33 @@ class TestDenseCLNeck:
     @pytest.mark.parametrize('num_grid', [0, -1])
     def test_exception(self, num_grid):
         with pytest.raises(
-                ValueError,
-                match=f'must be None or at least 1, got {num_grid}'):
+            ValueError, match=f'must be None or at least 1, got {num_grid}'
+        ):
             DenseCLNeck(6, 5, 4, num_grid=num_grid)
 
 
 class TestNormalize:
-
     def test_unit_length_over_dim_1(self):
-        x = torch.tensor([[[3., 0.], [4., 2.]]])
+        x = torch.tensor([[[3.0, 0.0], [4.0, 2.0]]])
         torch.testing.assert_close(
-            l2_normalize(x), torch.tensor([[[0.6, 0.], [0.8, 1.]]]))
+            l2_normalize(x), torch.tensor([[[0.6, 0.0], [0.8, 1.0]]])
+        )
 
-    @pytest.mark.parametrize('dtype, expected', [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ])
+    @pytest.mark.parametrize(
+        'dtype, expected',
+        [
+            (torch.float16, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.float32, torch.float32),
+            (torch.float64, torch.float64),
+        ],
+    )
     def test_dtype(self, dtype, expected):
         x = l2_normalize(torch.randn(3, 50).to(dtype))
         assert x.dtype == expected
         torch.testing.assert_close(
-            x.norm(dim=1), torch.ones(3, dtype=expected))
+            x.norm(dim=1), torch.ones(3, dtype=expected)
+        )
 
     def test_zero_vector(self):
         x = torch.zeros(1, 3, requires_grad=True)
@@ -97,34 +101,36 @@ class TestNormalize:
 
 
 class TestContrastiveHead:
-
     def setup_method(self):
         # Losses of rows: log(1 + 2 exp((0 - s) / t)) for s = 1, 0, -1.
         self.query = torch.eye(4)[[0, 0, 0]]
         self.key = torch.stack(
-            [torch.eye(4)[0],
-             torch.eye(4)[1], -torch.eye(4)[0]])
+            [torch.eye(4)[0], torch.eye(4)[1], -torch.eye(4)[0]]
+        )
         self.queue = torch.eye(4)[2:]
         self.rows = [math.log1p(2 * math.exp(-s / 0.2)) for s in (1, 0, -1)]
 
     def test_mean_over_rows(self):
-        loss, monitors = ContrastiveHead().loss(self.query, self.key,
-                                                self.queue)
+        loss, monitors = ContrastiveHead().loss(
+            self.query, self.key, self.queue
+        )
         assert loss.item() == pytest.approx(sum(self.rows) / 3)
         assert monitors['pos_sim'] == 0
         assert monitors['acc'].item() == pytest.approx(100 / 3)
 
     def test_mean_over_valid_rows(self):
         valid = torch.tensor([True, False, True])
-        loss, monitors = ContrastiveHead().loss(self.query, self.key,
-                                                self.queue, valid)
+        loss, monitors = ContrastiveHead().loss(
+            self.query, self.key, self.queue, valid
+        )
         assert loss.item() == pytest.approx((self.rows[0] + self.rows[2]) / 2)
         assert monitors['acc'] == 50
 
     def test_rows_that_do_not_count_get_no_gradient(self):
         query = self.query.requires_grad_()
-        loss, _ = ContrastiveHead().loss(query, self.key, self.queue,
-                                         torch.tensor([False, True, False]))
+        loss, _ = ContrastiveHead().loss(
+            query, self.key, self.queue, torch.tensor([False, True, False])
+        )
         loss.backward()
         assert query.grad[1].abs().sum() > 0
         assert (query.grad[[0, 2]] == 0).all()
@@ -146,7 +152,8 @@ class TestContrastiveHead:
     def test_no_valid_row(self):
         query = self.query.requires_grad_()
         loss, monitors = ContrastiveHead().loss(
-            query, self.key, self.queue, torch.zeros(3, dtype=torch.bool))
+            query, self.key, self.queue, torch.zeros(3, dtype=torch.bool)
+        )
         assert loss == 0
         loss.backward()
         assert (query.grad == 0).all()
@@ -154,7 +161,8 @@ class TestContrastiveHead:
 
     def test_loss_cfg(self):
         head = ContrastiveHead(
-            loss=dict(type='mmdensecl.InfoNCE', temperature=0.5))
+            loss=dict(type='mmdensecl.InfoNCE', temperature=0.5)
+        )
         assert head.loss_module.temperature == 0.5
         assert ContrastiveHead().loss_module.temperature == 0.2
         assert list(head.parameters()) == []

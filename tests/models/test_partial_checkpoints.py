@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Starting from a checkpoint that is not a whole one of ours."""
+
 import pytest
 import torch
 
@@ -10,8 +11,7 @@ def test_both_encoders_start_from_a_bare_backbone(build_tiny, name):
     source, model = build_tiny(name), build_tiny(name)
     neck = {k: v.clone() for k, v in model.neck.state_dict().items()}
     bare = {
-        f'backbone.{k}': v + 1
-        for k, v in source.backbone.state_dict().items()
+        f'backbone.{k}': v + 1 for k, v in source.backbone.state_dict().items()
     }
     model.load_state_dict(dict(bare), strict=False)
     for part in (model.backbone, model.encoder_k.backbone):
@@ -26,7 +26,7 @@ def test_a_saved_key_encoder_stays(build_tiny):
     source, model = build_tiny(), build_tiny()
     with torch.no_grad():
         for x in source.encoder_k.parameters():
-            x.add_(1.)
+            x.add_(1.0)
     model.load_state_dict(source.state_dict())
     for key, x in source.encoder_k.state_dict().items():
         assert torch.equal(model.encoder_k.state_dict()[key], x)
@@ -37,9 +37,10 @@ def test_matches_are_made_in_full_precision(build_tiny):
     model, seen = build_tiny(), []
 
     class Spy(type(model.correspondence)):
-
         def __call__(self, query, key, views=None):
-            seen.append((torch.is_autocast_enabled('cpu'), query.backbone_feats.dtype))
+            seen.append(
+                (torch.is_autocast_enabled('cpu'), query.backbone_feats.dtype)
+            )
             return super().__call__(query, key, views)
 
     model.correspondence = Spy()

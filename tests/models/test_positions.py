@@ -12,7 +12,10 @@ def locate(query, key, query_shape=(4, 4), key_shape=(4, 4)):
     """Columns, rows and inside of one pair as nested lists (H, W)."""
     there = locate_positions(
         torch.tensor([query]).float(),
-        torch.tensor([key]).float(), query_shape, key_shape)
+        torch.tensor([key]).float(),
+        query_shape,
+        key_shape,
+    )
     return [x.view(query_shape).tolist() for x in there]
 
 
@@ -38,8 +41,9 @@ class TestLocateCells:
 
     def test_shifted(self):
         """The key's crop begins one cell right of and two below."""
-        columns, rows, inside = locate((10, 30, 40, 40, 0),
-                                       (20, 50, 40, 40, 0))
+        columns, rows, inside = locate(
+            (10, 30, 40, 40, 0), (20, 50, 40, 40, 0)
+        )
         assert columns == [[-1, 0, 1, 2]] * 4
         assert rows == [[-2] * 4, [-1] * 4, [0] * 4, [1] * 4]
         assert inside == [[False] * 4] * 2 + [[False, True, True, True]] * 2
@@ -63,20 +67,25 @@ class TestLocateCells:
 
     def test_grids_that_are_not_square(self):
         """A 2 x 3 grid of cells of 20 x 30 pixels in one of 4 x 6."""
-        columns, rows, inside = locate((0, 0, 90, 40, 0), (0, 0, 90, 40, 0),
-                                       (2, 3), (4, 6))
+        columns, rows, inside = locate(
+            (0, 0, 90, 40, 0), (0, 0, 90, 40, 0), (2, 3), (4, 6)
+        )
         assert columns == [[0.5, 2.5, 4.5]] * 2
         assert rows == [[0.5] * 3, [2.5] * 3]
         assert inside == [[True] * 3] * 2
 
     def test_no_overlap(self):
-        for key in ((40, 0, 40, 40, 0), (0, 40, 40, 40, 1),
-                    (-40, 0, 40, 40, 0), (0, -40, 40, 40, 1)):
+        for key in (
+            (40, 0, 40, 40, 0),
+            (0, 40, 40, 40, 1),
+            (-40, 0, 40, 40, 0),
+            (0, -40, 40, 40, 1),
+        ):
             assert locate((*SAME, 0), key)[2] == [[False] * 4] * 4
 
     def test_samples_are_apart(self):
-        query = torch.tensor([[0., 0, 40, 40, 0], [0, 0, 40, 40, 0]])
-        key = torch.tensor([[0., 0, 40, 40, 1], [400, 0, 40, 40, 0]])
+        query = torch.tensor([[0.0, 0, 40, 40, 0], [0, 0, 40, 40, 0]])
+        key = torch.tensor([[0.0, 0, 40, 40, 1], [400, 0, 40, 40, 0]])
         there = locate_positions(query, key, (1, 2), (1, 2))
         assert there.column.tolist() == [[1, 0], [-20, -19]]
         assert there.inside.tolist() == [[True, True], [False, False]]
@@ -85,11 +94,14 @@ class TestLocateCells:
         """Random crops: to the key's grid and back is the identity."""
         torch.manual_seed(1)
         size = torch.rand(20, 2, 2) * 50 + 20
-        view = torch.cat([
-            torch.rand(20, 2, 2) * 40, size,
-            torch.randint(2, (20, 2, 1)).float()
-        ],
-                         dim=2)
+        view = torch.cat(
+            [
+                torch.rand(20, 2, 2) * 40,
+                size,
+                torch.randint(2, (20, 2, 1)).float(),
+            ],
+            dim=2,
+        )
         there = locate_positions(view[:, 0], view[:, 1], (3, 5), (4, 7))
         for n, i in there.inside.nonzero().tolist():
             # A one-cell crop around the spot in the picture, by hand.

@@ -43,8 +43,8 @@ optim_wrapper = dict(type='mmdensecl.BFloat16OptimWrapper')
 train_dataloader = dict(collate_fn=dict(type='pseudo_collate'))
 train_dataloader['dataset'] = dict(pipeline=[
     dict(type='mmdensecl.DecodeRGB'),
-    dict(type='mmdensecl.DrawViews'),
-    dict(type='mmdensecl.PackPicture')])
+    dict(type='mmdensecl.SampleTwoCropParams'),
+    dict(type='mmdensecl.PackImage')])
 """
 
 

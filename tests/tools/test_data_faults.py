@@ -69,7 +69,7 @@ def test_broken_and_vanished_pictures(workplace):
     assert status == 0, log[-5000:]
     assert '[2][10/10]' in log
     # Met in the first epoch, or read ahead there and met in the second.
-    assert '3 of 41 pictures could not be read' in log
+    assert '3 of 41 images could not be read' in log
     assert r"'a\nb.png'" in log
     listed = (workplace / STATE / 'unreadable.txt').read_text()
     assert listed.startswith('0005.png\n0020.png\n')
@@ -91,7 +91,7 @@ def test_broken_pictures_met_before_a_stop(workplace):
     status, log = train(
         workplace, '--resume', options=['train_cfg.max_epochs=1'])
     assert status == 0 and '[1][30/30]' in log, log[-5000:]
-    assert '5 of 120 pictures could not be read' in log
+    assert '5 of 120 images could not be read' in log
     listed = (workplace / STATE / 'unreadable.txt').read_text()
     assert listed.split() == broken
 
@@ -106,7 +106,7 @@ def test_more_broken_pictures_than_allowed(workplace):
     assert status == 1
     path = os.path.join(STATE, 'unreadable.txt')
     found = re.search(
-        r'(\d+) of 120 pictures .* Mend or remove them, as named in '
+        r'(\d+) of 120 images .* Mend or remove them, as named in '
         rf'"(.*{path})"', log)
     assert found, log[-5000:]
     listed = (workplace / found[2]).read_text().split()
@@ -122,7 +122,7 @@ def test_a_folder_that_vanishes_and_comes_back(workplace):
         options=['train_cfg.max_epochs=30'])
     assert status != 0
     # Two of twelve are more than a tenth, and both workers meet some.
-    assert re.search('[2-9] of 12 pictures in "pictures" cannot be read', log)
+    assert re.search('[2-9] of 12 images in "pictures" cannot be read', log)
     assert 'No such file or directory' in log
     state = workplace / STATE
     assert_good((state / 'last_checkpoint').read_text())
@@ -194,7 +194,7 @@ def load_with_little_memory(connection):
 
 @pytest.mark.skipif(not os.path.ismount('/dev/shm'), reason='has no /dev/shm')
 def test_too_little_shared_memory_is_said():
-    """What docs/robustness.md tells users to look for."""
+    """What docs/reliability.md tells users to look for."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context('fork').Process(
         target=load_with_little_memory, args=(theirs, ))

@@ -1,17 +1,20 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The command, on small scenes whose classes are colours."""
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmdensecl import load_backbone
 from mmdensecl.registry import MODELS
-from mmdensecl.transfer.matching import judge, mean_accuracy, measure
+from mmdensecl.evaluation.matching import compare, mean_accuracy, measure
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
@@ -19,7 +22,7 @@ COLOURS = ((90, 90, 90), (220, 40, 40), (40, 60, 220))
 
 @pytest.fixture(scope='module')
 def voc(tmp_path_factory):
-    """Grey pictures with a red and a blue half of a frame."""
+    """Grey images with a red and a blue half of a frame."""
     root = tmp_path_factory.mktemp('voc')
     rng = np.random.default_rng(0)
     for folder in ('JPEGImages', 'SegmentationClass',
@@ -39,9 +42,9 @@ def voc(tmp_path_factory):
             Image.fromarray(pixels.astype(np.uint8)).save(
                 root / f'JPEGImages/{name}.jpg')
             mask[:2] = 255
-            picture = Image.fromarray(mask, 'P')
-            picture.putpalette([*range(256)] * 3)
-            picture.save(root / f'SegmentationClass/{name}.png')
+            image = Image.fromarray(mask, 'P')
+            image.putpalette([*range(256)] * 3)
+            image.save(root / f'SegmentationClass/{name}.png')
     return root
 
 
@@ -83,15 +86,74 @@ def test_table_and_verdict(call, voc, checkpoint, tmp_path):
     for name in ('random weights', 'net'):
         row, = [x for x in lines if x.startswith(f'│ {name} ')]
         assert row.count('±') == 3
-    for name in ('the same place in both views', 'chance'):
+    for name in ('the same position', 'chance'):
         assert any(name in x and x.count('±') == 1 for x in lines)
     for column in ('mIoU, linear', 'mIoU, kNN'):
         sentence, = [x for x in lines if x.startswith(f'net, {column}:')]
         assert 'random weights' in sentence and '±' in sentence
     sentence, = [x for x in lines if x.startswith('net, matches right:')]
     assert 'only 4 pairs' in sentence
-    with Image.open(tmp_path / 'new/x.png') as picture:
-        assert picture.width > 400
+    with Image.open(tmp_path / 'new/x.png') as image:
+        assert image.width > 400
+
+
+@pytest.fixture
+def cityscapes(voc, tmp_path):
+    """The same files, laid out otherwise."""
+    for split in ('train', 'val'):
+        for name in (voc / f'ImageSets/Segmentation/{split}.txt'
+                     ).read_text().split():
+            for old, new in ((f'JPEGImages/{name}.jpg', 'leftImg8bit/{}_'
+                              'leftImg8bit.jpg'),
+                             (f'SegmentationClass/{name}.png', 'gtFine/{}_'
+                              'gtFine_labelTrainIds.png')):
+                new = tmp_path / 'cityscapes' / new.format(
+                    f'{split}/town/{name}')
+                new.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(voc / old, new)
+    return tmp_path / 'cityscapes'
+
+
+def test_layouts_many_checkpoints_and_json(call, voc, cityscapes, checkpoint,
+                                           tmp_path):
+    """Both layouts give the same numbers; the file says where from."""
+    history = HistoryBuffer([90.] * 20, [1] * 20)
+    run = dict(
+        state_dict={
+            f'backbone.{k}': v
+            for k, v in torch.load(checkpoint).items()
+        },
+        meta=dict(experiment_name='densecl_20260102_030405', seed=7, epoch=3),
+        message_hub=dict(log_scalars={'train/position_r2': history}))
+    for seed in (0, 1):
+        path = tmp_path / f'seed{seed}/epoch_3.pth'
+        path.parent.mkdir()
+        torch.save(run, path)
+    file = tmp_path / 'new/scores.json'
+    call(*tmp_path.glob('seed*/*.pth'), '--data-root', voc, cityscapes,
+         '--size=64', '--seeds=2', '--device=cpu', '--json', file)
+    found = json.loads(file.read_text())
+    names = ['random weights', 'seed0/epoch_3', 'seed1/epoch_3']
+    assert sorted(x['name'] for x in found['rows']) == names
+    row = found['rows'][1]
+    assert len(row.pop('sha256')) == 64 and row.pop('name') in names
+    assert row == dict(
+        baseline='random weights',
+        checkpoint=row['checkpoint'],
+        source='OpenMMLab model',
+        config='densecl',
+        seed=7,
+        epochs=3,
+        position_r2=90.)
+    assert found['data'][1]['classes'] == ['road', 'sidewalk', 'building']
+    assert [x['num_train'] for x in found['data']] == [6, 6]
+    assert found['size'] == 64 and found['versions']['torch']
+    for probe in ('linear', 'kNN'):
+        one, two = (found['values'][f'{x.name}: mIoU, {probe}']
+                    for x in (voc, cityscapes))
+        assert one == two and sorted(one) == names
+        assert one[names[1]] == one[names[2]] != one[names[0]]
+        assert all(len(x) == 2 for x in one.values())
 
 
 def test_one_seed(call, voc, checkpoint):
@@ -110,10 +172,10 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
     seen = []
 
     def keep(*args):
-        seen.append(judge(*args))
+        seen.append(compare(*args))
         return seen[-1]
 
-    monkeypatch.setattr(dense_probe, 'judge', keep)
+    monkeypatch.setattr(dense_probe, 'compare', keep)
     args = (checkpoint, '--unlabeled', voc / 'JPEGImages', '--size=64',
             '--max-images=9', '--seeds=2')
     sentence = call(*args).splitlines()[-1]
@@ -127,7 +189,7 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
         for kept, backbone in zip(
                 found, (trained, trained.untrained(pairs.query, seed))):
             kept.append(measure(backbone, pairs))
-    assert judge(*map(mean_accuracy, found)) == seen[0]
+    assert compare(*map(mean_accuracy, found)) == seen[0]
     assert seen[0].pairs == 9
 
 
@@ -137,9 +199,9 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
     ([1., 9.], [2., 3.], 'not told apart from random weights: better by'),
     ([50.] * 3, [50.] * 3, 'not told apart from random weights: better by'),
 ])
-def test_verdicts(call, values, base, words):
+def test_differences(call, values, base, words):
     import dense_probe
-    assert dense_probe.verdict(values, base).startswith(words)
+    assert dense_probe.difference(values, base).startswith(words)
 
 
 @pytest.mark.parametrize('flags, message', [

@@ -1,89 +1,392 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""The tools themselves, given a stranger's checkpoint.
+"""Every entrance for checkpoints, against about ten kinds of hostile file."""
 
-tests/hostile has every kind of file, and the functions that read them.
-"""
+import argparse
+import io
+import json
 import os
+import pickle
+import runpy
+import struct
+import tarfile
+import zipfile
 
 import pytest
 import torch
-from runs import ROOT, prepare, tool
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel, BaseModule
+from mmengine.runner import CheckpointLoader, Runner
+from runs import ROOT, TOOLS, prepare, tool
 
+import mmdensecl
+from mmdensecl.checkpoint import (
+    UnsafeCheckpointError,
+    register_checkpoint_loader,
+)
+from mmdensecl.engine.resume import ResumeError, prepare_resume
 from mmdensecl.testing import write_pictures
+from mmdensecl.transfer import PretrainedBackbone, read_backbone
 
-PRETRAINED = """
-_base_ = './tiny.py'
-data_root = 'pictures'
-train_dataloader = dict(dataset=dict(data_root=data_root))
-model = dict(backbone=dict(init_cfg=[dict(
-    type='mmdensecl.PretrainedBackbone', checkpoint='')]))
-"""
-OPENMMLAB = """
-_base_ = './tiny.py'
-data_root = 'pictures'
-train_dataloader = dict(dataset=dict(data_root=data_root))
-model = dict(backbone=dict(init_cfg=[dict(
-    type='Pretrained', checkpoint='bad.pth', prefix='backbone.')]))
-"""
-
-KNN = f"""
-_base_ = '{ROOT}/configs/benchmarks/mmpretrain/resnet50_knn_in1k.py'
-part = dict(num_workers=0, dataset=dict(
-    data_root='labelled', split='', data_prefix='', classes=['a']))
-test_dataloader = part
-test_cfg = dict(train_dataloader=part)
-"""
+REFUSALS = UnsafeCheckpointError, ValueError, FileNotFoundError
 
 
-class Attack:
+class Call:
+    """Unpickling one calls a function of the attacker's choice."""
 
-    def __init__(self, canary):
-        self.canary = canary
+    def __init__(self, function, *args):
+        self.call = function, args
 
     def __reduce__(self):
-        return os.mkdir, (str(self.canary), )
+        return self.call
+
+    def __call__(self):
+        """Pickle wants functions that can be called."""
+
+
+def attack(canary):
+    return Call(os.mkdir, str(canary))
+
+
+def rewrite(path, program, **records):
+    """Replace the pickle of a file of torch.save; add records."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as source:
+        content = {name: source.read(name) for name in source.namelist()}
+    for name in content:
+        if name.endswith('data.pkl'):
+            content[name] = program
+            folder = name[: -len('data.pkl')]
+    content.update({folder + name: data for name, data in records.items()})
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as target:
+        for name, data in content.items():
+            target.writestr(name, data)
+
+
+def reduce(path, canary):
+    torch.save(attack(canary), path)
+
+
+def in_state_dict(path, canary):
+    torch.save(dict(state_dict=dict(weight=attack(canary))), path)
+
+
+def in_meta(path, canary):
+    torch.save(
+        dict(
+            meta=dict(epoch=1, iter=1, seed=attack(canary)),
+            state_dict=dict(weight=torch.ones(4)),
+            message_hub={},
+            optimizer={},
+        ),
+        path,
+    )
+
+
+def legacy(path, canary):
+    torch.save(
+        dict(state_dict=dict(weight=attack(canary))),
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+
+
+def bare_pickle(path, canary):
+    path.write_bytes(pickle.dumps(attack(canary)))
+
+
+def legacy_tar(path, canary):
+    data = pickle.dumps(attack(canary), 2)
+    with tarfile.open(path, 'w') as tar:
+        for name in ('storages', 'tensors', 'pickle'):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def torchscript(path, canary):
+    program = pickle.dumps(attack(canary), 2)
+    rewrite(path, program, **{'constants.pkl': program})
+
+
+def walk_from_an_allowed_class(path, canary):
+    """From HistoryBuffer's methods to the builtins, by getattr alone."""
+    scope = Call(getattr, Call(getattr, HistoryBuffer, 'mean'), '__globals__')
+    torch.save(dict(a=Call(Call(getattr, scope, 'get'), 'os')), path)
+
+
+def object_array(path, canary):
+    """An array of objects whose pointers are bytes of the file.
+
+    Only names of the allow-list occur in it: a copied float64 is given an
+    object sub-dtype by its `__setstate__`.
+    """
+
+    def integer(n):
+        return b'J' + struct.pack('<i', n)
+
+    def text(value):
+        return b'X' + struct.pack('<I', len(value)) + value
+
+    def raw(data):
+        return b'c_codecs\nencode\n' + text(data) + text(b'latin1') + b'\x86R'
+
+    objects = b'cnumpy\ndtype\n(' + text(b'O') + b'tR'
+    dtype = (
+        b'cnumpy\ndtype\n('
+        + text(b'f8')
+        + b'\x89\x88tR('
+        + integer(3)
+        + text(b'<')
+        + b'('
+        + objects
+        + b'('
+        + integer(1)
+        + b'ttNN'
+        + integer(-1)
+        + integer(-1)
+        + integer(0)
+        + b'tb'
+    )
+    rewrite(
+        path,
+        b'\x80\x02cnumpy._core.multiarray\n_reconstruct\n('
+        b'cnumpy\nndarray\n('
+        + integer(0)
+        + b't'
+        + raw(b'b')
+        + b'tR('
+        + integer(1)
+        + b'('
+        + integer(4)
+        + b't'
+        + dtype
+        + b'\x89'
+        + raw(b'A' * 32)
+        + b'tb.',
+    )
+
+
+def truncated(path, canary):
+    torch.save(dict(weight=torch.rand(1000)), path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def web_page(path, canary):
+    path.write_text('<html>404 not found</html>')
+
+
+def folder_link(path, canary):
+    path.symlink_to('/etc')
+
+
+def huge_safetensors(path, canary):
+    """A header that claims more than any memory."""
+    header = json.dumps(
+        dict(
+            weight=dict(
+                dtype='F32', shape=[1 << 40], data_offsets=[0, 1 << 42]
+            )
+        )
+    ).encode()
+    path.write_bytes(struct.pack('<Q', len(header)) + header)
+
+
+CODE = [
+    reduce,
+    in_state_dict,
+    in_meta,
+    legacy,
+    bare_pickle,
+    legacy_tar,
+    torchscript,
+    walk_from_an_allowed_class,
+    object_array,
+]
+HOSTILE = [*CODE, truncated, web_page, folder_link, huge_safetensors]
+
+
+class Linear(BaseModel):
+    """The least that a Runner trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+
+    def forward(self, **_):
+        return dict(loss=self.weight.sum())
+
+
+@pytest.fixture(scope='module')
+def runner(tmp_path_factory):
+    register_checkpoint_loader()
+    return Runner(
+        Linear(),
+        str(tmp_path_factory.mktemp('runner')),
+        train_dataloader=dict(
+            dataset=list(range(4)),
+            sampler=dict(type='DefaultSampler'),
+            batch_size=1,
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        log_level='ERROR',
+        default_scope='mmengine',
+    )
+
+
+def resume_of_a_config(path):
+    prepare_resume(Config(dict(work_dir='work', load_from=str(path))))
+
+
+def pretrained_of_mmengine(path):
+    module = BaseModule(dict(type='Pretrained', checkpoint=str(path)))
+    module.weight = torch.nn.Parameter(torch.zeros(4))
+    module.init_weights()
+
+
+def publish(path):
+    script = runpy.run_path(
+        str(TOOLS / 'model_converters/publish_backbone.py')
+    )
+    script['publish'](
+        argparse.Namespace(
+            checkpoint=str(path),
+            prefix='',
+            to='safetensors',
+            out=str(path.with_name('out')),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    'entrance',
+    [
+        lambda path: CheckpointLoader.load_checkpoint(
+            str(path), 'cpu', 'silent'
+        ),
+        read_backbone,
+        mmdensecl.load_backbone,
+        lambda path: PretrainedBackbone(path)(torch.nn.BatchNorm2d(4)),
+        resume_of_a_config,
+        pretrained_of_mmengine,
+        publish,
+        'load_checkpoint',
+        'resume',
+    ],
+    ids=[
+        'CheckpointLoader',
+        'read_backbone',
+        'load_backbone',
+        'PretrainedBackbone',
+        'prepare_resume',
+        'Pretrained',
+        'publish_backbone',
+        'load_from',
+        'resume',
+    ],
+)
+@pytest.mark.parametrize('make', HOSTILE)
+def test_is_refused(make, entrance, tmp_path, runner, monkeypatch):
+    # Set by users of mmengine 0.10.7 against its errors of resuming.
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    path, canary = tmp_path / 'bad.pth', tmp_path / 'canary'
+    make(path, canary)
+    if isinstance(entrance, str):
+        method = getattr(runner, entrance)
+        entrance = lambda path: method(str(path))  # noqa: E731
+    with pytest.raises(REFUSALS) as error:
+        entrance(path)
+    assert not canary.exists()
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+    assert 'weights_only=False' not in str(error.value)
+    if make in CODE and make not in (legacy_tar, torchscript):
+        assert isinstance(error.value, (UnsafeCheckpointError, ResumeError))
+        assert 'could run code' in str(error.value)
+
+
+@pytest.mark.parametrize('content', ['a text', [1], dict(state_dict=[1])])
+@pytest.mark.parametrize(
+    'entrance', [read_backbone, mmdensecl.load_backbone, resume_of_a_config]
+)
+def test_no_tensors(content, entrance, tmp_path):
+    torch.save(content, tmp_path / 'bad.pth')
+    with pytest.raises(
+        ValueError,
+        match='bad.pth" (is no checkp|holds no|lac|cannot be resumed)',
+    ):
+        entrance(tmp_path / 'bad.pth')
+
+
+def test_the_config_of_a_checkpoint_is_not_run(tmp_path, runner):
+    """mmengine's Runner.resume would run this text as Python."""
+    canary = tmp_path / 'canary'
+    torch.save(
+        dict(
+            meta=dict(
+                epoch=0,
+                iter=0,
+                seed=None,
+                config=f"import os\nos.mkdir(r'{canary}')",
+            ),
+            state_dict=Linear().state_dict(),
+            message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+            optimizer=torch.optim.SGD(Linear().parameters(), 0.1).state_dict(),
+        ),
+        tmp_path / 'a.pth',
+    )
+    runner.resume(str(tmp_path / 'a.pth'))
+    assert not canary.exists()
+
+
+def test_the_attack_would_work(tmp_path):
+    """So that the tests above can fail."""
+    canary = tmp_path / 'canary'
+    in_meta(tmp_path / 'bad.pth', canary)
+    torch.load(tmp_path / 'bad.pth', weights_only=False)
+    assert canary.exists()
 
 
 @pytest.fixture(scope='module')
 def workplace(tmp_path_factory):
     folder = prepare(tmp_path_factory.mktemp('hostile'))
-    (folder / 'pretrained.py').write_text(PRETRAINED)
-    (folder / 'openmmlab.py').write_text(OPENMMLAB)
-    (folder / 'knn.py').write_text(KNN)
-    (folder / 'work').mkdir()
     write_pictures(folder / 'labelled' / 'a', 1)
-    content = dict(
-        state_dict=dict(weight=Attack(folder / 'canary')),
-        optimizer={},
-        meta=dict(epoch=1, iter=3))
-    torch.save(content, folder / 'bad.pth')
-    torch.save(content, folder / 'work' / 'epoch_1.pth')
+    (folder / 'pretrained.py').write_text("""
+_base_ = './tiny.py'
+data_root = 'pictures'
+train_dataloader = dict(dataset=dict(data_root=data_root))
+model = dict(backbone=dict(init_cfg=[dict(
+    type='mmdensecl.PretrainedBackbone', checkpoint='')]))
+""")
+    (folder / 'knn.py').write_text(f"""
+_base_ = '{ROOT}/configs/benchmarks/mmpretrain/resnet50_knn_in1k.py'
+part = dict(num_workers=0, dataset=dict(
+    data_root='labelled', split='', data_prefix='', classes=['a']))
+test_dataloader = part
+test_cfg = dict(train_dataloader=part)
+""")
+    in_meta(folder / 'bad.pth', folder / 'canary')
     return folder
 
 
-@pytest.mark.parametrize('command', [
-    'train.py tiny.py --resume bad.pth --cfg-options data_root=pictures',
-    'train.py tiny.py --work-dir work --resume --cfg-options '
-    'data_root=pictures',
-    'train.py tiny.py --cfg-options data_root=pictures load_from=bad.pth',
-    'train.py pretrained.py --pretrained bad.pth',
-    'train.py openmmlab.py',
-    'test.py knn.py bad.pth',
-    'benchmark.py run mini --checkpoint a=bad.pth --data pictures',
-    'analysis_tools/visualize_features.py tiny.py bad.pth pictures '
-    '--output-dir out',
-    'analysis_tools/visualize_correspondence.py tiny.py bad.pth '
-    'pictures/0000.png',
-    'analysis_tools/dense_probe.py bad.pth --unlabeled pictures',
-    'model_converters/publish_backbone.py bad.pth out',
-])
-def test_tool(workplace, command):
+@pytest.mark.parametrize(
+    'command',
+    [
+        'train.py tiny.py --resume bad.pth --cfg-options data_root=pictures',
+        'train.py tiny.py --cfg-options data_root=pictures load_from=bad.pth',
+        'train.py pretrained.py --pretrained bad.pth',
+        'test.py knn.py bad.pth',
+        'model_converters/publish_backbone.py bad.pth out',
+    ],
+)
+def test_tools(workplace, command):
     done = tool(
         *command.split(),
         cwd=workplace,
-        # Set by users of mmengine 0.10.7 against its errors of resuming.
         env=dict(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'),
-        check=False)
+        check=False,
+    )
     assert not (workplace / 'canary').exists()
     assert done.returncode != 0
     assert 'could run code' in done.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/analysis_tools'))
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/benchmarks'))
 import measure  # noqa: E402
 
 MIB = 2**20
@@ -29,8 +29,8 @@ class TestTakeTurns:
 
     def test_order_and_count(self):
         calls = []
-        rivals = {x: lambda x=x: calls.append(x) for x in 'ab'}
-        seconds = measure.take_turns(rivals, 9, 'cpu')
+        runs = {x: lambda x=x: calls.append(x) for x in 'ab'}
+        seconds = measure.take_turns(runs, 9, 'cpu')
         rounds = [calls[i:i + 2] for i in range(0, len(calls), 2)]
         assert len(rounds) == 10  # one is not timed
         assert all(sorted(x) == ['a', 'b'] for x in rounds)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Runs that are ended by signals, in processes of their own, and resumed."""
+
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from random import Random
 
 import pytest
 import torch
@@ -51,7 +54,8 @@ def start(workplace, name, *flags, strike=None, ranks=1, options=()):
                 '--cfg-options',
                 *options,
                 cwd=workplace,
-                check=False)
+                check=False,
+            )
         ]
     port = str(free_port())
     with ThreadPoolExecutor(ranks) as pool:
@@ -72,7 +76,10 @@ def start(workplace, name, *flags, strike=None, ranks=1, options=()):
                     LOCAL_RANK=str(rank),
                     WORLD_SIZE=str(ranks),
                     MASTER_ADDR='127.0.0.1',
-                    MASTER_PORT=port)) for rank in range(ranks)
+                    MASTER_PORT=port,
+                ),
+            )
+            for rank in range(ranks)
         ]
     return [job.result() for job in jobs]
 
@@ -88,8 +95,11 @@ def logged(folder):
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            losses[entry['step']] = (entry['loss'], entry['loss_dense'],
-                                     entry['lr'])
+            losses[entry['step']] = (
+                entry['loss'],
+                entry['loss_dense'],
+                entry['lr'],
+            )
     return losses
 
 
@@ -117,7 +127,9 @@ def assert_same_run(a, b, name='epoch_2.pth'):
         for key, value in old.items():
             same = (
                 torch.equal(value, new[key])
-                if torch.is_tensor(value) else value == new[key])
+                if torch.is_tensor(value)
+                else value == new[key]
+            )
             assert same, f'{part}{key}'
 
 
@@ -137,12 +149,14 @@ def test_at_the_end_of_an_epoch_and_of_the_run(workplace, whole):
             'epoch',
             '--resume',
             whole / 'epoch_1.pth',
-            options=options), 0)
+            options=options,
+        ),
+        0,
+    )
     assert 'resumed epoch: 1' in log
     assert '[1][1/3]' not in log and '[2][1/3]' in log
     assert logged(workplace / 'epoch') == {
-        step: values
-        for step, values in logged(whole).items() if step > 3
+        step: values for step, values in logged(whole).items() if step > 3
     }
     before = (whole / 'epoch_2.pth').read_bytes()
     log = ended(start(workplace, 'whole', '--resume'), 0)
@@ -161,8 +175,11 @@ def test_signal_to_the_workers_too(workplace, whole, persistent):
             strike=dict(at=5, name='SIGTERM', workers=True),
             options=[
                 'train_dataloader.num_workers=2',
-                f'train_dataloader.persistent_workers={persistent}'
-            ]), STOPPED)
+                f'train_dataloader.persistent_workers={persistent}',
+            ],
+        ),
+        STOPPED,
+    )
     assert 'SIGTERM: the run stops after iteration 5 of 6' in log
     for pid in re.search(r'struck (.*)', log)[1].split():
         with pytest.raises(ProcessLookupError):
@@ -176,11 +193,11 @@ def test_signal_to_the_workers_too(workplace, whole, persistent):
 
 def test_kill_in_mixed_precision(workplace):
     """SIGKILL, behind a checkpoint in the middle of the first epoch."""
-    flags = ('--amp', )
+    flags = ('--amp',)
     options = [
         'train_dataloader.num_workers=2',
         'default_hooks.checkpoint.by_epoch=False',
-        'default_hooks.checkpoint.interval=2'
+        'default_hooks.checkpoint.interval=2',
     ]
     ended(start(workplace, 'amp', *flags, options=options), 0)
     ended(
@@ -189,27 +206,33 @@ def test_kill_in_mixed_precision(workplace):
             'amp_killed',
             *flags,
             strike=dict(at=3, name='SIGKILL'),
-            options=options), -signal.SIGKILL)
+            options=options,
+        ),
+        -signal.SIGKILL,
+    )
     assert (workplace / 'amp_killed' / 'iter_2.pth').exists()
     log = ended(
-        start(workplace, 'amp_killed', *flags, '--resume', options=options), 0)
+        start(workplace, 'amp_killed', *flags, '--resume', options=options), 0
+    )
     assert '[1][2/3]' not in log and '[1][3/3]' in log
     assert_same_run(workplace / 'amp', workplace / 'amp_killed', 'iter_6.pth')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has GPUs')
 def test_one_of_two_ranks_on_shards(workplace):
-    """Both stop where one was asked to, and one process may go on."""
+    """Both stop where one was asked to; one process starts the epoch again."""
     tool(
         'dataset_converters/folder_to_shards.py',
         'pictures',
         'shards',
-        cwd=workplace)
+        cwd=workplace,
+    )
     options = [
-        'data_root=shards', 'train_dataloader.batch_size=2',
+        'data_root=shards',
+        'train_dataloader.batch_size=2',
         'train_dataloader.dataset.type=mmdensecl.UnlabeledShards',
         'train_dataloader.sampler.type=mmdensecl.ShardSampler',
-        'train_dataloader.sampler.window=1'
+        'train_dataloader.sampler.window=1',
     ]
     ended(start(workplace, 'shards_whole', ranks=2, options=options), 0, 0)
     done = start(
@@ -217,20 +240,25 @@ def test_one_of_two_ranks_on_shards(workplace):
         'shards_struck',
         ranks=2,
         options=options,
-        strike=dict(at=4, name='SIGUSR1', rank=1))
+        strike=dict(at=4, name='SIGUSR1', rank=1),
+    )
     code = 128 + signal.SIGUSR1
     assert 'SIGUSR1: the run stops after' in ended(done, code, code)
     assert (workplace / 'shards_struck' / 'iter_4.pth').exists()
     struck = workplace / 'shards_struck' / 'iter_4.pth'
     log = ended(
-        start(workplace, 'fewer', '--resume', struck, options=options), 0)
-    assert 'Processes: 1, was 2.' in log
-    assert 'The epoch starts again' in log
+        start(workplace, 'fewer', '--resume', struck, options=options), 0
+    )
+    assert 'world_size: 1, was 2' in log
+    assert 'epoch 2 starts again' in log
     assert '[2][1/6]' in log
     ended(
         start(
-            workplace, 'shards_struck', '--resume', ranks=2, options=options),
-        0, 0)
+            workplace, 'shards_struck', '--resume', ranks=2, options=options
+        ),
+        0,
+        0,
+    )
     assert_same_run(workplace / 'shards_whole', workplace / 'shards_struck')
 
 
@@ -246,17 +274,16 @@ def test_three_ranks(workplace):
             'three_struck',
             ranks=3,
             options=options,
-            strike=dict(at=2, name='SIGTERM')), *codes)
-    middle = workplace / 'three_struck' / 'iter_2.pth'
-    log = ended(
-        start(workplace, 'one', '--resume', middle, options=options), 0)
-    assert 'Processes: 1, was 3.' in log
-    # Six pictures were seen.
-    assert 'Iterations done: 6, was 2.' in log and '[1][ 7/12]' in log
-    assert '[1][ 6/12]' not in log
+            strike=dict(at=2, name='SIGTERM'),
+        ),
+        *codes,
+    )
     ended(
         start(workplace, 'three_struck', '--resume', ranks=3, options=options),
-        0, 0, 0)
+        0,
+        0,
+        0,
+    )
     assert_same_run(workplace / 'three', workplace / 'three_struck')
 
 
@@ -265,23 +292,33 @@ def test_torchrun(workplace):
     """Its agent passes the signal on to the ranks and their workers."""
     output = workplace / 'torchrun.txt'
     with open(output, 'wb') as stream:
-        agent = subprocess.Popen([
-            'bash', TOOLS / 'dist_train.sh', 'exact.py', '2', '--work-dir',
-            'torchrun', '--cfg-options', 'data_root=pictures',
-            'train_dataloader.batch_size=2', 'train_cfg.max_epochs=10000',
-            'train_dataloader.num_workers=1',
-            'default_hooks.checkpoint.interval=10000'
-        ],
-                                 cwd=workplace,
-                                 stdout=stream,
-                                 stderr=stream,
-                                 start_new_session=True,
-                                 env=dict(
-                                     os.environ,
-                                     PYTHONPATH=str(ROOT),
-                                     PYTHON=sys.executable,
-                                     OMP_NUM_THREADS='1',
-                                     PORT=str(free_port())))
+        agent = subprocess.Popen(
+            [
+                'bash',
+                TOOLS / 'dist_train.sh',
+                'exact.py',
+                '2',
+                '--work-dir',
+                'torchrun',
+                '--cfg-options',
+                'data_root=pictures',
+                'train_dataloader.batch_size=2',
+                'train_cfg.max_epochs=10000',
+                'train_dataloader.num_workers=1',
+                'default_hooks.checkpoint.interval=10000',
+            ],
+            cwd=workplace,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env=dict(
+                os.environ,
+                PYTHONPATH=str(ROOT),
+                PYTHON=sys.executable,
+                OMP_NUM_THREADS='1',
+                PORT=str(free_port()),
+            ),
+        )
     try:
         deadline = time.monotonic() + 240
         while '[2][1/3]' not in output.read_text():
@@ -301,21 +338,72 @@ def test_torchrun(workplace):
     assert int(saved['state_dict']['queue.enqueued']) == 4 * steps
 
 
+@pytest.fixture(scope='module')
+def drilled(workplace):
+    """Options of a run that often saves, and how one ends uninterrupted."""
+    options = [
+        'train_cfg.max_epochs=10',
+        'default_hooks.checkpoint.by_epoch=False',
+    ]
+    ended(start(workplace, 'drill', options=options), 0)
+    return options
+
+
+@pytest.mark.drill
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(10))
+def test_kills_at_random_moments(workplace, drilled, seed):
+    """SIGKILL again and again; the run ends with the same bits."""
+    random = Random(seed)
+    folder = workplace / f'drill_{seed}'
+    command = [
+        sys.executable,
+        TOOLS / 'train.py',
+        'exact.py',
+        '--resume',
+        '--work-dir',
+        folder,
+        '--cfg-options',
+        'data_root=pictures',
+        *drilled,
+    ]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    for _ in range(3):
+        logs = len([*folder.glob('*/vis_data')])
+        process = subprocess.Popen(
+            command, cwd=workplace, env=env, stdout=subprocess.DEVNULL
+        )
+        while (
+            process.poll() is None
+            and len([*folder.glob('*/vis_data')]) == logs
+        ):
+            time.sleep(0.01)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0, 3))
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL)
+    subprocess.run(command, cwd=workplace, env=env, check=True)
+    assert_same_run(workplace / 'drill', folder, 'iter_30.pth')
+
+
 def test_a_second_signal_kills(workplace):
     """At once, but not where a launcher and its rank both pass one on."""
     (workplace / 'twice.py').write_text(
-        STRIKE % dict(at=2, name='SIGTERM', wait=2.1) +
-        "strike = custom_hooks.pop()\ncustom_hooks[-1] = dict("
+        STRIKE
+        % dict(at=2, name='SIGTERM', wait=2.1)
+        + 'strike = custom_hooks.pop()\ncustom_hooks[-1] = dict('
         "type='mmdensecl.TerminationHook', interval=1000, patience=2)\n"
-        "first = dict(strike, at=1, wait=0)\n"
-        'custom_hooks += [first, first, strike]\n')
+        'first = dict(strike, at=1, wait=0)\n'
+        'custom_hooks += [first, first, strike]\n'
+    )
     done = tool(
         'train.py',
         'twice.py',
         '--cfg-options',
         'data_root=pictures',
         cwd=workplace,
-        check=False)
+        check=False,
+    )
     assert done.returncode == -signal.SIGTERM
     assert '[1][1/3]' in done.stdout and '[1][2/3]' not in done.stdout
     assert not list((workplace / 'work_dirs' / 'twice').glob('iter_*.pth'))

@@ -1,6 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The benchmark_*.py scripts run, small; what does not vary is checked."""
 import json
+import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -8,13 +10,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from forks import run_script
 from mmengine.config import Config
 
 from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / 'tools/analysis_tools'
+SCRIPTS = ROOT / 'tools/benchmarks'
 
 
 def run(script, *flags, cwd):
@@ -67,7 +70,7 @@ def test_comm(tmp_path):
         '--ranks=2',
         '--extrapolate=8',
         '--batch=2',
-        '--rivals=DenseCL',
+        '--baselines=DenseCL',
         '--plot=ranks.png',
         cwd=tmp_path)
     found = {(row['what'], row['ranks']): row for row in rows}
@@ -93,7 +96,7 @@ def test_comm(tmp_path):
         ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 32, 'bfloat16'),
     ])
 def test_step(scripts, monkeypatch, name, size, precision):
-    """One step of a rival, in the precision that the table will name."""
+    """One step, in the precision that the table will name."""
     import benchmark_step
     used = []
     monkeypatch.setattr(benchmark_step.measure, 'precision',
@@ -115,8 +118,8 @@ def test_step(scripts, monkeypatch, name, size, precision):
     (dict(type='mmdensecl.BFloat16OptimWrapper'), 'bfloat16'),
 ])
 def test_precision_of(scripts, wrapper, precision):
-    import rivals
-    assert rivals.precision_of(Config(
+    import baselines
+    assert baselines.precision_of(Config(
         dict(optim_wrapper=wrapper))) == precision
 
 
@@ -136,23 +139,38 @@ def test_data(tmp_path, flags):
         assert len(rows) == 7
 
 
-def test_listing(tmp_path):
-    rows = run(
-        'benchmark_listing.py',
-        '--files=300',
-        '--folders=3',
-        '--rounds=1',
-        cwd=tmp_path)
-    assert len(rows) == 3
+@pytest.mark.slow
+def test_gpu(tmp_path):
+    """Parts end, fail or are skipped, and the table says so."""
+    script = SCRIPTS / 'gpu.sh'
+    done = subprocess.run(
+        ['bash', script, '--tiny', '--out', tmp_path, '--minutes', '15',
+         '--parts', 'tests', 'compiled', 'mini', 'data', '--mini', 'x.py'],
+        env={**os.environ, 'PYTHON': sys.executable},
+        stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    text = (tmp_path / 'gpu.md').read_text()
+    assert text in done.stdout
+    assert text.startswith('## On a GPU\n\n')
+    rows = dict(re.findall(r'\| (.*?) \|.*\| (.*?) \| `.*` \|\n', text))
+    assert rows['part `mini`'].startswith('failed: ')
+    assert 'x.py' in rows['part `mini`']
+    if not torch.cuda.is_available():
+        assert rows['tests that need a GPU'] == 'GPU: not run'
+        assert rows['part `compiled`'].startswith('not run: ')
+        assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
+    assert '### Two views of 224 pixels' in text
+    assert '\n| mmpretrain | ' in text
 
 
 # 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past
 # the end of their memory, in channels_last on a CPU.
 TINY = f"""
-_base_ = '{ROOT}/configs/mini/densecl_r18_1xb32-coslr-40e_folder.py'
+_base_ = '{ROOT}/configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
 model = dict(
     queue_len=16, backbone=dict(stem_channels=16, base_channels=16),
     neck=dict(in_channels=128, hid_channels=16))
+optim_wrapper = dict(enabled=False)  # the same precision on all processors
 train_dataloader = dict(
     batch_size=2, num_workers=0, persistent_workers=False,
     dataset=dict(data_root='pictures'))

@@ -100,7 +100,7 @@ def test_two_ranks_measure_what_one_does(workplace, tool):
         cwd=workplace,
         env=dict(PORT=port))
     assert done.returncode == 0, done.stdout[-3000:]
-    assert 'fitting to 13 training pictures' in done.stdout
+    assert 'fitting to 13 training images' in done.stdout
     one, two = (
         json.loads((workplace / f'{name}.json').read_text())
         for name in ('one', 'two'))

@@ -11,15 +11,16 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
+from mmdensecl.models.modules import Features
 from mmdensecl.registry import MODELS
 from mmdensecl.testing import write_pictures
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis_tools'
+TOOLS = Path(__file__).parents[2] / 'tools' / 'visualize'
 
 
 @pytest.fixture
 def workplace(tiny_cfg, tmp_path, monkeypatch):
-    """A config, a checkpoint and pictures."""
+    """A config, a checkpoint and images."""
     model = tiny_cfg(data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
     cfg = Config(
         dict(
@@ -28,7 +29,7 @@ def workplace(tiny_cfg, tmp_path, monkeypatch):
             train_dataloader=dict(
                 dataset=dict(
                     type='mmdensecl.UnlabeledFolder',
-                    data_root='pictures',
+                    data_root='images',
                     pipeline=[
                         dict(type='mmdensecl.DecodeRGB'),
                         dict(
@@ -43,7 +44,7 @@ def workplace(tiny_cfg, tmp_path, monkeypatch):
     torch.save(
         dict(state_dict=built.state_dict(), meta=dict(cfg=cfg.pretty_text)),
         tmp_path / 'tiny.pth')
-    write_pictures(tmp_path / 'pictures', 3, size=80)
+    write_pictures(tmp_path / 'images', 3, size=80)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -74,20 +75,20 @@ class TestCorrespondence:
 
     def test_two_views(self, workplace, run):
         code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth',
-                             'pictures/0000.png', '--before', 'none', '--out',
+                             'images/0000.png', '--before', 'none', '--out',
                              'made/c.png', '--margin', 0, '--cells', '0,0',
                              '3,2')
         assert code == 0, err
         assert 'random weights' in out and 'chance' in out
-        assert 'standard errors' in out and 'These features' in out
+        assert 'standard errors' in out and 'features match object' in out
         for name in ('c.png', 'c_cells.png'):
-            picture = np.asarray(
+            image = np.asarray(
                 Image.open(workplace / 'made' / name).convert('RGB'))
-            assert picture.shape[1] > 600 and picture.std() > 10
+            assert image.shape[1] > 600 and image.std() > 10
 
-    def test_two_pictures_by_similarity(self, workplace, run):
+    def test_two_images_by_similarity(self, workplace, run):
         code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth',
-                             'pictures/0000.png', 'pictures/0001.png',
+                             'images/0000.png', 'images/0001.png',
                              '--cells', 0, '--min-similarity', 2)
         assert code == 0, err
         assert (workplace / 'correspondence.png').exists()
@@ -95,30 +96,50 @@ class TestCorrespondence:
 
     def test_same_seed_same_words(self, workplace, run):
         words = [
-            run(self.TOOL, 'tiny.py', 'tiny.pth', 'pictures/0000.png',
+            run(self.TOOL, 'tiny.py', 'tiny.pth', 'images/0000.png',
                 '--cells', 0, '--margin', 0, '--seed', seed)[1]
             for seed in (1, 1, 2)
         ]
         assert words[0] == words[1] != words[2]
 
     def test_the_margin_is_of_the_lines_alone(self, workplace, run):
-        """The verdict is of all cells, as everywhere."""
+        """The test is of all cells, as everywhere."""
         words = [
-            run(self.TOOL, 'tiny.py', 'tiny.pth', 'pictures/0000.png',
+            run(self.TOOL, 'tiny.py', 'tiny.pth', 'images/0000.png',
                 '--cells', 0, '--margin', margin)[1] for margin in (0, 3)
         ]
         assert words[0] == words[1]
 
+    def test_maps_share_one_scale(self, monkeypatch):
+        """Of random weights above and trained ones below."""
+        monkeypatch.syspath_prepend(str(TOOLS))
+        import visualize_correspondence as tool
+        shape = dict(global_proj=torch.ones(1, 1), shape=(2, 2))
+        cells = torch.eye(4)[None]
+        pairs = [
+            tool.FeaturePair(name, Features(backbone_feats=cells, **shape),
+                             Features(backbone_feats=x * cells, **shape))
+            for name, x in (('before', 0.1), ('after', 1.))
+        ]
+        view = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        figure = tool.draw_all_maps(pairs, [view, view], None, ['1'])
+        limits = {
+            x.get_clim()
+            for ax in figure.axes for x in ax.images
+            if x.get_cmap().name == 'inferno'
+        }
+        assert limits == {(0., 1.)}
+
     @pytest.mark.parametrize('arguments, words', [
         (('tiny.py', 'tiny.pth', 'gone.png'), 'gone.png'),
-        (('tiny.py', 'gone.pth', 'pictures/0000.png'), 'gone.pth'),
-        (('gone.py', 'tiny.pth', 'pictures/0000.png'), 'gone.py'),
-        (('tiny.py', 'tiny.pth', 'tiny.py'), 'no picture'),
-        (('tiny.py', 'tiny.pth', 'pictures/0000.png', '--cells', '9,9'),
+        (('tiny.py', 'gone.pth', 'images/0000.png'), 'gone.pth'),
+        (('gone.py', 'tiny.pth', 'images/0000.png'), 'gone.py'),
+        (('tiny.py', 'tiny.pth', 'tiny.py'), 'no image'),
+        (('tiny.py', 'tiny.pth', 'images/0000.png', '--cells', '9,9'),
          r'8 x 8 cells'),
-        (('tiny.py', 'tiny.pth', 'pictures/0000.png', '--pairs', '2'),
+        (('tiny.py', 'tiny.pth', 'images/0000.png', '--pairs', '2'),
          'at least 8'),
-        (('other.py', 'tiny.pth', 'pictures/0000.png'), 'draws no views'),
+        (('other.py', 'tiny.pth', 'images/0000.png'), 'draws no views'),
     ])
     def test_errors(self, workplace, run, arguments, words):
         (workplace / 'other.py').write_text('model = dict()')
@@ -133,22 +154,22 @@ class TestFeatures:
 
     @pytest.mark.parametrize('checkpoint', ['tiny.pth', 'none'])
     def test_folder(self, workplace, run, checkpoint):
-        (workplace / 'pictures/broken.png').write_text('no picture')
-        code, out, err = run(self.TOOL, 'tiny.py', checkpoint, 'pictures',
+        (workplace / 'images/broken.png').write_text('no image')
+        code, out, err = run(self.TOOL, 'tiny.py', checkpoint, 'images',
                              '--size', 64, '--margin', 1, '--patch', 40, 30,
                              '--first', '0001.png')
         assert code == 0, err
         assert 'left out' in out and 'broken.png' in out
         for name in ('features.png', 'neighbours.png'):
-            picture = Image.open(workplace / 'features' / name)
-            assert np.asarray(picture.convert('RGB')).std() > 10
+            image = Image.open(workplace / 'features' / name)
+            assert np.asarray(image.convert('RGB')).std() > 10
         html = (workplace / 'features/index.html').read_text()
         assert html.index('0001.png') < html.index('0000.png')
         # 8 x 8 cells less the margin; the patch is in row 2, column 3.
         assert '"chosen": [2, 3]' in html and '[6, 6]' in html
 
-    def test_most_pictures_of_a_folder(self, workplace, run):
-        code, out, err = run(self.TOOL, 'tiny.py', 'none', 'pictures',
+    def test_most_images_of_a_folder(self, workplace, run):
+        code, out, err = run(self.TOOL, 'tiny.py', 'none', 'images',
                              '--size', 64, '--max-images', 2)
         assert code == 0, err
         html = (workplace / 'features/index.html').read_text()
@@ -157,13 +178,13 @@ class TestFeatures:
 
     @pytest.mark.parametrize('arguments, words', [
         (('tiny.py', 'tiny.pth', 'gone'), 'gone'),
-        (('tiny.py', 'tiny.pth', 'empty'), 'No pictures'),
-        (('tiny.py', 'tiny.pth', 'pictures', '--patch', '1', '1'), 'margin'),
-        (('tiny.py', 'tiny.pth', 'pictures/0000.png', '--patch', '1', '1'),
+        (('tiny.py', 'tiny.pth', 'empty'), 'No images'),
+        (('tiny.py', 'tiny.pth', 'images', '--patch', '1', '1'), 'margin'),
+        (('tiny.py', 'tiny.pth', 'images/0000.png', '--patch', '1', '1'),
          'at least two'),
-        (('tiny.py', 'tiny.pth', 'pictures', '--margin', '40'),
+        (('tiny.py', 'tiny.pth', 'images', '--margin', '40'),
          'lower the margin'),
-        (('tiny.py', 'tiny.pth', 'pictures', '--first', 'x.png'), 'x.png'),
+        (('tiny.py', 'tiny.pth', 'images', '--first', 'x.png'), 'x.png'),
     ])
     def test_errors(self, workplace, run, arguments, words):
         (workplace / 'empty').mkdir()

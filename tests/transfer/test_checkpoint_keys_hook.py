@@ -225,7 +225,7 @@ class TestDeeperCheckpoint:
                 runner.optim_wrapper)
         with pytest.raises(ValueError) as error:
             runner.load_checkpoint(str(tmp_path / 'load.pth'))
-        assert 'place in the model: backbone.layer1.2.' in str(error.value)
+        assert 'not in the model: backbone.layer1.2.' in str(error.value)
 
     def test_other_stages_are_not_needed(self, make_runner):
         """Such as layer4 for the backbone of a C4 detector."""

@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The same backbone for other projects: names back and forth, features."""
 import hashlib
+import json
 import pickle
 import re
 import runpy
@@ -12,14 +13,18 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from mmdensecl import load_backbone
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.registry import MODELS
 from mmdensecl.transfer import read_backbone
-from mmdensecl.transfer.convert import (SUFFIXES, encode_backbone,
-                                        from_detectron2, from_detectron2_name,
-                                        missing_tensors, to_detectron2_name)
+from mmdensecl.transfer.convert import (SUFFIXES, describe_file,
+                                        encode_backbone, missing_tensors,
+                                        to_detectron2_name)
 
 TOOL = Path(__file__).parents[2] / 'tools/model_converters/publish_backbone.py'
 
@@ -71,7 +76,7 @@ class TestFeatures:
 
     def test_openmmlab(self, written, images, features):
         content = load_from_local(written('openmmlab'))
-        assert content['meta']['arch'] == 'ResNet-18'
+        assert content['meta']['mmdensecl']['arch'] == 'ResNet-18'
         got = mmpretrain_features(content['state_dict'], images)
         assert torch.equal(got, features)
 
@@ -95,14 +100,18 @@ class TestFeatures:
         state = load_file(written('safetensors'))
         assert torch.equal(mmpretrain_features(state, images), features)
 
-    def test_detectron2(self, written, images, features):
+    def test_detectron2(self, written, images, features, backbone18):
         with open(written('detectron2'), 'rb') as file:
             content = pickle.load(file)
         assert content['matching_heuristics'] is True
         assert isinstance(content['__author__'], str)
         assert all(
             isinstance(x, np.ndarray) for x in content['model'].values())
-        state = from_detectron2(content['model'])
+        state = {
+            name: torch.from_numpy(content['model'][to_detectron2_name(name)])
+            for name in backbone18
+        }
+        assert len(state) == len(content['model'])
         assert torch.equal(mmpretrain_features(state, images), features)
 
 
@@ -121,13 +130,11 @@ class TestDetectron2Names:
     ])
     def test_known(self, plain, theirs):
         assert to_detectron2_name(plain) == theirs
-        assert from_detectron2_name(theirs) == plain
 
     def test_whole_resnet(self, backbone50):
         """One to one, and as a chain of replacements has it."""
         names = [to_detectron2_name(x) for x in backbone50]
         assert len(set(names)) == len(names) == 318
-        assert [from_detectron2_name(x) for x in names] == list(backbone50)
         for plain, theirs in zip(backbone50, names):
             chain = plain if 'layer' in plain else f'stem.{plain}'
             for number in (4, 3, 2, 1):
@@ -141,8 +148,6 @@ class TestDetectron2Names:
     def test_unknown(self, name):
         with pytest.raises(ValueError, match='no tensor of a plain ResNet'):
             to_detectron2_name(name)
-        with pytest.raises(ValueError, match='no tensor of a ResNet'):
-            from_detectron2_name(name)
 
 
 @pytest.mark.parametrize('to', list(SUFFIXES))
@@ -157,6 +162,112 @@ def test_is_read_again(to, written, backbone18):
     assert state.keys() == backbone18.keys()
     for name, x in backbone18.items():
         assert torch.equal(state[name], x)
+
+
+RUN = dict(
+    method='DenseCL',
+    config='densecl_r18',
+    epochs=11,
+    iters=4015,
+    seed=1,
+    dataset_size=23397,
+    view_size=64,
+    mean=[1., 2., 3.],
+    std=[4., 5., 6.],
+    position_r2=90.)
+
+
+@pytest.fixture(scope='module')
+def trained(resnet18, tmp_path_factory):
+    """As a run of ours saves it."""
+    cfg = Config(
+        dict(
+            model=dict(
+                type='mmdensecl.DenseCL',
+                data_preprocessor=dict(mean=RUN['mean'], std=RUN['std']),
+                backbone=dict(
+                    type='ResNet',
+                    depth=18,
+                    strides=(1, 2, 2, 1),
+                    init_cfg=dict(checkpoint='/home/me/secret.pth'))),
+            train_dataloader=dict(
+                dataset=dict(pipeline=[
+                    dict(type='mmdensecl.DecodeRGB'),
+                    dict(type='mmdensecl.TwoViews', size=64)
+                ]))))
+    path = tmp_path_factory.mktemp('run') / 'epoch_11.pth'
+    torch.save(
+        dict(
+            meta=dict(
+                cfg=cfg.pretty_text,
+                experiment_name='densecl_r18_20260102_030405',
+                epoch=11,
+                iter=4015,
+                seed=1),
+            message_hub=dict(
+                runtime_info=dict(loader_layout=dict(images=23397)),
+                log_scalars={
+                    'train/position_r2': HistoryBuffer([90.] * 20, [1] * 20)
+                }),
+            state_dict={
+                f'backbone.{k}': v
+                for k, v in resnet18.state_dict().items()
+            }), path)
+    return path
+
+
+class TestDescription:
+    """A published file says what it is."""
+
+    @pytest.mark.parametrize('to', ['openmmlab', 'safetensors'])
+    def test_run(self, trained, tmp_path, to):
+        path = tmp_path / f'b{SUFFIXES[to]}'
+        data = encode_backbone(read_backbone(trained), to)
+        path.write_bytes(data)
+        assert data == encode_backbone(read_backbone(trained), to)
+        assert b'secret' not in data
+        if to == 'safetensors':
+            with safe_open(path, 'pt') as file:
+                header = file.metadata()
+            assert header['format'] == 'pt'
+            entry = json.loads(header['mmdensecl'])
+        else:
+            entry = load_from_local(path)['meta']['mmdensecl']
+        run = entry['run']
+        assert {k: run[k] for k in RUN} == RUN
+        assert [*run['backbone']] == ['strides']
+        assert entry['arch'] == 'ResNet-18'
+        assert entry['source'] == 'OpenMMLab model'
+        assert entry['versions']['torch'] == torch.__version__
+        # Published again, it still says so, and of the first file.
+        again = read_backbone(path)
+        assert again.run == run
+        one, two = load_backbone(trained), load_backbone(path)
+        assert two.cfg['strides'] == (1, 2, 2, 1)
+        images = torch.rand(1, 3, 64, 64) * 255
+        assert torch.equal(one(images), two(images))
+
+    def test_nothing_is_known(self, file18):
+        found = read_backbone(file18)
+        assert found.run == {}
+        assert describe_file(found)['run'] == {}
+
+    @pytest.mark.parametrize('header', ['{', '3', '{"run": 3}', '[' * 9999])
+    def test_a_header_is_not_trusted(self, backbone18, tmp_path, header):
+        save_file(backbone18, tmp_path / 'a.safetensors',
+                  dict(mmdensecl=header))
+        assert read_backbone(tmp_path / 'a.safetensors').run == {}
+
+    @pytest.mark.parametrize('entry', [
+        3, dict(run=3),
+        dict(run=dict(mean='x', backbone=dict(type='os.system', depth=99)))
+    ])
+    def test_a_record_is_not_trusted(self, backbone18, tmp_path, entry):
+        torch.save(
+            dict(state_dict=backbone18, meta=dict(mmdensecl=entry)),
+            tmp_path / 'a.pth')
+        backbone = load_backbone(tmp_path / 'a.pth')
+        assert backbone.cfg['depth'] == 18
 
 
 def test_deep_stem_has_no_place(tmp_path):

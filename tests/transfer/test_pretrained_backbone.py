@@ -308,14 +308,55 @@ class TestErrors:
     def test_shape(self, file18):
         with pytest.raises(ValueError) as error:
             build('mmdet', resnet(ours(file18), in_channels=4))
-        assert ('1 of another shape, would stay random: conv1.weight: got '
-                '(64, 3, 7, 7), expected (64, 4, 7, 7)') in str(error.value)
+        assert ('1 of another shape or type, would stay random: conv1.weight: got '
+                '(64, 3, 7, 7) torch.float32, expected (64, 4, 7, 7)') in str(error.value)
 
     def test_shape_that_may_be_random(self, file18, backbone18):
         model = build(
             'mmdet',
             resnet(ours(file18, allow_random='conv1.weight'), in_channels=4))
         assert torch.equal(model.bn1.weight, backbone18['bn1.weight'])
+
+    @pytest.mark.parametrize('dtype', [
+        torch.int8, torch.bool, torch.complex64, torch.float8_e5m2
+    ])
+    def test_type(self, dtype, tmp_path):
+        """Under a name that no weight has elsewhere."""
+        module = nn.Module()
+        module.table = nn.Parameter(torch.rand(4))
+        module.index = nn.Parameter(torch.arange(4), requires_grad=False)
+        module.other = nn.Parameter(torch.rand(4))
+        state = {k: v.detach() + 1 for k, v in module.state_dict().items()}
+        torch.save({f'backbone.{k}': v for k, v in state.items()},
+                   tmp_path / 'good.pth')
+        PretrainedBackbone(str(tmp_path / 'good.pth'))(module)
+        assert_equals_file(module, state)
+        state['table'] = state['table'].to(dtype)
+        torch.save({f'backbone.{k}': v for k, v in state.items()},
+                   tmp_path / 'bad.pth')
+        with pytest.raises(ValueError, match='table'):
+            PretrainedBackbone(str(tmp_path / 'bad.pth'))(module)
+        state['table'] = state['table'].abs().to(torch.float16) if (
+            dtype is torch.complex64) else state['table'].to(torch.float16)
+        state['index'] = state['index'].bool()
+        torch.save({f'backbone.{k}': v for k, v in state.items()},
+                   tmp_path / 'bad.pth')
+        with pytest.raises(
+                ValueError, match='1 of another shape or type.*index: got .*'
+                r'torch.bool, expected \(4,\) torch.int64'):
+            PretrainedBackbone(str(tmp_path / 'bad.pth'))(module)
+
+    @pytest.mark.parametrize('kwargs', [
+        dict(allow_random='conv1.weight'),
+        dict(allow_random=['bn1', 'conv1'])
+    ])
+    def test_random_and_frozen(self, file18, kwargs):
+        """A stem that no training would ever change."""
+        config = resnet(ours(file18, **kwargs), in_channels=4)
+        build('mmdet', dict(config, frozen_stages=-1))
+        with pytest.raises(
+                ValueError, match='1 random and frozen.*conv1.weight'):
+            build('mmdet', dict(config, frozen_stages=1))
 
     def test_whole_model(self, file18):
         config = dict(
@@ -377,6 +418,23 @@ def test_log_and_init_info(file18, log):
     # mmengine's own list of where each parameter came from.
     origin = find(log, 'layer1.0.conv1.weight - ')
     assert f'PretrainedBackbone: "{file18}"' in origin
+
+
+@pytest.mark.parametrize('changes, expected', [
+    (dict(frozen_stages=1, norm_eval=True),
+     'will not train, frozen: conv1, bn1, layer1; in'),
+    (dict(frozen_stages=0, norm_eval=False),
+     'will not train, frozen: conv1, bn1'),
+    (dict(norm_eval=False), None),
+])
+def test_what_will_not_train(file18, log, changes, expected):
+    build('mmdet', resnet(ours(file18), **changes))
+    line = find(log, 'loaded 120/120')
+    if expected is None:
+        assert 'will not train' not in line and 'norm_eval' not in line
+    else:
+        assert expected in line and 'layer2' not in line
+        assert ('norm_eval=True: batch norms' in line) == changes['norm_eval']
 
 
 def test_without_custom_imports(file18, tmp_path):

@@ -12,10 +12,12 @@ import torchvision
 from mmengine.registry import DefaultScope
 from safetensors.torch import save_file
 
+from mmdensecl import load_backbone
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.registry import MODELS
 from mmdensecl.transfer import (NoBackboneError, describe_architecture,
                                 read_backbone)
+from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
 
 TINY = 'ResNet-18 with 4 channels in layer1'
 
@@ -240,6 +242,46 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f'no floating-point.*: {name}'):
             read_backbone(path)
 
+    @pytest.mark.parametrize('change, words', [
+        (lambda x: x.bool(), 'no floating-point.*bn1.weight'),
+        (lambda x: x.to(torch.complex64), 'no floating-point.*bn1.weight'),
+        (lambda x: 'text', 'no tensors: .*bn1.weight'),
+        (lambda x: None, '1 of .* no tensors: bn1.weight'),
+        (lambda x: x.to_sparse(), 'sparse, quantised or without.*bn1.weight'),
+        (lambda x: x.to('meta'), 'sparse, quantised or without.*bn1.weight'),
+        (lambda x: torch.quantize_per_tensor(x, 1., 0, torch.qint8),
+         'sparse, quantised or without.*bn1.weight'),
+    ])
+    @pytest.mark.parametrize('place', ['', 'module.backbone.'])
+    def test_types(self, tiny, save, change, words, place):
+        """Whatever stands in place of a weight is named."""
+        bad = change(tiny['bn1.weight'])
+        path = save(
+            dict(state_dict=dict(
+                formats.under(place, tiny), **{f'{place}bn1.weight': bad})))
+        with pytest.raises(ValueError, match=words):
+            read_backbone(path)
+
+    def test_texts_elsewhere(self, tiny, save):
+        read_backbone(
+            save(dict(bias='none', state_dict=formats.under('backbone.', tiny))
+                 | {'fc.weight': 'none'}))
+
+    def test_floats_of_a_byte(self, save):
+        """torch cannot tell whether they are finite."""
+        with pytest.raises(ValueError, match='16 bits or more'):
+            read_backbone(
+                save({
+                    'backbone.conv1.weight':
+                    torch.ones(4).to(torch.float8_e5m2)
+                }))
+
+    def test_a_dictionary_under_two_names(self, save):
+        inner = dict(weight=torch.ones(1))
+        inner['self'] = inner
+        with pytest.raises(NoBackboneError, match='only left'):
+            read_backbone(save(dict(left=inner, right=inner)))
+
     def test_zeros(self, tiny, save):
         zeros = {
             k: torch.zeros_like(v) if k.endswith('conv2.weight') else v
@@ -299,6 +341,39 @@ class TestRefusals:
     def test_pickle(self, tmp_path):
         with pytest.raises(ValueError, match='could run code.*torch.save'):
             read_backbone(tmp_path / 'detectron2.pkl')
+
+
+@pytest.fixture(scope='module')
+def hrnet():
+    return build_resnet('HRNet', arch='w18').state_dict()
+
+
+class TestHRNet:
+    """It begins as a ResNet does, and is none."""
+
+    @pytest.mark.parametrize('write', [
+        formats.mmdensecl, formats.mmselfsup, formats.mmseg,
+        formats.authors_released
+    ])
+    def test_is_read_whole(self, hrnet, save, write):
+        found = read_backbone(save(write(hrnet)))
+        assert_same(found.state_dict, hrnet)
+        assert found.arch == 'HRNet-w18'
+
+    def test_is_built(self, hrnet, save):
+        backbone = load_backbone(save(formats.mmdensecl(hrnet)))
+        assert_same(backbone.backbone.state_dict(), hrnet)
+        assert backbone.cfg == dict(type='HRNet', arch='w18')
+        assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, 144, 2, 2)
+
+    def test_is_published(self, hrnet, save, tmp_path):
+        found = read_backbone(save(formats.mmdensecl(hrnet)))
+        for to in ('openmmlab', 'safetensors'):
+            path = tmp_path / f'b{SUFFIXES[to]}'
+            path.write_bytes(encode_backbone(found, to))
+            assert_same(read_backbone(path).state_dict, hrnet)
+        with pytest.raises(ValueError, match='no tensor of a plain ResNet'):
+            encode_backbone(found, 'torchvision')
 
 
 @pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdensecl.visualization.dense_maps import (draw_maps, nearest_patches,
-                                                pca_colors, see, segments)
+from mmdensecl.visualization.dense_maps import (draw_maps, extract_map,
+                                                nearest_patches, pca_colors,
+                                                segments)
 from mmdensecl.visualization.features_page import features_page
 
 KINDS = np.eye(8)[:4]  # four kinds of cells
@@ -22,7 +23,7 @@ ONE = map_of([[0, 0, 1], [0, 2, 1]])
 TWO = map_of([[3, 1], [1, 0], [2, 2]])
 
 
-def test_a_colour_means_the_same_in_all_pictures():
+def test_a_colour_means_the_same_in_all_images():
     colors = pca_colors([ONE, TWO])
     assert [x.shape for x in colors] == [(2, 3, 3), (3, 2, 3)]
     cells = np.concatenate([x.reshape(-1, 3) for x in colors])
@@ -36,7 +37,7 @@ def test_a_colour_means_the_same_in_all_pictures():
     assert colors.min() >= 0 and colors.max() <= 1
 
 
-def test_segments_are_those_of_all_pictures():
+def test_segments_are_those_of_all_images():
     labels = segments([ONE, TWO], 4)
     cells = np.concatenate([x.flatten() for x in labels])
     kinds = np.concatenate([x.reshape(-1, 8).argmax(1) for x in (ONE, TWO)])
@@ -53,36 +54,36 @@ def test_one_cell_alone():
     assert segments(alone)[0].tolist() == [[0]]
 
 
-def test_nearest_patches_are_in_other_pictures():
+def test_nearest_patches_are_in_other_images():
     third = map_of([[3, 3], [3, 1]])
     found = nearest_patches([ONE, TWO, third], 0, top=8)
-    assert found.picture.shape == (6, 2)
-    assert 0 not in found.picture
-    # Kind 2, which only the second picture has, in its cells 4 and 5.
-    assert found.picture[4, 0] == 1 and found.cell[4, 0] in (4, 5)
+    assert found.image.shape == (6, 2)
+    assert 0 not in found.image
+    # Kind 2, which only the second image has, in its cells 4 and 5.
+    assert found.image[4, 0] == 1 and found.cell[4, 0] in (4, 5)
     assert found.similarity[4].tolist() == [1, 0]
     # Kind 1 is in both.
     assert found.similarity[2].tolist() == [1, 1]
-    best = dict(zip(found.picture[2], found.cell[2]))
+    best = dict(zip(found.image[2], found.cell[2]))
     assert best[1] in (1, 2) and best[2] == 3
     with pytest.raises(ValueError, match='only one'):
         nearest_patches([ONE])
 
 
-def test_margin_cuts_cells_and_picture_alike():
-    picture = torch.arange(3 * 40 * 60).view(3, 40, 60).to(torch.uint8)
+def test_margin_cuts_cells_and_image_alike():
+    image = torch.arange(3 * 40 * 60).view(3, 40, 60).to(torch.uint8)
 
     def backbone(images):
         return torch.nn.functional.avg_pool2d(images.float(), 10) + 1
 
-    seen = see(backbone, picture, 1)
+    seen = extract_map(backbone, image, 1)
     assert seen.map.shape == (2, 4, 3)
     np.testing.assert_allclose(seen.box, [1 / 6, 1 / 4, 5 / 6, 3 / 4])
-    expected = picture[:, 10:30, 10:50].permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(seen.picture, expected)
+    expected = image[:, 10:30, 10:50].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(seen.image, expected)
     np.testing.assert_allclose((seen.map.astype(float)**2).sum(2), 1, 1e-2)
     with pytest.raises(ValueError, match='4 x 6 cells'):
-        see(backbone, picture, 2)
+        extract_map(backbone, image, 2)
 
 
 HOSTILE = '</script><script>alert(1)</script>"\'<img src=x onerror=a>.png'
@@ -90,9 +91,9 @@ HOSTILE = '</script><script>alert(1)</script>"\'<img src=x onerror=a>.png'
 
 def page(count=2, **changes):
     maps = [ONE, TWO][:count]
-    pictures = [Image.new('RGB', (30, 20)), Image.new('RGB', (20, 30))][:count]
+    images = [Image.new('RGB', (30, 20)), Image.new('RGB', (20, 30))][:count]
     arguments = dict(
-        pictures=pictures,
+        images=images,
         names=[HOSTILE] * count,
         colors=pca_colors(maps),
         labels=segments(maps, 4),
@@ -110,7 +111,7 @@ def test_names_cannot_leave_their_place():
     data = json.loads(data)
     assert data['names'] == [HOSTILE] * 2
     assert data['chosen'] == [1, 2] and data['shapes'] == [[2, 3], [3, 2]]
-    assert len(data['picture']) == 6 and data['picture'][4] == [1]
+    assert len(data['image']) == 6 and data['image'][4] == [1]
     assert html.count('&lt;/script&gt;') == 8  # two in each name and about
 
 
@@ -131,15 +132,15 @@ def test_page_needs_nothing_else():
     assert "default-src 'none'" in html
 
 
-def test_page_of_one_picture_has_nothing_to_click():
+def test_page_of_one_image_has_nothing_to_click():
     html = page(count=1)
     assert 'Nearest patches' not in html and html.count('k-means') == 1
 
 
 def test_a_name_is_no_mathematics():
     from mmdensecl.visualization.figures import to_array
-    picture = np.zeros((20, 30, 3), np.uint8)
-    figure = draw_maps([picture], ['$\\bad{$.png'], pca_colors([ONE]),
+    image = np.zeros((20, 30, 3), np.uint8)
+    figure = draw_maps([image], ['$\\bad{$.png'], pca_colors([ONE]),
                        segments([ONE]))
     image = to_array(figure)
     assert image.dtype == np.uint8 and image.shape[2] == 3

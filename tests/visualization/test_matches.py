@@ -64,8 +64,8 @@ def test_lines_end_at_the_cells():
     one = features([0, 1, 2, 3])
     views = torch.tensor([[WHOLE, ELSEWHERE]])
     figure, ax = plt.subplots()
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    draw_matches(ax, picture, picture, strongest_matches(one, one, 0, views))
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    draw_matches(ax, image, image, strongest_matches(one, one, 0, views))
     legend(figure)
     assert len(ax.lines) == 4
     for line in ax.lines:

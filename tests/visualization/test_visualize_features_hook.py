@@ -21,7 +21,7 @@ PIPELINE = [
 @pytest.fixture
 def train(tiny_cfg, tmp_path):
     """Function that trains two epochs and gives the Runner."""
-    write_pictures(tmp_path / 'pictures', 4)
+    write_pictures(tmp_path / 'images', 4)
 
     def run(name, **hooks):
         model = tiny_cfg(
@@ -38,7 +38,7 @@ def train(tiny_cfg, tmp_path):
                     sampler=dict(type='DefaultSampler', shuffle=True),
                     dataset=dict(
                         type='mmdensecl.UnlabeledFolder',
-                        data_root=str(tmp_path / 'pictures'),
+                        data_root=str(tmp_path / 'images'),
                         pipeline=PIPELINE)),
                 train_cfg=dict(by_epoch=True, max_epochs=2),
                 optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
@@ -57,7 +57,7 @@ def train(tiny_cfg, tmp_path):
     return run
 
 
-def pictures_of(tmp_path, name):
+def images_of(tmp_path, name):
     return sorted(x for x in (tmp_path / name).rglob('vis_image/*.png'))
 
 
@@ -74,8 +74,8 @@ def test_a_run_stays_the_same(train, tmp_path):
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
     assert numbers == other
-    assert not pictures_of(tmp_path, 'without')
-    drawn = pictures_of(tmp_path, 'with')
+    assert not images_of(tmp_path, 'without')
+    drawn = images_of(tmp_path, 'with')
     assert [x.name for x in drawn] == [
         'features_1.png', 'features_2.png', 'matches_1.png', 'matches_2.png'
     ]
@@ -90,7 +90,7 @@ def test_what_goes_wrong_is_a_warning(train, tmp_path, monkeypatch):
         torch.rand(3)
         raise OSError('the disk is full')
 
-    monkeypatch.setattr(hook, '_draw_pictures', fail)
+    monkeypatch.setattr(hook, '_draw_images', fail)
     runner, numbers = train(
         'broken',
         features=dict(type=hook.__name__, _scope_='mmdensecl', interval=2))

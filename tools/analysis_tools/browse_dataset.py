@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 
 import matplotlib
-from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
-from mmdensecl.engine import merge_options
+from mmdensecl.engine.command_line import add_config_options, load_config
 from mmdensecl.registry import DATASETS
 from mmdensecl.visualization.views import view_images
 
@@ -32,12 +31,7 @@ def parse_args() -> argparse.Namespace:
         '--show-number', type=int, default=8, help='pictures to show')
     parser.add_argument(
         '--draws', type=int, default=3, help='pairs of views of each')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings, "a.b=c"; data_root=... moves the data')
+    add_config_options(parser)
     return parser.parse_args()
 
 
@@ -77,8 +71,7 @@ def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args)
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     # Of mmdensecl.DeviceViews; the pipeline has its own size elsewhere.

@@ -1,16 +1,23 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Say within minutes whether the dense features of a checkpoint are any good.
+"""Score the frozen dense features of checkpoints against random weights.
 
-Against random weights of the same network: with labels, mIoU of a linear and
-of a kNN probe of the frozen cells (--data-root, laid out like VOC); without,
-how often the features find the same spot in two views (--unlabeled). Means and
-standard deviations over seeds.
+With labels (--data-root): mIoU of a linear and of a kNN probe of the cells.
+Without (--unlabeled): how often the features find the same position in two
+views. Means and standard deviations over seeds.
 """
+
 import argparse
+import json
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import matplotlib
+import mmengine
 import numpy as np
 import torch
 from mmengine.dataset import default_collate
@@ -21,243 +28,300 @@ from rich.progress import track
 from rich.table import Table
 from torchvision.transforms.v2 import functional as F
 
-from mmdensecl.api import FrozenBackbone, as_rgb, load_backbone
-from mmdensecl.benchmark.report.tables import describe
-from mmdensecl.benchmark.report.text import clean
+import mmdensecl
 from mmdensecl.engine.command_line import run_quietly
+from mmdensecl.evaluation import dense_probes
+from mmdensecl.evaluation.matching import (
+    Accuracy,
+    Pairs,
+    compare,
+    mean_accuracy,
+    measure,
+)
 from mmdensecl.models.correspondence import stack_views
 from mmdensecl.registry import DATASETS
-from mmdensecl.transfer import dense_probes
-from mmdensecl.transfer.matching import (Accuracy, Pairs, judge, mean_accuracy,
-                                         measure)
+from mmdensecl.transfer.feature_extractor import (
+    FrozenBackbone,
+    as_rgb,
+    load_backbone,
+)
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 
 RANDOM = 'random weights'
-MIOU = {'linear': 'mIoU, linear', 'kNN': 'mIoU, kNN'}
 MATCHES = 'matches right'
-SAME_PLACE, CHANCE = 'the same place in both views', 'chance'
-SHOWN = 3  # pictures in --out
+NUM_SHOWN = 3  # images in --out
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
         'checkpoints',
         nargs='+',
         metavar='CHECKPOINT',
-        help='of any format that mmdensecl.load_backbone reads')
-    parser.add_argument(
+        help='of any format that mmdensecl.load_backbone reads',
+    )
+    add(
         '--config',
-        help='config of the runs, where the checkpoints do not hold it')
-    parser.add_argument(
+        help='config of the runs, where the checkpoints do not hold it',
+    )
+    add(
         '--data-root',
         type=Path,
-        metavar='VOC',
-        help='labelled pictures, a folder like VOCdevkit/VOC2012')
-    parser.add_argument(
+        nargs='+',
+        default=[],
+        metavar='DIR',
+        help='labelled images, laid out like VOCdevkit/VOC2012 or cityscapes',
+    )
+    add(
         '--unlabeled',
         metavar='FOLDER',
-        help='pictures for matching without labels')
-    parser.add_argument(
+        help='images for matching without labels',
+    )
+    add(
         '--label',
         nargs='+',
         metavar='NAME',
-        help='what to call the checkpoints, by default the names of the files')
-    parser.add_argument(
+        help='names of the checkpoints, by default those of the files',
+    )
+    add(
         '--max-images',
         type=int,
         default=100,
-        help='pictures of each list or folder at most, 100 by default')
-    parser.add_argument(
+        help='images of each split or folder at most, 100 by default',
+    )
+    add(
         '--size',
         type=int,
         default=224,
-        help="pixels of a picture's shorter side, or of a view; 224 by "
-        'default')
-    parser.add_argument(
-        '--seeds', type=int, default=3, help='how many, 3 by default')
-    parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
+        help="pixels of an image's shorter side, or of a view; 224 by default",
+    )
+    add('--seeds', type=int, default=3, help='how many, 3 by default')
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add(
         '--out',
         type=Path,
         metavar='PNG',
-        help='draw what the linear probes make of some pictures')
+        help='draw the predictions of the linear probes for some images of '
+        'the first --data-root',
+    )
+    add(
+        '--json',
+        type=Path,
+        metavar='FILE',
+        help='write every value, and where it is from',
+    )
     args = parser.parse_args()
-    args.names = args.label or [Path(x).stem for x in args.checkpoints]
-    if args.data_root is None and args.unlabeled is None:
+    args.names = args.label or short_names(args.checkpoints)
+    if not args.data_root and args.unlabeled is None:
         parser.error('give --data-root, --unlabeled or both')
-    if args.out is not None and args.data_root is None:
+    if args.out is not None and not args.data_root:
         parser.error('--out needs --data-root')
     if min(args.max_images, args.size, args.seeds) < 1:
         parser.error('--max-images, --size and --seeds must be at least 1')
-    if len(args.names) != len(args.checkpoints) or len(set(args.names)) < len(
-            args.names):
-        parser.error(f'{len(args.checkpoints)} checkpoints need as many '
-                     f'names, each another, got {args.names}: use --label')
+    count = len(args.checkpoints)
+    if count != len(args.names) or count != len(set(args.names)):
+        parser.error(
+            f'{count} checkpoints need as many distinct names, got '
+            f'{args.names}: use --label'
+        )
     return args
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """Stems of files, with as many folders before them as tell them apart."""
+    parts = [Path(x).with_suffix('').parts for x in paths]
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ['/'.join(x[-depth:]) for x in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-        name (str): Of the weights.
-        network (FrozenBackbone): A trained backbone.
-        baseline (str, optional): Row of random weights of the same network;
-            None if it is one.
+        name: Name of the weights.
+        network: A trained backbone.
+        baseline: Row of random weights of the same network; None if it is
+            one.
     """
+
     name: str
     network: FrozenBackbone
-    baseline: Optional[str] = None
+    baseline: str | None
 
     def backbone(self, images: torch.Tensor, seed: int) -> FrozenBackbone:
-        """The network itself, or random weights for such pictures."""
+        """The network itself, or random weights for such images."""
         if self.baseline is not None:
             return self.network
         return self.network.untrained(images, seed)
 
 
-def make_rows(args: argparse.Namespace) -> List[Row]:
+def make_rows(args: argparse.Namespace) -> list[Row]:
     """The checkpoints, and random weights of each network among them."""
-    trained = [
-        load_backbone(path, args.device, config=args.config)
-        for path in args.checkpoints
-    ]
-    networks: List[FrozenBackbone] = []
-    for backbone in trained:
-        if not any(alike(backbone, x) for x in networks):
-            networks.append(backbone)
-    names = [RANDOM] if len(networks) == 1 else [
-        f'{RANDOM} {i}' for i in range(1,
-                                       len(networks) + 1)
-    ]
-    return [
-        *(Row(name, network) for name, network in zip(names, networks)),
-        *(Row(
-            name, backbone,
-            next(x for x, network in zip(names, networks)
-                 if alike(backbone, network)))
-          for name, backbone in zip(args.names, trained))
-    ]
+    baselines: list[Row] = []
+    trained: list[Row] = []
+    for name, path in zip(args.names, args.checkpoints, strict=True):
+        network = load_backbone(path, args.device, config=args.config)
+        same = [x for x in baselines if alike(x.network, network)]
+        if not same:
+            number = f' {len(baselines) + 1}' if baselines else ''
+            same = [Row(f'{RANDOM}{number}', network, None)]
+            baselines += same
+        trained.append(Row(name, network, same[0].name))
+    return baselines + trained
 
 
 def alike(one: FrozenBackbone, other: FrozenBackbone) -> bool:
-    """Whether two are one network, and see pictures normalised alike."""
-    return (one.cfg == other.cfg and one.scope == other.scope
-            and torch.equal(one.mean, other.mean)
-            and torch.equal(one.std, other.std))
+    """Whether two are one network, and see images normalised alike."""
+    return (
+        one.cfg == other.cfg
+        and one.scope == other.scope
+        and torch.equal(one.mean, other.mean)
+        and torch.equal(one.std, other.std)
+    )
 
 
-Values = Dict[str, Dict[str, List[float]]]  # by column, row and seed
+Values = dict[str, dict[str, list[float]]]  # by column, row and seed
 
 
 class LabelledPart:
-    """mIoU of the probes.
+    """Mean IoU of the probes on one dataset.
 
     Args:
-        args (argparse.Namespace): Of the command line.
+        root: The dataset.
+        heading: What its columns begin with.
+        args: The command line.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.size = args.size
-        self.pairs = {
-            split: dense_probes.list_pairs(args.data_root, split,
-                                           args.max_images)
-            for split in ('train', 'val')
-        }
-        self.squares = torch.stack([
-            F.center_crop(as_rgb(x.image, self.size), [self.size, self.size])
-            for x in self.pairs['train']
-        ])
-        self.features: Dict[FrozenBackbone, tuple] = {}
+    def __init__(
+        self, root: Path, heading: str, args: argparse.Namespace
+    ) -> None:
+        self.root = root
+        self.columns = {x: f'{heading}mIoU, {x}' for x in dense_probes.PROBES}
+        self.data = dense_probes.SegmentationImages(
+            root, lambda path: as_rgb(path, args.size), args.max_images
+        )
+        self.squares = torch.stack(
+            [
+                F.center_crop(x, [args.size] * 2)
+                for x in self.data.images['train']
+            ]
+        )
+        self.latest: tuple[FrozenBackbone | None, dict] = None, {}
 
-    def extract(self, row: Row, seed: int) -> tuple:
+    def extract(self, row: Row, seed: int) -> dict:
         """Cells of both splits; those of a checkpoint serve all seeds."""
-        backbone = row.backbone(self.squares, seed)
-        if backbone not in self.features:
-            self.features = {
-                backbone:
-                tuple(
-                    dense_probes.extract(backbone.extract_dense, x, self.size)
-                    for x in self.pairs.values())
-            }
-        return self.features[backbone]
+        if self.latest[0] is not row.network or row.baseline is None:
+            backbone = row.backbone(self.squares, seed)
+            self.latest = backbone, self.data.extract(backbone.extract_dense)
+        return self.latest[1]
 
-    def measure(self, row: Row, seed: int) -> Dict[str, float]:
+    def measure(self, row: Row, seed: int) -> dict[str, float]:
         """One number for each column."""
-        train, val = self.extract(row, seed)
-        classes = dense_probes.count_classes(train, val)
-        values = dense_probes.dense_probes(train, val, classes, seed)
-        return {MIOU[name]: value for name, value in values.items()}
+        cells, classes = self.extract(row, seed), self.data.num_classes
+        values = dense_probes.dense_probes(
+            **cells, num_classes=classes, seed=seed
+        )
+        return {self.columns[name]: value for name, value in values.items()}
 
-    def sentences(self, row: Row, values: Values) -> Iterator[Tuple[str, str]]:
+    def sentences(self, row: Row, values: Values) -> Iterator[tuple[str, str]]:
         """What is said of a checkpoint, column by column."""
-        for column in MIOU.values():
+        for column in self.columns.values():
             found = values[column]
-            yield column, verdict(found[row.name], found[row.baseline])
+            base = found[str(row.baseline)]
+            yield column, difference(found[row.name], base)
+
+    def references(self) -> dict[str, list[float]]:
+        """Rows that need no features."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """What was measured on, for --json."""
+        counts = {f'num_{k}': len(x) for k, x in self.data.images.items()}
+        return dict(
+            data_root=str(self.root.resolve()),
+            columns=[*self.columns.values()],
+            classes=self.data.classes,
+            **counts,
+        )
 
 
 class UnlabeledPart:
-    """How often the same spot is found.
+    """How often the same position is found.
 
     Args:
-        args (argparse.Namespace): Of the command line.
+        args: The command line.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         init_default_scope('mmpretrain')
+        pipeline = [
+            dict(type='mmdensecl.DecodeRGB'),
+            dict(type='mmdensecl.TwoViews', size=args.size),
+            dict(type='mmdensecl.PackViews'),
+        ]
+        kind = 'mmdensecl.UnlabeledFolder'
+        self.root = args.unlabeled
         self.dataset = DATASETS.build(
-            dict(
-                type='mmdensecl.UnlabeledFolder',
-                data_root=args.unlabeled,
-                pipeline=[
-                    dict(type='mmdensecl.DecodeRGB'),
-                    dict(type='mmdensecl.TwoViews', size=args.size),
-                    dict(type='mmdensecl.PackViews')
-                ]))
-        count = min(len(self.dataset), args.max_images)
-        self.chosen = np.random.default_rng(0).permutation(len(
-            self.dataset))[:count].tolist()
-        self.drawn: Dict[int, Pairs] = {}
-        self.found: Dict[str, List[Accuracy]] = {}  # by row, for each seed
+            dict(type=kind, data_root=self.root, pipeline=pipeline)
+        )
+        order = np.random.default_rng(0).permutation(len(self.dataset))
+        self.chosen = order[: args.max_images].tolist()
+        self.drawn: dict[int, Pairs] = {}
+        self.found: dict[str, list[Accuracy]] = {}  # by row, for each seed
 
     def pairs(self, seed: int) -> Pairs:
-        """Two views of each picture, the same for all rows."""
+        """Two views of each image, the same for all rows."""
         if seed not in self.drawn:
             self.dataset.set_epoch(0, seed)
             batch = default_collate([self.dataset[i] for i in self.chosen])
-            self.drawn[seed] = Pairs(
-                *batch['inputs'],
-                stack_views(batch['data_samples'], torch.device('cpu')))
+            device = torch.device('cpu')
+            views: Any = stack_views(batch['data_samples'], device)
+            query, key = batch['inputs']
+            self.drawn[seed] = Pairs(query, key, views)
         return self.drawn[seed]
 
-    def measure(self, row: Row, seed: int) -> Dict[str, float]:
+    def measure(self, row: Row, seed: int) -> dict[str, float]:
         """One number for each column."""
         pairs = self.pairs(seed)
         found = measure(row.backbone(pairs.query, seed), pairs)
         self.found.setdefault(row.name, []).append(found)
         return {MATCHES: percent(found.right)}
 
-    def sentences(self, row: Row, values: Values) -> Iterator[Tuple[str, str]]:
-        """What is said of a checkpoint, picture by picture."""
-        found = judge(*(mean_accuracy(self.found[name])
-                        for name in (row.name, row.baseline)))
-        yield MATCHES, (
-            f'{found.sentence()} (Standard errors above random weights: '
-            f'{found.over_random:+.1f}, the same place: '
-            f'{found.over_place:+.1f}, chance: {found.over_chance:+.1f})')
+    def sentences(self, row: Row, values: Values) -> Iterator[tuple[str, str]]:
+        """What is said of a checkpoint, image by image."""
+        names = row.name, str(row.baseline)
+        found = compare(*(mean_accuracy(self.found[x]) for x in names))
+        errors = ', '.join(f'{k}: {x:+.1f}' for k, x in found.errors.items())
+        yield MATCHES, f'{found.sentence()} (Standard errors above {errors})'
 
-    def rulers(self) -> Iterator[Tuple[str, List[float]]]:
+    def references(self) -> dict[str, list[float]]:
         """Rows that need no features, with a number for each seed."""
-        accuracies = next(iter(self.found.values()))
-        yield SAME_PLACE, [percent(x.same_place) for x in accuracies]
-        yield CHANCE, [percent(x.chance) for x in accuracies]
+        found = next(iter(self.found.values()))
+        return {
+            'the same position': [percent(x.same_position) for x in found],
+            'chance': [percent(x.chance) for x in found],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What was measured on, for --json."""
+        return dict(
+            unlabeled=str(Path(self.root).resolve()),
+            columns=[MATCHES],
+            num_images=len(self.chosen),
+            references=self.references(),
+        )
 
 
 def percent(shares: torch.Tensor) -> float:
@@ -265,132 +329,161 @@ def percent(shares: torch.Tensor) -> float:
     return 100 * shares.nanmean().item()
 
 
-def probe(rows: Sequence[Row], parts: Sequence, seeds: int) -> Values:
-    """Every part of every row and seed."""
-    values: Values = {}
-    todo = [(row, seed) for row in rows for seed in range(seeds)]
-    for row, seed in track(todo, 'probing', transient=True):
-        for part in parts:
-            for column, x in part.measure(row, seed).items():
-                values.setdefault(column, {}).setdefault(row.name,
-                                                         []).append(x)
-    return values
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    text = f'{statistics.fmean(values):.1f}'
+    if len(values) == 1:
+        return text
+    return f'{text} ± {statistics.stdev(values):.1f}'
 
 
-def spread(values: Sequence[float], sign: str = '') -> str:
-    """Mean and standard deviation over seeds, in percent or points."""
-    found = describe(values)
-    text = f'{found.mean:{sign}.1f}'
-    return text if found.std is None else f'{text} ± {found.std:.1f}'
-
-
-def verdict(values: Sequence[float], base: Sequence[float]) -> str:
-    """What the difference to random weights is worth.
+def difference(values: Sequence[float], base: Sequence[float]) -> str:
+    """The difference to random weights, and whether it is significant.
 
     Args:
-        values (Sequence[float]): For each seed.
-        base (Sequence[float]): Of random weights, for the same seeds.
+        values: For each seed.
+        base: Of random weights, for the same seeds.
     """
-    apart = [a - b for a, b in zip(values, base)]
-    found = describe(apart)
-    word = 'better' if found.mean >= 0 else 'worse'
-    amount = spread([abs(found.mean)] if found.std is
-                    None else [x if found.mean >= 0 else -x for x in apart])
+    apart = [a - b for a, b in zip(values, base, strict=True)]
+    mean = statistics.fmean(apart)
+    word = 'better' if mean >= 0 else 'worse'
+    amount = spread([x if mean >= 0 else -x for x in apart])
     text = f'{word} than random weights by {amount}'
-    if found.std is None:
+    if len(apart) == 1:
         return f'{text} (one seed, so the spread is not known)'
-    if abs(found.mean) <= 2 * found.std:
+    if abs(mean) <= 2 * statistics.stdev(apart):
         return f'not told apart from random weights: {word} by {amount}'
     return text
+
+
+def printable(text: str) -> str:
+    """A name without line breaks and control characters."""
+    return ''.join(x if x.isprintable() else ' ' for x in text)
 
 
 def show(rows: Sequence[Row], values: Values, parts: Sequence) -> None:
     """Print the table and a sentence for each checkpoint and column."""
     console = Console()
     table = Table(caption='percent, mean ± std over seeds')
-    for head in ('weights', *values):
-        table.add_column(
-            head, justify='left' if head == 'weights' else 'right')
+    table.add_column('weights', overflow='fold')
+    for head in values:
+        table.add_column(head, justify='right')
     for row in rows:
-        table.add_row(
-            escape(clean(row.name)),
-            *(spread(column[row.name]) for column in values.values()))
+        cells = [spread(column[row.name]) for column in values.values()]
+        table.add_row(escape(printable(row.name)), *cells)
     for part in parts:
-        if isinstance(part, UnlabeledPart):
+        for name, found in part.references().items():
             blank = [''] * (len(values) - 1)
-            for name, found in part.rulers():
-                table.add_row(name, *blank, spread(found))
+            table.add_row(name, *blank, spread(found))
     console.print(table)
-    for row in rows:
-        if row.baseline is None:
-            continue
+    plain: dict = dict(markup=False, highlight=False, soft_wrap=True)
+    for row in (x for x in rows if x.baseline is not None):
         for part in parts:
-            for column, sentence in part.sentences(row, values):
-                console.print(
-                    f'{clean(row.name)}, {column}: {sentence}',
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True)
+            for column, text in part.sentences(row, values):
+                name = printable(row.name)
+                console.print(f'{name}, {column}: {text}', **plain)
+
+
+def write_json(
+    rows: Sequence[Row],
+    values: Values,
+    parts: Sequence,
+    args: argparse.Namespace,
+) -> None:
+    """Write every value, and where it is from."""
+    modules = mmdensecl, mmengine, np, torch
+    content = dict(
+        command=shlex.join(sys.argv),
+        versions=dict(python=platform.python_version())
+        | {x.__name__: x.__version__ for x in modules},
+        size=args.size,
+        max_images=args.max_images,
+        seeds=[*range(args.seeds)],
+        data=[part.describe() for part in parts],
+        rows=[
+            dict(name=row.name, baseline=row.baseline)
+            | (row.network.origin if row.baseline else {})
+            for row in rows
+        ],
+        values=values,
+    )
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    whole = args.json.with_name(f'{args.json.name}.tmp')
+    whole.write_text(json.dumps(content, indent=1, default=str), 'utf-8')
+    whole.replace(args.json)
 
 
 def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
-    """Pictures, masks, and what the linear probes make of them."""
-    columns = ['picture', 'mask', *(row.name for row in rows)]
-    shown = part.pairs['val'][:SHOWN]
+    """Draw images, masks, and the predictions of the linear probes."""
+    columns = ['image', 'mask', *(row.name for row in rows)]
+    shown = part.data.images['val'][:NUM_SHOWN]
     figure, axes = plt.subplots(
         len(shown),
         len(columns),
         figsize=(2.5 * len(columns), 2.4 * len(shown) + 0.4),
         squeeze=False,
-        layout='constrained')
+        layout='constrained',
+    )
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, name in zip(axes[0], columns):
-        ax.set_title(clean(name), fontsize=10, parse_math=False)
-    for ax, pair in zip(axes[:, 0], shown):
-        ax.imshow(as_rgb(pair.image).permute(1, 2, 0).numpy())
+    for ax, name in zip(axes[0], columns, strict=True):
+        ax.set_title(printable(name), fontsize=10, parse_math=False)
+    for ax, image in zip(axes[:, 0], shown, strict=True):
+        ax.imshow(image.permute(1, 2, 0).numpy())
     colours = plt.get_cmap('tab20')
     for column, row in enumerate(rows, 2):
-        train, val = part.extract(row, 0)
-        classes = dense_probes.count_classes(train, val)
-        scorer = dense_probes.fit_linear(
-            *dense_probes.draw_cells(train, classes, 0), classes)
-        for line, item in zip(axes, val):
-            named = dense_probes.name_pixels(scorer, item, classes)
-            for ax, mask in ((line[1], item.mask), (line[column], named)):
+        cells = part.extract(row, 0)
+        learnt = dense_probes.draw_cells(cells['train'], 0)
+        scorer = dense_probes.fit_linear(*learnt, part.data.num_classes)
+        for line, item in zip(axes, cells['val'], strict=False):
+            predicted = dense_probes.predict_mask(scorer, item)
+            for ax, mask in ((line[1], item.mask), (line[column], predicted)):
                 picture = colours(mask.numpy() % colours.N)
                 picture[mask == dense_probes.IGNORED] = 1  # white
                 ax.imshow(picture, interpolation='nearest')
+    handles = [
+        Patch(color=colours(i % colours.N), label=name)
+        for i, name in enumerate(part.data.classes)
+    ]
     figure.legend(
-        handles=[
-            Patch(color=colours(i % colours.N), label=f'class {i}')
-            for i in range(classes)
-        ],
-        loc='outside lower center',
-        ncols=8,
-        frameon=False)
+        handles=handles, loc='outside lower center', ncols=8, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
     print(f'Wrote {path}')
 
 
-def main() -> None:
-    run_quietly(run, parse_args())
-
-
 def run(args: argparse.Namespace) -> None:
     """Probe, print, draw."""
-    parts: list = []
-    if args.data_root is not None:
-        parts.append(LabelledPart(args))
+    headings = [''] * len(args.data_root)
+    if len(headings) > 1:
+        names = short_names([x.resolve() for x in args.data_root])
+        headings = [f'{name}: ' for name in names]
+    parts: list = [
+        LabelledPart(root, heading, args)
+        for root, heading in zip(args.data_root, headings, strict=True)
+    ]
     if args.unlabeled is not None:
         parts.append(UnlabeledPart(args))
     rows = make_rows(args)
-    values = probe(rows, parts, args.seeds)
+    values: Values = {}
+    for row in track(rows, 'probing', transient=True):
+        for part in parts:
+            for seed in range(args.seeds):
+                for column, x in part.measure(row, seed).items():
+                    by_row = values.setdefault(column, {})
+                    by_row.setdefault(row.name, []).append(x)
+        if args.json is not None:  # what is known if the rest fails
+            write_json(rows, values, parts, args)
     show(rows, values, parts)
     if args.out is not None:
         draw(rows, parts[0], args.out)
+
+
+def main() -> None:
+    """Run the tool."""
+    run_quietly(run, parse_args())
 
 
 if __name__ == '__main__':

@@ -2,9 +2,7 @@
 """Print a whole config, with everything it inherits."""
 import argparse
 
-from mmengine.config import Config, DictAction
-
-from mmdensecl.engine import merge_options
+from mmdensecl.engine.command_line import add_config_options, load_config
 
 
 def main() -> None:
@@ -12,15 +10,9 @@ def main() -> None:
     parser.add_argument('config', help='config file path')
     parser.add_argument(
         '--save-path', help='also write it there, in .py, .json or .yml')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings, "a.b=c"')
+    add_config_options(parser)
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args)
     print(cfg.pretty_text)
     if args.save_path is not None:
         cfg.dump(args.save_path)

@@ -5,8 +5,11 @@
 device_views = dict(
     # Pictures of different sizes cannot be stacked.
     collate_fn=dict(type='pseudo_collate'),
-    dataset=dict(pipeline=[
-        dict(type='mmdensecl.DecodeRGB'),
-        dict(type='mmdensecl.DrawViews'),
-        dict(type='mmdensecl.PackPicture'),
-    ]))
+    dataset=dict(
+        pipeline=[
+            dict(type='mmdensecl.DecodeRGB'),
+            dict(type='mmdensecl.SampleTwoCropParams'),
+            dict(type='mmdensecl.PackImage'),
+        ]
+    ),
+)

@@ -12,7 +12,8 @@ train_pipeline = [
         gray_prob=0.2,
         blur_sigma=(0.1, 2.0),
         blur_prob=0.5,
-        flip_prob=0.5),
+        flip_prob=0.5,
+    ),
     dict(type='mmdensecl.PackViews'),
 ]
 
@@ -27,4 +28,6 @@ train_dataloader = dict(
     dataset=dict(
         type='mmdensecl.UnlabeledFolder',
         data_root=data_root,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)

@@ -1,4 +1,4 @@
-# DSC-KM, our interpretation of the paper: docs/dsc.md.
+# DSC-KM, our interpretation of the paper: docs/method.md.
 # Beside a DenseCL config: model = {{_base_.dsc_km}}
 dsc_km = dict(
     type='mmdensecl.DSC',
@@ -8,6 +8,8 @@ dsc_km = dict(
         type='mmdensecl.KMeansCategoryHead',
         num_clusters=64,
         num_iters=10,
-        temperature=0.2),
+        temperature=0.2,
+    ),
     category_weight=0.5,
-    num_samples=16)
+    num_samples=16,
+)

@@ -1,4 +1,4 @@
-# DSC-PM, our interpretation of the paper: docs/dsc.md.
+# DSC-PM, our interpretation of the paper: docs/method.md.
 # Beside a DenseCL config: model = {{_base_.dsc_pm}}
 dsc_pm = dict(
     type='mmdensecl.DSC',
@@ -10,6 +10,8 @@ dsc_pm = dict(
         feat_dim=128,
         epsilon=0.05,
         sinkhorn_iters=3,
-        temperature=0.1),
+        temperature=0.1,
+    ),
     category_weight=0.5,
-    num_samples=16)
+    num_samples=16,
+)

@@ -7,7 +7,8 @@ model = dict(
         # ImageNet statistics in 0-255, RGB as the pipeline decodes.
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
-        non_blocking=True),
+        non_blocking=True,
+    ),
     backbone=dict(
         type='ResNet',
         depth=50,
@@ -16,14 +17,18 @@ model = dict(
         # The authors' initialisation; mmpretrain's own is fan-out.
         init_cfg=[
             dict(type='Kaiming', layer='Conv2d', mode='fan_in'),
-            dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1)
-        ]),
+            dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
+        ],
+    ),
     neck=dict(
         type='MoCoV2Neck',
         in_channels=2048,
         hid_channels=2048,
         out_channels=128,
-        init_cfg=dict(type='Kaiming', layer='Linear', mode='fan_in')),
+        init_cfg=dict(type='Kaiming', layer='Linear', mode='fan_in'),
+    ),
     head=dict(
         type='mmdensecl.ContrastiveHead',
-        loss=dict(type='mmdensecl.InfoNCE', temperature=0.2)))
+        loss=dict(type='mmdensecl.InfoNCE', temperature=0.2),
+    ),
+)

@@ -9,7 +9,8 @@ model = dict(
     # Stride 16, a quarter of the cost of the published 8.
     backbone=dict(depth=18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
     decode_head=dict(in_channels=512, channels=128),
-    auxiliary_head=dict(in_channels=256, channels=64))
+    auxiliary_head=dict(in_channels=256, channels=64),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -18,18 +19,19 @@ train_pipeline = [
         type='RandomResize',
         scale=(512, 128),
         ratio_range=(0.5, 2.0),
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(512, 128), keep_ratio=True),
     # Scored at the size that they are stored in.
     dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -39,9 +41,12 @@ train_dataloader = dict(
         type='PascalVOCDataset',
         data_root=_base_.data_root,
         data_prefix=dict(
-            img_path='JPEGImages', seg_map_path='SegmentationClass'),
+            img_path='JPEGImages', seg_map_path='SegmentationClass'
+        ),
         ann_file='ImageSets/Segmentation/train.txt',
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
@@ -53,11 +58,13 @@ param_scheduler = [
         power=0.9,
         begin=0,
         end=max_iters,
-        by_epoch=False)
+        by_epoch=False,
+    )
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=max_iters // 4, max_keep_ckpts=2))
+    checkpoint=dict(interval=max_iters // 4, max_keep_ckpts=2),
+)
 log_processor = dict(window_size=10)

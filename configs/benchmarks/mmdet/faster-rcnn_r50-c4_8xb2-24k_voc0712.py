@@ -10,4 +10,5 @@ _base_ = [
 model = dict(
     type='FasterRCNN',
     data_preprocessor=dict(pad_mask=False),
-    roi_head=dict(bbox_head=dict(num_classes=20), mask_head=None))
+    roi_head=dict(bbox_head=dict(num_classes=20), mask_head=None),
+)

@@ -10,6 +10,6 @@ model = dict(
     type='FasterRCNN',
     data_preprocessor=dict(pad_mask=False),
     roi_head=dict(
-        bbox_head=dict(num_classes=20),
-        mask_roi_extractor=None,
-        mask_head=None))
+        bbox_head=dict(num_classes=20), mask_roi_extractor=None, mask_head=None
+    ),
+)

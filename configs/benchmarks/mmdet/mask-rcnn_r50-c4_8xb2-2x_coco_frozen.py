@@ -5,4 +5,5 @@ _base_ = './mask-rcnn_r50-c4_8xb2-2x_coco.py'
 
 model = dict(
     backbone=dict(frozen_stages=3, norm_eval=True),
-    roi_head=dict(shared_head=dict(frozen=True)))
+    roi_head=dict(shared_head=dict(frozen=True)),
+)

@@ -10,4 +10,5 @@ _base_ = './mask-rcnn_r50-fpn_8xb2-1x_coco.py'
 # themselves.
 
 train_dataloader = dict(
-    dataset=dict(ann_file='annotations/instances_train2017_10pct_seed0.json'))
+    dataset=dict(ann_file='annotations/instances_train2017_10pct_seed0.json')
+)

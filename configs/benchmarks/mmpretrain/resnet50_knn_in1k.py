@@ -14,7 +14,9 @@ test_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='ImageNet', data_root=data_root, split='val', pipeline=pipeline))
+        type='ImageNet', data_root=data_root, split='val', pipeline=pipeline
+    ),
+)
 test_cfg = dict(
     type='mmdensecl.KNNLoop',
     ks=(10, 20, 100, 200),
@@ -28,4 +30,7 @@ test_cfg = dict(
             type='ImageNet',
             data_root=data_root,
             split='train',
-            pipeline=pipeline)))
+            pipeline=pipeline,
+        ),
+    ),
+)

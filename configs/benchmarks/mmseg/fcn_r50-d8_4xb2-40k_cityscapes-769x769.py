@@ -10,5 +10,6 @@ model = dict(
     data_preprocessor=dict(size=(769, 769)),
     decode_head=dict(align_corners=True),
     auxiliary_head=dict(align_corners=True),
-    test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
+    test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=8)

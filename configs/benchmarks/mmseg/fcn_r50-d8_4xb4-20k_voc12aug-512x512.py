@@ -9,5 +9,6 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     decode_head=dict(num_classes=21),
-    auxiliary_head=dict(num_classes=21))
+    auxiliary_head=dict(num_classes=21),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

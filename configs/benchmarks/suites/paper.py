@@ -2,22 +2,24 @@
 # Days on 8 GPUs: look first at `tools/benchmark.py run paper --dry-run`.
 name = 'paper'
 title = 'DenseCL transfer protocols'
-description = ('The transfer protocols of Wang et al. (CVPR 2021) and of its '
-               'journal version, with ResNet-50.')
+description = (
+    'The transfer protocols of Wang et al. (CVPR 2021) and of its '
+    'journal version, with ResNet-50.'
+)
 published = 'published.yml'
 
 coco = [
-    dict(key='coco/bbox_mAP', name='box AP', scale=100., unit='%'),
-    dict(key='coco/segm_mAP', name='mask AP', scale=100., unit='%'),
-    dict(key='coco/bbox_mAP_50', name='box AP50', scale=100., unit='%'),
-    dict(key='coco/segm_mAP_50', name='mask AP50', scale=100., unit='%'),
+    dict(key='coco/bbox_mAP', name='box AP', scale=100.0, unit='%'),
+    dict(key='coco/segm_mAP', name='mask AP', scale=100.0, unit='%'),
+    dict(key='coco/bbox_mAP_50', name='box AP50', scale=100.0, unit='%'),
+    dict(key='coco/segm_mAP_50', name='mask AP50', scale=100.0, unit='%'),
 ]
 voc = [
-    dict(key='pascal_voc/mAP', name='AP', scale=100., unit='%'),
-    dict(key='pascal_voc/AP50', name='AP50', scale=100., unit='%'),
-    dict(key='pascal_voc/AP75', name='AP75', scale=100., unit='%'),
+    dict(key='pascal_voc/mAP', name='AP', scale=100.0, unit='%'),
+    dict(key='pascal_voc/AP50', name='AP50', scale=100.0, unit='%'),
+    dict(key='pascal_voc/AP75', name='AP75', scale=100.0, unit='%'),
 ]
-miou = [dict(key='mIoU', name='mIoU', scale=1., unit='%')]
+miou = [dict(key='mIoU', name='mIoU', scale=1.0, unit='%')]
 
 tasks = [
     dict(
@@ -28,8 +30,10 @@ tasks = [
         data='VOCdevkit',
         configs=dict(
             frozen='../mmdet/faster-rcnn_r50-c4_8xb2-24k_voc0712_frozen.py',
-            finetune='../mmdet/faster-rcnn_r50-c4_8xb2-24k_voc0712.py'),
-        metrics=voc),
+            finetune='../mmdet/faster-rcnn_r50-c4_8xb2-24k_voc0712.py',
+        ),
+        metrics=voc,
+    ),
     dict(
         name='voc_det_fpn',
         title='VOC07+12 detection',
@@ -38,8 +42,10 @@ tasks = [
         data='VOCdevkit',
         configs=dict(
             frozen='../mmdet/faster-rcnn_r50-fpn_8xb2-24k_voc0712_frozen.py',
-            finetune='../mmdet/faster-rcnn_r50-fpn_8xb2-24k_voc0712.py'),
-        metrics=voc),
+            finetune='../mmdet/faster-rcnn_r50-fpn_8xb2-24k_voc0712.py',
+        ),
+        metrics=voc,
+    ),
     dict(
         name='coco_fpn_1x',
         title='COCO detection and instance segmentation',
@@ -48,8 +54,10 @@ tasks = [
         data='coco',
         configs=dict(
             frozen='../mmdet/mask-rcnn_r50-fpn_8xb2-1x_coco_frozen.py',
-            finetune='../mmdet/mask-rcnn_r50-fpn_8xb2-1x_coco.py'),
-        metrics=coco),
+            finetune='../mmdet/mask-rcnn_r50-fpn_8xb2-1x_coco.py',
+        ),
+        metrics=coco,
+    ),
     dict(
         name='coco_fpn_2x',
         title='COCO detection and instance segmentation',
@@ -58,8 +66,10 @@ tasks = [
         data='coco',
         configs=dict(
             frozen='../mmdet/mask-rcnn_r50-fpn_8xb2-2x_coco_frozen.py',
-            finetune='../mmdet/mask-rcnn_r50-fpn_8xb2-2x_coco.py'),
-        metrics=coco),
+            finetune='../mmdet/mask-rcnn_r50-fpn_8xb2-2x_coco.py',
+        ),
+        metrics=coco,
+    ),
     dict(
         name='coco_c4_1x',
         title='COCO detection and instance segmentation',
@@ -68,8 +78,10 @@ tasks = [
         data='coco',
         configs=dict(
             frozen='../mmdet/mask-rcnn_r50-c4_8xb2-1x_coco_frozen.py',
-            finetune='../mmdet/mask-rcnn_r50-c4_8xb2-1x_coco.py'),
-        metrics=coco),
+            finetune='../mmdet/mask-rcnn_r50-c4_8xb2-1x_coco.py',
+        ),
+        metrics=coco,
+    ),
     dict(
         name='coco_c4_2x',
         title='COCO detection and instance segmentation',
@@ -78,8 +90,10 @@ tasks = [
         data='coco',
         configs=dict(
             frozen='../mmdet/mask-rcnn_r50-c4_8xb2-2x_coco_frozen.py',
-            finetune='../mmdet/mask-rcnn_r50-c4_8xb2-2x_coco.py'),
-        metrics=coco),
+            finetune='../mmdet/mask-rcnn_r50-c4_8xb2-2x_coco.py',
+        ),
+        metrics=coco,
+    ),
     dict(
         name='coco_10pct',
         title='COCO, 10% of the labels',
@@ -88,8 +102,10 @@ tasks = [
         data='coco',
         configs=dict(
             frozen='../mmdet/mask-rcnn_r50-fpn_8xb2-90k_coco-10pct_frozen.py',
-            finetune='../mmdet/mask-rcnn_r50-fpn_8xb2-90k_coco-10pct.py'),
-        metrics=coco),
+            finetune='../mmdet/mask-rcnn_r50-fpn_8xb2-90k_coco-10pct.py',
+        ),
+        metrics=coco,
+    ),
     dict(
         name='voc_seg',
         title='VOC12 + aug segmentation',
@@ -98,8 +114,10 @@ tasks = [
         data='VOCdevkit/VOC2012',
         configs=dict(
             frozen='../mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512_frozen.py',
-            finetune='../mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py'),
-        metrics=miou),
+            finetune='../mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py',
+        ),
+        metrics=miou,
+    ),
     dict(
         name='cityscapes_769',
         title='Cityscapes segmentation',
@@ -108,8 +126,10 @@ tasks = [
         data='cityscapes',
         configs=dict(
             frozen='../mmseg/fcn_r50-d8_4xb2-40k_cityscapes-769x769_frozen.py',
-            finetune='../mmseg/fcn_r50-d8_4xb2-40k_cityscapes-769x769.py'),
-        metrics=miou),
+            finetune='../mmseg/fcn_r50-d8_4xb2-40k_cityscapes-769x769.py',
+        ),
+        metrics=miou,
+    ),
     dict(
         name='cityscapes_512',
         title='Cityscapes segmentation',
@@ -119,19 +139,23 @@ tasks = [
         configs=dict(
             frozen='../mmseg/'
             'fcn_r50-d8_4xb2-40k_cityscapes-512x1024_frozen.py',
-            finetune='../mmseg/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'),
-        metrics=miou),
+            finetune='../mmseg/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        ),
+        metrics=miou,
+    ),
     dict(
         name='imagenet_linear',
         title='ImageNet linear classification',
         model='linear R50, 100 epochs',
         layout='imagenet',
         data='imagenet',
-        configs=dict(frozen='../mmpretrain/'
-                     'resnet50_8xb32-steplr-100e_in1k_linear.py'),
+        configs=dict(
+            frozen='../mmpretrain/resnet50_8xb32-steplr-100e_in1k_linear.py'
+        ),
         metrics=[
-            dict(key='accuracy/top1', name='top-1', scale=1., unit='%'),
-        ]),
+            dict(key='accuracy/top1', name='top-1', scale=1.0, unit='%'),
+        ],
+    ),
     dict(
         name='imagenet_knn',
         title='ImageNet nearest neighbours',
@@ -140,8 +164,9 @@ tasks = [
         data='imagenet',
         configs=dict(frozen='../mmpretrain/resnet50_knn_in1k.py'),
         metrics=[
-            dict(key='knn_20/top1', name='top-1', scale=1., unit='%'),
-        ]),
+            dict(key='knn_20/top1', name='top-1', scale=1.0, unit='%'),
+        ],
+    ),
     dict(
         name='voc07_svm',
         title='VOC07 classification',
@@ -149,7 +174,8 @@ tasks = [
         layout='voc0712',
         data='VOCdevkit',
         configs=dict(frozen='../mmpretrain/resnet50_svm_voc07.py'),
-        metrics=[dict(key='svm/mAP', name='mAP', scale=1., unit='%')]),
+        metrics=[dict(key='svm/mAP', name='mAP', scale=1.0, unit='%')],
+    ),
     dict(
         name='voc07_low_shot',
         title='VOC07 low-shot classification',
@@ -159,7 +185,9 @@ tasks = [
         configs=dict(frozen='../mmpretrain/resnet50_low-shot_voc07.py'),
         metrics=[
             dict(
-                key=f'low_shot/k{k}_mAP', name=f'k = {k}', scale=1., unit='%')
+                key=f'low_shot/k{k}_mAP', name=f'k = {k}', scale=1.0, unit='%'
+            )
             for k in (16, 1, 4, 96)
-        ]),
+        ],
+    ),
 ]

@@ -1,4 +1,5 @@
 _base_ = '../densecl_r18w16_1xb64-coslr-11e.py'
 model = dict(
     dense_negatives='cells',
-    backbone=dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect')))
+    backbone=dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect')),
+)

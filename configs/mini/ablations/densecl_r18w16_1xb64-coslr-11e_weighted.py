@@ -1,4 +1,4 @@
 _base_ = '../densecl_r18w16_1xb64-coslr-11e.py'
 model = dict(
-    correspondence=dict(
-        type='mmdensecl.BackboneSimilarity', weight_power=2.))
+    correspondence=dict(type='mmdensecl.BackboneSimilarity', weight_power=2.0)
+)

@@ -1,3 +1,4 @@
 _base_ = '../mocov2_r18w16_1xb64-coslr-11e.py'
 model = dict(
-    backbone=dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect')))
+    backbone=dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect'))
+)

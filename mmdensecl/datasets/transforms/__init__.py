@@ -1,10 +1,17 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Transforms of unlabeled images."""
+
 from .loading import DecodeRGB
 from .render import render_view
-from .two_views import DrawViews, PackPicture, PackViews, TwoViews
+from .two_views import PackImage, PackViews, SampleTwoCropParams, TwoViews
 from .view import View
 
 __all__ = [
-    'DecodeRGB', 'DrawViews', 'PackPicture', 'PackViews', 'TwoViews', 'View',
-    'render_view'
+    'DecodeRGB',
+    'SampleTwoCropParams',
+    'PackImage',
+    'PackViews',
+    'TwoViews',
+    'View',
+    'render_view',
 ]

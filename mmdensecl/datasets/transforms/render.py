@@ -3,9 +3,8 @@
 
 Every operation is the same formula as theirs up to the rounding of a grey
 level, taken from the library that is fastest at it on one core;
-`tools/analysis_tools/benchmark_data.py --profile` compares them.
+`tools/benchmarks/benchmark_data.py --profile` compares them.
 """
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -17,8 +16,9 @@ from torchvision.transforms.v2 import functional as F
 from .view import View
 
 
-def crop_and_resize(image: Image.Image, box: Sequence[int],
-                    size: int) -> np.ndarray:
+def crop_and_resize(
+    image: Image.Image, box: tuple[int, int, int, int], size: int
+) -> np.ndarray:
     """PIL's antialiased bilinear filter, which OpenCV does not have."""
     crop = F.pil_to_tensor(image.crop(box))  # left, top, right, bottom
     return F.resize(crop, [size, size]).permute(1, 2, 0).numpy()
@@ -37,19 +37,20 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the mean grey, a whole number."""
     mean = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
-    return cv2.addWeighted(image, factor, image, 0,
-                           (1 - factor) * mean + DROP_FRACTION)
+    return cv2.addWeighted(
+        image, factor, image, 0, (1 - factor) * mean + DROP_FRACTION
+    )
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the grey picture."""
+    """Blend with the grey image."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(image, factor, gray, 1 - factor, DROP_FRACTION)
 
 
 def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
-    """Turn the wheel of 256 hues by ``factor`` of a whole turn."""
+    """Turn the wheel of 256 hues by `factor` of a whole turn."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(int(factor * 255) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -57,8 +58,12 @@ def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _jitter(image: np.ndarray, jitter: tuple) -> np.ndarray:
     order, *factors = jitter
-    adjust = (adjust_brightness, adjust_contrast, adjust_saturation,
-              adjust_hue)
+    adjust = (
+        adjust_brightness,
+        adjust_contrast,
+        adjust_saturation,
+        adjust_hue,
+    )
     for i in order:
         if factors[i] is not None:
             image = adjust[i](image, factors[i])
@@ -73,15 +78,15 @@ def blur_kernel(sigma: float) -> np.ndarray:
     narrow below one pixel.
 
     Args:
-        sigma (float): Standard deviation in pixels.
+        sigma: Standard deviation in pixels.
 
     Returns:
-        np.ndarray: Of an odd length, sum 1.
+        Of an odd length, sum 1.
     """
     variance = sigma**2 / 3  # of one box
-    whole = int(((12 * variance + 1)**0.5 - 1) / 2)  # pixels to either side
+    whole = int(((12 * variance + 1) ** 0.5 - 1) / 2)  # pixels to either side
     end = (2 * whole + 1) * (variance - whole * (whole + 1) / 3) / 2
-    end /= (whole + 1)**2 - variance
+    end /= (whole + 1) ** 2 - variance
     box = np.array([end, *[1] * (2 * whole + 1), end])
     box /= box.sum()
     return np.convolve(np.convolve(box, box), box)
@@ -92,12 +97,13 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     # OpenCV is twice as fast with a kernel of float32.
     kernel = blur_kernel(sigma).astype(np.float32)
     return cv2.sepFilter2D(
-        image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+        image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE
+    )
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """Colour planes one after the other; the one of a grey view thrice."""
-    planes = cv2.split(image)
+    planes = [*cv2.split(image)]
     return torch.from_numpy(np.stack(planes * (3 // len(planes))))
 
 
@@ -105,16 +111,17 @@ def render_view(image: Image.Image, view: View, size: int) -> Tensor:
     """Carry out a drawn view.
 
     Args:
-        image (Image.Image): The picture, RGB.
-        view (View): What to do.
-        size (int): Side of the result in pixels.
+        image: The image, RGB.
+        view: What to do.
+        size: Side of the result in pixels.
 
     Returns:
-        Tensor: uint8, (3, size, size).
+        Uint8, (3, size, size).
     """
     left, top, width, height = view.box
-    array = crop_and_resize(image, (left, top, left + width, top + height),
-                            size)
+    array = crop_and_resize(
+        image, (left, top, left + width, top + height), size
+    )
     if view.jitter is not None:
         array = _jitter(array, view.jitter)
     if view.gray:

@@ -1,7 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""MoCo-v2's two views of an image."""
+
 import math
+from collections.abc import Sequence
 from random import Random
-from typing import Sequence, Tuple
 
 import numpy as np
 import torch
@@ -10,31 +12,37 @@ from mmpretrain.structures import DataSample
 from torchvision.transforms import ColorJitter
 
 from mmdensecl.registry import TRANSFORMS
+
 from .render import render_view
 from .view import View
 
-# Draws of a crop that may miss the picture, torchvision's number.
+# Draws of a crop that may miss the image, torchvision's number.
 CROP_ATTEMPTS = 10
 
 
-def draw_crop(width: int, height: int, scale: Sequence[float],
-              ratio: Sequence[float], rng: Random) -> Tuple[int, ...]:
+def draw_crop(
+    width: int,
+    height: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    rng: Random,
+) -> tuple[int, int, int, int]:
     """Draw the box of a crop, distributed as torchvision's.
 
     Area uniform, logarithm of the ratio uniform, position uniform; redrawn
     where it does not fit, and after ten misses the largest box in the centre
-    whose ratio is within the range: ``RandomResizedCrop.get_params``, which
+    whose ratio is within the range: `RandomResizedCrop.get_params`, which
     takes ten times as long.
 
     Args:
-        width (int): Of the picture, in pixels.
-        height (int): Of the picture, in pixels.
-        scale (Sequence[float]): Range of the crop's share of the area.
-        ratio (Sequence[float]): Range of the crop's width over height.
-        rng (Random): Source of the random numbers.
+        width: Of the image, in pixels.
+        height: Of the image, in pixels.
+        scale: Range of the crop's share of the area.
+        ratio: Range of the crop's width over height.
+        rng: Source of the random numbers.
 
     Returns:
-        tuple[int]: Left, top, width and height.
+        Left, top, width and height.
     """
     lowest, highest = ratio
     for _ in range(CROP_ATTEMPTS):
@@ -49,47 +57,49 @@ def draw_crop(width: int, height: int, scale: Sequence[float],
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-@TRANSFORMS.register_module()
-class DrawViews(BaseTransform):
-    """Draw two random views of one decoded picture: MoCo-v2's augmentation.
+@TRANSFORMS.register_module(name=['SampleTwoCropParams', 'DrawViews'])
+class SampleTwoCropParams(BaseTransform):
+    """Draw MoCo-v2's augmentation of two views of a decoded image.
 
     Crop and resize, colour jitter, grey, blur, flip, in this order, as the
     authors do. The defaults are the published numbers. Nothing is rendered
-    yet: end the pipeline with :class:`PackPicture` to leave that to the
+    yet: end the pipeline with :class:`PackImage` to leave that to the
     model's device, or take :class:`TwoViews` instead.
 
-    Required keys: ``img`` (PIL, RGB); ``seed``, optional, fixes everything
-    that is drawn. Added: ``views``, two :class:`View`.
+    Required keys: `img` (PIL, RGB); `seed`, optional, fixes everything
+    that is drawn. Added: `views`, two :class:`View`.
 
     Args:
-        crop_scale (Sequence[float]): Range of the crop's share of the
-            picture's area. Defaults to (0.2, 1.0).
-        crop_ratio (Sequence[float]): Range of the crop's width over height,
-            before resizing. Defaults to (3 / 4, 4 / 3).
-        jitter (Sequence[float]): Strength of brightness, contrast,
-            saturation and hue. Defaults to (0.4, 0.4, 0.4, 0.1).
-        jitter_prob (float): Defaults to 0.8.
-        gray_prob (float): Defaults to 0.2.
-        blur_sigma (Sequence[float]): Range of the blur's standard deviation
-            in pixels. Defaults to (0.1, 2.0).
-        blur_prob (float): Defaults to 0.5.
-        flip_prob (float): Defaults to 0.5.
+        crop_scale: Range of the crop's share of the image's area.
+        crop_ratio: Range of the crop's width over height, before resizing.
+        jitter: Strength of brightness, contrast, saturation and hue.
+        jitter_prob: Share of views that are jittered.
+        gray_prob: Share of views without colour.
+        blur_sigma: Range of the blur's standard deviation in pixels.
+        blur_prob: Share of views that are blurred.
+        flip_prob: Share of views that are mirrored.
     """
 
-    def __init__(self,
-                 crop_scale: Sequence[float] = (0.2, 1.0),
-                 crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
-                 jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
-                 jitter_prob: float = 0.8,
-                 gray_prob: float = 0.2,
-                 blur_sigma: Sequence[float] = (0.1, 2.0),
-                 blur_prob: float = 0.5,
-                 flip_prob: float = 0.5) -> None:
+    def __init__(
+        self,
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+        jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
+        jitter_prob: float = 0.8,
+        gray_prob: float = 0.2,
+        blur_sigma: Sequence[float] = (0.1, 2.0),
+        blur_prob: float = 0.5,
+        flip_prob: float = 0.5,
+    ) -> None:
         self.crop_scale = tuple(crop_scale)
         self.crop_ratio = tuple(crop_ratio)
         checked = ColorJitter(*jitter)  # and the ranges spelled out
-        self.jitter = (checked.brightness, checked.contrast,
-                       checked.saturation, checked.hue)
+        self.jitter = (
+            checked.brightness,
+            checked.contrast,
+            checked.saturation,
+            checked.hue,
+        )
         self.jitter_prob = jitter_prob
         self.gray_prob = gray_prob
         self.blur_sigma = tuple(blur_sigma)
@@ -97,16 +107,29 @@ class DrawViews(BaseTransform):
         self.flip_prob = flip_prob
 
     def draw(self, width: int, height: int, rng: Random) -> View:
-        """Draw one view of a picture of that size."""
+        """Draw one view of an image of that size."""
         box = draw_crop(width, height, self.crop_scale, self.crop_ratio, rng)
-        jitter = (rng.sample(range(4),
-                             4), *(x and rng.uniform(*x) for x in self.jitter))
+        jitter = (
+            rng.sample(range(4), 4),
+            *(x and rng.uniform(*x) for x in self.jitter),
+        )
         sigma = rng.uniform(*self.blur_sigma)
         use_jitter, gray, blur, flip = (
-            rng.random() < x for x in (self.jitter_prob, self.gray_prob,
-                                       self.blur_prob, self.flip_prob))
-        return View(box, jitter if use_jitter else None, gray,
-                    sigma if blur else None, flip)
+            rng.random() < x
+            for x in (
+                self.jitter_prob,
+                self.gray_prob,
+                self.blur_prob,
+                self.flip_prob,
+            )
+        )
+        return View(
+            box,
+            jitter if use_jitter else None,
+            gray,
+            sigma if blur else None,
+            flip,
+        )
 
     def transform(self, results: dict) -> dict:
         seed = results.get('seed')
@@ -114,21 +137,21 @@ class DrawViews(BaseTransform):
             seed = int(torch.randint(2**62, ()))
         # A generator of its own: torch's takes longer to seed and to draw.
         rng = Random(seed)
-        size = results['img'].size
-        results['views'] = [self.draw(*size, rng), self.draw(*size, rng)]
+        width, height = results['img'].size
+        results['views'] = [self.draw(width, height, rng) for _ in range(2)]
         return results
 
 
 @TRANSFORMS.register_module()
-class TwoViews(DrawViews):
+class TwoViews(SampleTwoCropParams):
     """Draw two random views and render them in the worker.
 
-    Required keys: as :class:`DrawViews`. Added: ``views``; ``view_imgs``, two
-    uint8 tensors (3, size, size). Removed: ``img``.
+    Required keys: as :class:`SampleTwoCropParams`. Added: `views`;
+    `view_imgs`, two uint8 tensors (3, size, size). Removed: `img`.
 
     Args:
-        size (int): Side of a view in pixels. Defaults to 224.
-        **kwargs: Arguments of :class:`DrawViews`.
+        size: Side of a view in pixels.
+        **kwargs: Arguments of :class:`SampleTwoCropParams`.
     """
 
     def __init__(self, size: int = 224, **kwargs) -> None:
@@ -145,13 +168,14 @@ class TwoViews(DrawViews):
 
 
 def _sample(results: dict, **more) -> DataSample:
-    """What is known of a picture beside its pixels."""
+    """What is known of an image beside its pixels."""
     sample = DataSample()
     fields = dict(
         img_path=results['img_path'],
         sample_idx=results['sample_idx'],
         views=[view.coordinates for view in results['views']],
-        **more)
+        **more,
+    )
     for name, value in fields.items():
         # set_metainfo would make deep copies.
         sample.set_field(value, name, field_type='metainfo')
@@ -162,48 +186,55 @@ def _sample(results: dict, **more) -> DataSample:
 class PackViews(BaseTransform):
     """Pack two rendered views the way mmpretrain's algorithms take them.
 
-    Required keys: ``view_imgs``, ``views``, ``img_path``, ``sample_idx``.
+    Required keys: `view_imgs`, `views`, `img_path`, `sample_idx`.
 
-    Returns of :meth:`transform`: ``inputs``, the two tensors, and
-    ``data_samples``, a ``DataSample`` with ``img_path``, ``sample_idx`` and
-    ``views`` (two rows of left, top, width, height, flip).
+    Returns of :meth:`transform`: `inputs`, the two tensors, and
+    `data_samples`, a `DataSample` with `img_path`, `sample_idx` and
+    `views` (two rows of left, top, width, height, flip).
     """
 
     def transform(self, results: dict) -> dict:
         return dict(inputs=results['view_imgs'], data_samples=_sample(results))
 
 
-@TRANSFORMS.register_module()
-class PackPicture(BaseTransform):
-    """Pack a picture and what was drawn for :class:`mmdensecl.DeviceViews`.
+@TRANSFORMS.register_module(name=['PackImage', 'PackPicture'])
+class PackImage(BaseTransform):
+    """Pack an image and what was drawn for :class:`mmdensecl.DeviceViews`.
 
-    Pictures differ in size, so the dataloader's ``collate_fn`` must be
-    ``pseudo_collate``. Only the rectangle around both crops is sent, at full
+    Images differ in size, so the dataloader's `collate_fn` must be
+    `pseudo_collate`. Only the rectangle around both crops is sent, at full
     resolution: up to 36 MB of a photograph of 12 megapixels. Shrink such files
     first, or render in the workers by :class:`TwoViews`.
 
-    Required keys: ``img`` (PIL, RGB), ``views``, ``img_path``,
-    ``sample_idx``.
+    Required keys: `img` (PIL, RGB), `views`, `img_path`,
+    `sample_idx`.
 
-    Returns of :meth:`transform`: ``inputs``, the rectangle, uint8 (3, H, W),
-    and ``data_samples``, a ``DataSample`` as :class:`PackViews` makes it, with
-    ``drawn_views`` besides: two :class:`View`, boxes within the rectangle.
+    Returns of :meth:`transform`: `inputs`, the rectangle, uint8 (3, H, W),
+    and `data_samples`, a `DataSample` as :class:`PackViews` makes it, with
+    `aug_params` besides: two :class:`View`, boxes within the rectangle.
     """
 
     def transform(self, results: dict) -> dict:
         views = results['views']
         lefts, tops, rights, bottoms = zip(
-            *((left, top, left + width, top + height)
-              for left, top, width, height in (view.box for view in views)))
+            *(
+                (left, top, left + width, top + height)
+                for left, top, width, height in (view.box for view in views)
+            ),
+            strict=True,
+        )
         left, top = min(lefts), min(tops)
         # The copy lets go of the rest: all of a tensor's storage is sent.
-        picture = np.asarray(results['img'])[top:max(bottoms),
-                                             left:max(rights)].copy()
+        image = np.asarray(results['img'])[
+            top : max(bottoms), left : max(rights)
+        ].copy()
         drawn = [
             view._replace(
-                box=(view.box[0] - left, view.box[1] - top, *view.box[2:]))
+                box=(view.box[0] - left, view.box[1] - top, *view.box[2:])
+            )
             for view in views
         ]
         return dict(
-            inputs=torch.from_numpy(picture).permute(2, 0, 1),
-            data_samples=_sample(results, drawn_views=drawn))
+            inputs=torch.from_numpy(image).permute(2, 0, 1),
+            data_samples=_sample(results, aug_params=drawn),
+        )

@@ -1,26 +1,29 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-from typing import NamedTuple, Optional, Tuple
+"""What is drawn for a view."""
+
+from typing import NamedTuple
 
 
 class View(NamedTuple):
-    """Everything random about one view of a picture.
+    """Everything random about one view of an image.
 
     Attributes:
-        box (tuple[int]): Left, top, width and height of the crop in pixels.
-        jitter (tuple, optional): Order of the four operations, then factors
-            of brightness, contrast, saturation and hue; None for none.
-        gray (bool): Whether colour is removed.
-        sigma (float, optional): Radius of the Gaussian blur in pixels of the
-            view; None for none.
-        flip (bool): Whether it is mirrored.
+        box: Left, top, width and height of the crop in pixels.
+        jitter: Order of the four operations, then factors of brightness,
+            contrast, saturation and hue; None for none.
+        gray: Whether colour is removed.
+        sigma: Radius of the Gaussian blur in pixels of the view; None for
+            none.
+        flip: Whether it is mirrored.
     """
-    box: Tuple[int, int, int, int]
-    jitter: Optional[tuple]
+
+    box: tuple[int, int, int, int]
+    jitter: tuple | None
     gray: bool
-    sigma: Optional[float]
+    sigma: float | None
     flip: bool
 
     @property
-    def coordinates(self) -> Tuple[float, ...]:
+    def coordinates(self) -> tuple[float, ...]:
         """Left, top, width, height and flip, as the models expect them."""
         return (*map(float, self.box), float(self.flip))

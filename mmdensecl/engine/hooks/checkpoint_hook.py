@@ -1,13 +1,13 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Atomic checkpoints."""
+
 import errno
 import os
 import os.path as osp
 import re
 import shutil
-import string
-import zipfile
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -15,6 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
 
 from mmdensecl.registry import HOOKS
+
 from ..resume import POINTER, last_good
 from ..safe_write import write_safely
 
@@ -23,20 +24,17 @@ BACKEND = 'mmdensecl.local'
 
 @register_backend(BACKEND, force=True)
 class SafeLocalBackend(LocalBackend):
-    """mmengine's backend for local files, through which checkpoints are saved.
+    """mmengine's backend for local files, with atomic writes."""
 
-    A file is there as a whole or not at all.
-    """
-
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write a file.
 
         Args:
-            obj (bytes): What it shall hold.
-            filepath (str | Path): The file.
+            obj: What it shall hold.
+            filepath: The file.
 
         Raises:
-            OSError: With what the disk lacks, and what to go on from.
+            OSError: With what the disk lacks, and what to resume from.
         """
         try:
             write_safely(filepath, obj)
@@ -46,73 +44,63 @@ class SafeLocalBackend(LocalBackend):
             room = ''
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 free = shutil.disk_usage(folder).free
-                room = (f' It takes {_megabytes(len(obj))}, and '
-                        f'{_megabytes(free)} are free on its disk (a quota '
-                        'may leave less).')
+                room = (
+                    f' It takes {len(obj) / 1e6:,.1f} MB, and '
+                    f'{free / 1e6:,.1f} MB are free on its disk (a quota '
+                    'may leave less).'
+                )
             raise OSError(
                 error.errno,
                 f'"{filepath}" could not be written: {reason}.{room} '
                 f'{last_good(folder)} Mend that, for a full disk by removing '
                 'something or a smaller max_keep_ckpts of the checkpoint '
-                'hook, and go on with --resume') from error
-
-    def put_text(self,
-                 obj: str,
-                 filepath: Union[str, Path],
-                 encoding: str = 'utf-8') -> None:
-        """Write a text file, as :meth:`put` does.
-
-        Args:
-            obj (str): What it shall hold.
-            filepath (str | Path): The file.
-            encoding (str): Of the file. Defaults to 'utf-8'.
-        """
-        self.put(obj.encode(encoding), filepath)
-
-
-def _megabytes(count: int) -> str:
-    return f'{count / 1e6:,.1f} MB'
+                'hook, and resume with --resume',
+            ) from error
 
 
 def _is_local(hook: CheckpointHook) -> bool:
     """Whether its files would go through mmengine's backend for local ones."""
-    return (hook.file_client_args is None and (hook.backend_args or {}).get(
-        'backend', 'local') in ('local', BACKEND)
-            and '://' not in str(hook.out_dir or ''))
+    return (
+        hook.file_client_args is None
+        and (hook.backend_args or {}).get('backend', 'local')
+        in ('local', BACKEND)
+        and '://' not in str(hook.out_dir or '')
+    )
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, whose files outlive every accident.
+    """mmengine's `CheckpointHook` with atomic files.
 
-    A checkpoint is written beside its place and then renamed, and an old one
+    A checkpoint is written under another name and then renamed, and an old one
     is removed only when the new one is there, so the disk needs room for
-    ``max_keep_ckpts + 1``. Files go elsewhere than to a local disk as with
+    `max_keep_ckpts + 1`. Files go elsewhere than to a local disk as with
     mmengine's hook.
 
     Args:
-        interval (int): Epochs, or iterations, from one to the next; -1 saves
-            none but the last. Defaults to -1.
-        max_keep_ckpts (int): Files that are kept, of the names
-            ``epoch_*.pth``, ``iter_*.pth`` and ``filename_tmpl``, also those
-            from before the run was resumed. Damaged ones do not count and
-            stay. -1 keeps all. Defaults to -1.
-        backend_args (dict, optional): Of mmengine's file backend. Defaults to
-            None, the disk.
+        interval: Epochs, or iterations, from one to the next; -1 saves none
+            but the last.
+        max_keep_ckpts: Files that are kept, of the names `epoch_*.pth`,
+            `iter_*.pth` and `filename_tmpl`, also those from before the run
+            was resumed. -1 keeps all.
+        backend_args: Of mmengine's file backend, by default the disk.
         **kwargs: The other arguments of mmengine's hook.
     """
 
-    def __init__(self,
-                 interval: int = -1,
-                 *,
-                 max_keep_ckpts: int = -1,
-                 backend_args: Optional[dict] = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        interval: int = -1,
+        *,
+        max_keep_ckpts: int = -1,
+        backend_args: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             interval,
             max_keep_ckpts=max_keep_ckpts,
             backend_args=backend_args,
-            **kwargs)
+            **kwargs,
+        )
         self.keep = -1
         self.warned = False
         if _is_local(self):
@@ -124,13 +112,15 @@ class SafeCheckpointHook(CheckpointHook):
         """Say what could not be resumed from."""
         super().before_train(runner)
         lacking = [
-            name for name in ('save_optimizer', 'save_param_scheduler')
+            name
+            for name in ('save_optimizer', 'save_param_scheduler')
             if not getattr(self, name)
         ]
         if lacking:
             runner.logger.warning(
                 f'The checkpoints of this run cannot be resumed from: '
-                f'{" and ".join(lacking)} of the checkpoint hook is False.')
+                f'{" and ".join(lacking)} of the checkpoint hook is False.'
+            )
 
     def after_train_epoch(self, runner) -> None:
         """Save, then remove what is too many."""
@@ -139,14 +129,10 @@ class SafeCheckpointHook(CheckpointHook):
         if self.last_ckpt != before:
             self._after_save(runner)
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx,
-                         data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Save, then remove what is too many."""
         before = self.last_ckpt
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        super().after_train_iter(runner, *args, **kwargs)
         if self.last_ckpt != before:
             self._after_save(runner)
 
@@ -156,70 +142,70 @@ class SafeCheckpointHook(CheckpointHook):
             self.warned = True
             runner.logger.warning(
                 f'"{self.last_ckpt}" was saved between two steps of the '
-                'optimiser: a run that goes on from it lacks the gradients '
+                'optimiser: a run that resumes from it lacks the gradients '
                 'accumulated so far. Let the checkpoint hook save at multiples'
-                ' of optim_wrapper.accumulative_counts iterations')
+                ' of optim_wrapper.accumulative_counts iterations'
+            )
 
     def prune(self, runner, saved: str) -> None:
-        """Remove the oldest checkpoints, as ``max_keep_ckpts`` has it.
+        """Remove the oldest checkpoints, as `max_keep_ckpts` has it.
 
         Args:
-            runner (Runner): The runner.
-            saved (str): The checkpoint just written, which always stays.
+            runner: The runner.
+            saved: The checkpoint just written, which always stays.
         """
         if self.keep <= 0 or not is_main_process():
             return
-        own = ''.join(
-            re.escape(text) + (r'\d+' if field is not None else '') for text,
-            field, *_ in string.Formatter().parse(self.filename_tmpl))
-        # The end of a zip archive is its directory: a file cut off has none.
-        whole = [
-            path for path in Path(self.out_dir).iterdir()
+        own = re.sub(r'\\{.*?\\}', r'\\d+', re.escape(self.filename_tmpl))
+        others = [
+            path
+            for path in Path(self.out_dir).iterdir()
             if re.fullmatch(rf'(epoch|iter)_\d+\.pth|{own}', path.name)
-            and zipfile.is_zipfile(path)
+            and path != Path(saved)
         ]
-        if Path(saved) not in whole:
-            return
-        whole.remove(Path(saved))
-        whole.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in whole[:max(0, len(whole) + 1 - self.keep)]:
+        others.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in others[: max(0, len(others) + 1 - self.keep)]:
             try:
                 path.unlink()
             except OSError as error:
-                runner.logger.warning(f'"{path}" is one too many and could '
-                                      f'not be removed: {error.strerror}')
+                runner.logger.warning(
+                    f'"{path}" is one too many and could '
+                    f'not be removed: {error.strerror}'
+                )
 
 
 def follows_update(runner) -> bool:
     """Whether the optimiser has just used all gradients there are.
 
     Args:
-        runner (Runner): The runner, in or after ``after_train_iter``.
+        runner: The runner, in or after `after_train_iter`.
 
     Returns:
-        bool: False between two steps of an optimiser that accumulates
-        gradients over iterations, which no checkpoint holds.
+        False between two steps of an optimiser that accumulates gradients over
+        iterations, which no checkpoint holds.
     """
     wrapper = runner.optim_wrapper
     several = isinstance(wrapper, OptimWrapperDict)
-    return all(x.should_update()
-               for x in (wrapper.values() if several else [wrapper]))
+    return all(
+        x.should_update() for x in (wrapper.values() if several else [wrapper])
+    )
 
 
 def save_now(runner) -> str:
-    """Save a checkpoint to resume from, from within ``after_train_iter``.
+    """Save a checkpoint to resume from, from within `after_train_iter`.
 
-    It goes where the run's checkpoint hook saves, as ``iter_<iterations done>
-    .pth``. To be called by all ranks, which return when it is written.
+    It goes where the run's checkpoint hook saves, as `iter_<iterations done>
+    .pth`. To be called by all ranks, which return when it is written.
 
     Args:
-        runner (Runner): The runner.
+        runner: The runner.
 
     Returns:
-        str: The file.
+        The file.
     """
-    hook = next((x for x in runner.hooks if isinstance(x, CheckpointHook)),
-                None)
+    hook = next(
+        (x for x in runner.hooks if isinstance(x, CheckpointHook)), None
+    )
     name = f'iter_{runner.iter + 1}.pth'
     folder = runner.work_dir if hook is None else hook.out_dir
     if hook is None or _is_local(hook):
@@ -229,7 +215,8 @@ def save_now(runner) -> str:
         path = hook.file_backend.join_path(folder, name)
         where = dict(
             backend_args=hook.backend_args,
-            file_client_args=hook.file_client_args)
+            file_client_args=hook.file_client_args,
+        )
     # The iterations are not an epoch's end, whatever the hook counts.
     runner.save_checkpoint(folder, name, by_epoch=False, **where)
     if is_main_process():

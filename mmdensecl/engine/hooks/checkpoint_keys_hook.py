@@ -1,6 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Check that a checkpoint fills the model."""
+
 import re
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn as nn
 from mmengine.config import Config
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from mmdensecl.registry import HOOKS
 from mmdensecl.transfer.pretrained_backbone import LOADED
+
 from ..config import initialisers, type_name
 
 # The parts of a model that pre-training is about; res5 of a C4 detector is
@@ -22,20 +26,20 @@ BACKBONES = frozenset(('backbone', 'shared_head'))
 class CheckpointKeysHook(Hook):
     """Stop a run that did not get the weights it was promised.
 
-    mmengine loads with ``strict=False`` and only warns. Here a tensor that is
+    mmengine loads with `strict=False` and only warns. Here a tensor that is
     missing, or has another shape,
 
     * when testing, validating or resuming: stops the run;
-    * when ``load_from`` starts a training: stops it if it belongs to the
+    * when `load_from` starts a training: stops it if it belongs to the
       backbone, or if nothing fits at all. New heads are named in a warning.
 
     Blocks that only the checkpoint has, in a stage of the backbone that the
     model has too, always stop it: they are of a deeper network.
 
-    What is missing is learnt from the loading itself, so that models which
-    rename or copy tensors while loading are judged by the outcome.
+    What is missing is taken from the loading itself, so that models which
+    rename or copy tensors while loading are checked by the outcome.
 
-    When a resumed checkpoint replaces what ``PretrainedBackbone`` has loaded,
+    When a resumed checkpoint replaces what `PretrainedBackbone` has loaded,
     and its run began from another file, a warning says so.
     """
 
@@ -46,19 +50,21 @@ class CheckpointKeysHook(Hook):
         """Refuse a model that did not let PretrainedBackbone load.
 
         Some backbones, such as mmdet's Swin, read the address in
-        ``init_cfg`` by themselves, whatever its type, and load what fits.
+        `init_cfg` by themselves, whatever its type, and load what fits.
         """
         for name, module in runner.model.named_modules():
-            # The initialiser puts another type in its place when it is done.
+            # The initialiser puts another type instead when it is done.
             if any(
-                    type_name(x) == 'PretrainedBackbone'
-                    for x in initialisers(getattr(module, 'init_cfg', None))):
+                type_name(x) == 'PretrainedBackbone'
+                for x in initialisers(getattr(module, 'init_cfg', None))
+            ):
                 raise ValueError(
                     f'PretrainedBackbone was not run for "{name}": '
                     f'{type(module).__name__} has an initialisation of its '
                     'own, which takes only its own format and keeps silent '
                     'about what does not fit. Use a backbone whose '
-                    'init_weights is mmengine\'s, such as ResNet.')
+                    "init_weights is mmengine's, such as ResNet."
+                )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Watch the loading that follows."""
@@ -71,55 +77,72 @@ class CheckpointKeysHook(Hook):
         given = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
         own = model.state_dict()
         shapes = [
-            name for name, x in own.items()
-            if isinstance(x, Tensor) and isinstance(given.get(name), Tensor)
+            name
+            for name, x in own.items()
+            if isinstance(x, Tensor)
+            and isinstance(given.get(name), Tensor)
             and given[name].shape != x.shape
         ]
 
-        def judge(module: nn.Module, keys: Any) -> None:
+        def check(module: nn.Module, keys: Any) -> None:
             handle.remove()
-            missing, unused = ([
-                name for name in names
-                if not name.endswith(('num_batches_tracked', '_extra_state'))
-            ] for names in (keys.missing_keys, keys.unexpected_keys))
+            missing, unused = (
+                [
+                    name
+                    for name in names
+                    if not name.endswith(
+                        ('num_batches_tracked', '_extra_state')
+                    )
+                ]
+                for names in (keys.missing_keys, keys.unexpected_keys)
+            )
             random = {name: f'missing: {name}' for name in missing}
             for name in shapes:
-                random[name] = (f'{name}: got {tuple(given[name].shape)}, '
-                                f'expected {tuple(own[name].shape)}')
+                random[name] = (
+                    f'{name}: got {tuple(given[name].shape)}, '
+                    f'expected {tuple(own[name].shape)}'
+                )
             deeper = [
-                f'without a place in the model: {name}' for name in unused
+                f'not in the model: {name}'
+                for name in unused
                 if any(x.startswith(_stage(name)) for x in own)
             ]
             if random or deeper:
-                self._judge(runner, random, deeper, own, given)
+                self._report(runner, random, deeper, own, given)
 
-        handle = model.register_load_state_dict_post_hook(judge)
+        handle = model.register_load_state_dict_post_hook(check)
 
     @staticmethod
-    def _judge(runner, random: Mapping[str, str], deeper: Sequence[str],
-               own: dict, given: dict) -> None:
+    def _report(
+        runner,
+        random: Mapping[str, str],
+        deeper: Sequence[str],
+        own: dict,
+        given: dict,
+    ) -> None:
         """Raise or warn about tensors that were not loaded.
 
         Args:
-            runner (Runner): The runner.
-            random (Mapping[str, str]): Names of tensors of the model, and
-                what is wrong with each.
-            deeper (Sequence[str]): What is wrong with those of the file.
-            own (dict): State dict of the model.
-            given (dict): State dict of the file.
+            runner: The runner.
+            random: Names of tensors of the model, and what is wrong with each.
+            deeper: What is wrong with those of the file.
+            own: State dict of the model.
+            given: State dict of the file.
         """
         lines = [*random.values()]
-        what = (f'{len(lines)} of {len(own)} tensors of the model were not '
-                'loaded from the checkpoint')
+        what = (
+            f'{len(lines)} of {len(own)} tensors of the model were not '
+            'loaded from the checkpoint'
+        )
         if deeper:
-            what += (f', {len(deeper)} of its backbone have no place in the '
-                     'model')
+            what += f', {len(deeper)} of its backbone are not in the model'
         if not _trains(runner) or _resumes(runner):
             doing = 'resume' if _trains(runner) else 'test'
             raise ValueError(
                 f'{what}:\n{_some([*deeper, *lines])}\nTo {doing}, it must '
                 'hold the whole model and no deeper one: use the config that '
-                'it was trained with.')
+                'it was trained with.'
+            )
         counted = [x for x in own if not x.endswith('num_batches_tracked')]
         if len(lines) >= len(counted):
             raise ValueError(
@@ -128,9 +151,11 @@ class CheckpointKeysHook(Hook):
                 'load_from takes checkpoints of this very model; a '
                 'pre-trained backbone, in any format, enters by '
                 "init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
-                'checkpoint=...).')
-        wrong = deeper + [
-            line for name, line in random.items()
+                'checkpoint=...).'
+            )
+        wrong = [*deeper] + [
+            line
+            for name, line in random.items()
             if not BACKBONES.isdisjoint(name.split('.'))
         ]
         if wrong:
@@ -138,9 +163,11 @@ class CheckpointKeysHook(Hook):
                 f'{what}. In the backbone:\n{_some(wrong)}\nIf this file is '
                 'only to give the backbone, and is of its depth, let it enter '
                 "by init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
-                'checkpoint=...) instead of load_from; that reads any format.')
-        runner.logger.warning(f'{what} and start as initialised:\n'
-                              f'{_some(lines)}')
+                'checkpoint=...) instead of load_from; that reads any format.'
+            )
+        runner.logger.warning(
+            f'{what} and start as initialised:\n{_some(lines)}'
+        )
 
 
 def _trains(runner) -> bool:
@@ -155,7 +182,7 @@ def _stage(name: str) -> str:
     """'backbone.layer1.' for a tensor of it, no module's for the others."""
     parts = name.split('.')
     depth = next((i for i, x in enumerate(parts) if x in BACKBONES), None)
-    return f'{name}.' if depth is None else '.'.join(parts[:depth + 2]) + '.'
+    return f'{name}.' if depth is None else '.'.join(parts[: depth + 2]) + '.'
 
 
 def _compare_origins(runner, checkpoint: dict) -> None:
@@ -170,21 +197,24 @@ def _compare_origins(runner, checkpoint: dict) -> None:
     # next checkpoint would name a file that its weights are not from.
     hub.update_info(LOADED, old)
     files = [
-        ', '.join(f'"{path}" (sha256 {sha256[:8]})'
-                  for sha256, path in x.items()) for x in (new, old)
+        ', '.join(
+            f'"{path}" (sha256 {sha256[:8]})' for sha256, path in x.items()
+        )
+        for x in (new, old)
     ]
     runner.logger.warning(
         f'This run was initialised from {files[0] or "no file"}, but the '
         'checkpoint that it resumes, whose weights replace these, began from '
         f'{files[1] or "no known file"}. For a run from the former, take '
-        'another work_dir.')
+        'another work_dir.'
+    )
 
 
 def add_checkpoint_check(cfg: Config) -> None:
     """Add a :class:`CheckpointKeysHook` to the hooks of a run.
 
     Args:
-        cfg (Config): Changed in place; one that has the hook stays as it is.
+        cfg: Changed in place; one that has the hook stays as it is.
     """
     hooks = list(cfg.get('custom_hooks') or [])
     name = f'mmdensecl.{CheckpointKeysHook.__name__}'

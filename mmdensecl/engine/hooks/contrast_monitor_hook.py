@@ -1,8 +1,11 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Diagnose a contrastive run while it trains."""
+
 import torch
 from mmengine.hooks import Hook
 
 from mmdensecl.registry import HOOKS
+
 from ..resume import last_good
 
 
@@ -12,60 +15,58 @@ class ContrastMonitorHook(Hook):
 
     It stops a run whose loss is not finite before a checkpoint of it can
     overwrite a good one, and warns, once each, of collapse, of a leak between
-    the views, of a dense branch that tells places instead of pictures, and of
+    the views, of a dense branch that tells positions instead of images, and of
     categories of which few are in use.
 
     Args:
-        interval (int): Iterations over which values are averaged before they
-            are judged. Defaults to 50.
-        min_std (float): ``feat_std`` below which features have collapsed
-            (1 is isotropic). Defaults to 0.02.
-        max_early_acc (float): Accuracy in percent, above which a full queue
-            is suspiciously easy to beat. Defaults to 99.
-        early (float): Share of the run that counts as early. Defaults to
-            0.1.
-        max_position (float): ``position_r2`` in percent, above which the
-            dense branch knows the place of a cell and little else. Defaults
-            to 90.
-        min_category_entropy (float): ``category_entropy`` in percent, below
-            which nearly all cells are of one category. Defaults to 10.
+        interval: Iterations over which values are averaged before they are
+            checked.
+        min_std: `feat_std` below which features have collapsed (1 is
+            isotropic).
+        max_early_acc: Accuracy in percent, above which a full queue is
+            suspiciously easy to beat.
+        early: Share of the run that counts as early.
+        max_position: `position_r2` in percent, above which the dense branch
+            knows the position of a cell and little else.
+        min_category_entropy: `category_entropy` in percent, below which nearly
+            all cells are of one category.
     """
 
     # Before CheckpointHook (VERY_LOW), so that nothing bad is saved.
     priority = 'NORMAL'
 
-    def __init__(self,
-                 interval: int = 50,
-                 min_std: float = 0.02,
-                 max_early_acc: float = 99.,
-                 early: float = 0.1,
-                 max_position: float = 90.,
-                 min_category_entropy: float = 10.) -> None:
+    def __init__(
+        self,
+        interval: int = 50,
+        min_std: float = 0.02,
+        max_early_acc: float = 99.0,
+        early: float = 0.1,
+        max_position: float = 90.0,
+        min_category_entropy: float = 10.0,
+    ) -> None:
         self.interval = interval
         self.min_std = min_std
         self.max_early_acc = max_early_acc
         self.early = early
         self.max_position = max_position
         self.min_category_entropy = min_category_entropy
-        self.warned = set()
-        self.full_at = None
+        self.warned: set[str] = set()
+        self.full_at: int | None = None
 
     def before_train(self, runner) -> None:
-        """What is early was judged before a run was resumed."""
+        """Take a resumed run to be past its early part."""
         if runner.iter:
             self.full_at = 0
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx,
-                         data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ) -> None:
         """Check the step's loss, and now and then the averages."""
         if outputs is not None and not torch.isfinite(outputs['loss']):
             self._stop(runner, data_batch, outputs)
         window = min(self.interval, len(runner.train_dataloader))
         if self.every_n_train_iters(runner, window):
-            self._judge(runner, window)
+            self._diagnose(runner, window)
 
     def after_train_epoch(self, runner) -> None:
         """Check the weights, before CheckpointHook makes room for them."""
@@ -77,35 +78,45 @@ class ContrastMonitorHook(Hook):
 
     def _check_weights(self, runner, state_dict: dict) -> None:
         bad = [
-            name for name, x in state_dict.items()
+            name
+            for name, x in state_dict.items()
             if torch.is_tensor(x) and not torch.isfinite(x).all()
         ]
         if bad:
             raise FloatingPointError(
                 f'{len(bad)} tensors of the model are not finite, "{bad[0]}" '
                 f'first, at iteration {runner.iter + 1}; nothing was saved. '
-                f'{self._go_on(runner)}')
+                f'{self._go_on(runner)}'
+            )
 
     @staticmethod
     def _go_on(runner) -> str:
-        return (f'{last_good(runner.work_dir)} Lower '
-                'optim_wrapper.optimizer.lr, or add '
-                'optim_wrapper.clip_grad=dict(max_norm=10), and go on with '
-                '--resume.')
+        return (
+            f'{last_good(runner.work_dir)} Resume from it with '
+            '--resume and --cfg-options '
+            'optim_wrapper.clip_grad.max_norm=10, or train on with a lower '
+            'optim_wrapper.optimizer.lr and load_from=CHECKPOINT.'
+        )
 
     def _stop(self, runner, data_batch, outputs) -> None:
-        values = ', '.join(f'{name}={torch.as_tensor(x).item():g}'
-                           for name, x in outputs.items() if 'loss' in name)
+        values = ', '.join(
+            f'{name}={torch.as_tensor(x).item():g}'
+            for name, x in outputs.items()
+            if 'loss' in name
+        )
         samples = (data_batch or {}).get('data_samples', ())
         names = ', '.join(
-            str(sample.img_path) for sample in samples[:4]
-            if 'img_path' in sample)
+            str(sample.img_path)
+            for sample in samples[:4]
+            if 'img_path' in sample
+        )
         raise FloatingPointError(
             f'The loss is not finite at epoch {runner.epoch + 1}, iteration '
             f'{runner.iter + 1} ({values}). The batch begins with: '
-            f'{names or "unknown"}. {self._go_on(runner)}')
+            f'{names or "unknown"}. {self._go_on(runner)}'
+        )
 
-    def _judge(self, runner, window: int) -> None:
+    def _diagnose(self, runner, window: int) -> None:
         # Every rank sees much the same; the logger of rank 0 speaks.
         scalars = runner.message_hub.log_scalars
 
@@ -113,51 +124,60 @@ class ContrastMonitorHook(Hook):
             buffer = scalars.get(f'train/{name}')
             return default if buffer is None else buffer.mean(window)
 
-        spread = mean('feat_std', 1.)
+        spread = mean('feat_std', 1.0)
         if spread < self.min_std:
             self._warn(
-                runner, 'feat_std',
+                runner,
+                'feat_std',
                 f'The features have collapsed: feat_std is {spread:.4f}, '
-                f'below {self.min_std:g}, so all pictures look the same to '
-                'the model. Lower the learning rate, look at the pictures '
+                f'below {self.min_std:g}, so all images look the same to '
+                'the model. Lower the learning rate, look at the images '
                 'with tools/analysis_tools/browse_dataset.py, or lengthen the '
-                'queue.')
-        if mean('queue_fill', 0.) < 100:
+                'queue.',
+            )
+        if mean('queue_fill', 0.0) < 100:
             return
-        entropy = mean('category_entropy', 100.)
+        entropy = mean('category_entropy', 100.0)
         if entropy < self.min_category_entropy:
             self._warn(
-                runner, 'category_entropy',
+                runner,
+                'category_entropy',
                 'The categories have collapsed: nearly all cells are of one, '
                 f'category_entropy is {entropy:.1f}% (100 is an even spread), '
                 'so the category loss teaches little. Lower category_weight, '
-                'or start it later with mmdensecl.LambdaWarmupHook.')
-        position = mean('position_r2', 0.)
+                'or start it later with mmdensecl.LambdaWarmupHook.',
+            )
+        position = mean('position_r2', 0.0)
         if position > self.max_position:
             self._warn(
-                runner, 'position_r2',
+                runner,
+                'position_r2',
                 'The dense branch tells where a cell lies, not what it shows: '
-                f'the place alone explains {position:.1f}% of its variance '
+                f'the position alone explains {position:.1f}% of its variance '
                 '(position_r2), so the dense loss may teach the backbone '
-                "little. Zero padding gives the place away: see README.md's "
-                'FAQ.')
+                'little. Zero padding reveals the position: see the questions '
+                'in docs/pretraining.md.',
+            )
             # The same fault makes all positives easy to tell.
             self.warned.add('dense_acc')
         # In a short run the queue may only just be full after that share.
         if self.full_at is None:
             self.full_at = runner.iter
-        if runner.iter >= max(self.early * runner.max_iters,
-                              self.full_at + 2 * window):
+        if runner.iter >= max(
+            self.early * runner.max_iters, self.full_at + 2 * window
+        ):
             return
         for name in ('global_acc', 'dense_acc'):
-            if mean(name, 0.) > self.max_early_acc:
+            if mean(name, 0.0) > self.max_early_acc:
                 self._warn(
-                    runner, name,
-                    f'{name} is {mean(name, 0.):.1f}% this early: either the '
-                    'pictures are trivially easy to tell apart, or something '
-                    'tells the key of a picture from the others (batch norm '
+                    runner,
+                    name,
+                    f'{name} is {mean(name, 0.0):.1f}% this early: either the '
+                    'images are trivially easy to tell apart, or something '
+                    'tells the key of an image from the others (batch norm '
                     'without shuffling, two views alike, duplicates in the '
-                    'queue).')
+                    'queue).',
+                )
 
     def _warn(self, runner, topic: str, message: str) -> None:
         if topic not in self.warned:

@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Start without the dense loss."""
+
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
@@ -15,17 +17,18 @@ class LambdaWarmupHook(Hook):
     not take off (openselfsup/hooks/densecl_warmup_hook.py).
 
     Args:
-        start_iters (int): Iterations with ``loss_lambda = 0``, and
-            ``category_weight = 0`` where there is one. Defaults to 10000.
+        start_iters: Iterations with `loss_lambda = 0`, and `category_weight =
+            0` where there is one.
 
     Raises:
-        ValueError: ``start_iters`` is negative.
+        ValueError: `start_iters` is negative.
     """
 
     def __init__(self, start_iters: int = 10000) -> None:
         if start_iters < 0:
             raise ValueError(
-                f'start_iters must not be negative, got {start_iters}')
+                f'start_iters must not be negative, got {start_iters}'
+            )
         self.start_iters = start_iters
 
     def before_train(self, runner) -> None:
@@ -35,7 +38,8 @@ class LambdaWarmupHook(Hook):
         if not hasattr(self.model, 'loss_lambda'):
             raise TypeError(
                 f'{type(self.model).__name__} has no loss_lambda to warm up; '
-                'LambdaWarmupHook goes with mmdensecl.DenseCL')
+                'LambdaWarmupHook goes with mmdensecl.DenseCL'
+            )
         self.weights = {
             name: getattr(self.model, name)
             for name in ('loss_lambda', 'category_weight')
@@ -46,4 +50,4 @@ class LambdaWarmupHook(Hook):
         """Set the weights of this step."""
         warm = runner.iter >= self.start_iters
         for name, weight in self.weights.items():
-            setattr(self.model, name, weight if warm else 0.)
+            setattr(self.model, name, weight if warm else 0.0)

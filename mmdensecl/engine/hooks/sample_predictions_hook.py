@@ -1,7 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Draw predictions of a few validation images."""
+
 import inspect
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -20,42 +23,43 @@ def spread_evenly(count: int, total: int) -> Sequence[int]:
     """Positions from the first to the last of a sequence.
 
     Args:
-        count (int): How many at most.
-        total (int): Length of the sequence.
+        count: How many at most.
+        total: Length of the sequence.
 
     Returns:
-        Sequence[int]: Rising, without repeats.
+        Rising, without repeats.
     """
-    return np.unique(np.linspace(0, total - 1, min(count, total), dtype=int))
+    positions = np.linspace(0, total - 1, min(count, total), dtype=int)
+    return np.unique(positions).tolist()
 
 
 @HOOKS.register_module()
 class SamplePredictionsHook(Hook):
-    """Draw a few validation pictures, the same ones in every run.
+    """Draw a few validation images, the same ones in every run.
 
-    After each validation or test ``<work_dir>/predictions/`` holds
-    ``<index>_gt.png`` and ``<index>_pred.png`` of pictures that are spread
-    evenly over the data set, drawn by the host's own visualizer. Of several
+    After each validation or test `<work_dir>/predictions/` holds
+    `<index>_gt.png` and `<index>_pred.png` of images that are spread
+    evenly over the dataset, drawn by the host's own visualizer. Of several
     processes rank 0 draws, out of its share.
 
     Args:
-        num (int): How many pictures. Defaults to 4.
-        height (int): Of the files, in pixels. Defaults to 320.
-        score_thr (float): Score below which a detection is not drawn.
-            Defaults to 0.3.
+        num: How many images.
+        height: Of the files, in pixels.
+        score_thr: Score below which a detection is not drawn.
 
     Raises:
         ValueError: A number that makes no sense.
         TypeError: The config's visualizer draws no predictions.
     """
 
-    def __init__(self,
-                 num: int = 4,
-                 height: int = 320,
-                 score_thr: float = 0.3) -> None:
+    def __init__(
+        self, num: int = 4, height: int = 320, score_thr: float = 0.3
+    ) -> None:
         if num < 1 or height < 1:
-            raise ValueError('SamplePredictionsHook needs num and height of '
-                             f'at least 1, got {num} and {height}')
+            raise ValueError(
+                'SamplePredictionsHook needs num and height of '
+                f'at least 1, got {num} and {height}'
+            )
         self.num = num
         self.height = height
         self.score_thr = score_thr
@@ -70,34 +74,39 @@ class SamplePredictionsHook(Hook):
                 'mmseg, but the config has '
                 f'"{type(runner.visualizer).__name__}": set '
                 "visualizer=dict(type='DetLocalVisualizer') or "
-                "'SegLocalVisualizer', or drop the hook")
+                "'SegLocalVisualizer', or drop the hook"
+            )
 
     def before_val_epoch(self, runner) -> None:
-        """Choose the pictures."""
+        """Choose the images."""
         self._choose(runner.val_dataloader)
 
     def before_test_epoch(self, runner) -> None:
-        """Choose the pictures."""
+        """Choose the images."""
         self._choose(runner.test_dataloader)
 
-    def after_val_iter(self,
-                       runner,
-                       batch_idx: int,
-                       data_batch: Any = None,
-                       outputs: Samples = ()) -> None:
+    def after_val_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Samples = (),
+    ) -> None:
         """Draw the chosen ones of a batch."""
         self._draw_chosen(runner, outputs)
 
-    def after_test_iter(self,
-                        runner,
-                        batch_idx: int,
-                        data_batch: Any = None,
-                        outputs: Samples = ()) -> None:
+    def after_test_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Samples = (),
+    ) -> None:
         """Draw the chosen ones of a batch."""
         self._draw_chosen(runner, outputs)
 
     def _choose(self, loader) -> None:
-        # The sampler deals the pictures out like cards, rank 0 first.
+        # The sampler deals the images out like cards, rank 0 first.
         share = -(-len(loader.dataset) // get_world_size())
         self.chosen = spread_evenly(self.num, share)
         self.seen = 0
@@ -112,12 +121,13 @@ class SamplePredictionsHook(Hook):
     def _draw(self, runner, index: int, sample: BaseDataElement) -> None:
         image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
         folder = Path(runner.work_dir, 'predictions')
-        options: Dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if 'pred_score_thr' in self._parameters(runner):
             options['pred_score_thr'] = self.score_thr
         for kind in ('gt', 'pred'):
             path = folder / f'{index:05d}_{kind}.png'
-            if not any(name.startswith(f'{kind}_') for name in sample.keys()):
+            names = sample.keys()  # a sample itself is not iterable
+            if not any(name.startswith(f'{kind}_') for name in names):
                 continue  # a test set may have no labels
             runner.visualizer.add_datasample(
                 path.stem,
@@ -126,16 +136,18 @@ class SamplePredictionsHook(Hook):
                 draw_gt=kind == 'gt',
                 draw_pred=kind == 'pred',
                 out_file=str(path),
-                **options)
+                **options,
+            )
             self._resize(path)
 
     def _resize(self, path: Path) -> None:
-        with Image.open(path) as picture:
-            width = max(1, round(picture.width * self.height / picture.height))
-            resized = picture.resize((width, self.height),
-                                     Image.Resampling.LANCZOS)
+        with Image.open(path) as image:
+            width = max(1, round(image.width * self.height / image.height))
+            resized = image.resize(
+                (width, self.height), Image.Resampling.LANCZOS
+            )
         resized.save(path)
 
     @staticmethod
-    def _parameters(runner) -> Sequence[str]:
+    def _parameters(runner) -> Container[str]:
         return inspect.signature(runner.visualizer.add_datasample).parameters

@@ -1,21 +1,26 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Save and leave at a signal."""
+
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, Optional, Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_backend, get_world_size
 from mmengine.hooks import Hook
 
 from mmdensecl.registry import HOOKS
+
 from .checkpoint_hook import follows_update, save_now
 
 
-def obey_parent_only(signals: Sequence[int], init: Optional[Callable],
-                     worker_id: int) -> None:
+def obey_parent_only(
+    signals: Sequence[int], init: Callable | None, worker_id: int
+) -> None:
     """Let a loader's worker live as long as the process that it works for.
 
     Slurm and torchrun send a signal to all processes of a job, and a run whose
@@ -24,9 +29,9 @@ def obey_parent_only(signals: Sequence[int], init: Optional[Callable],
     parent it ends by itself within seconds.
 
     Args:
-        signals (Sequence[int]): Which the parent handles.
-        init (Callable, optional): The loader's own ``worker_init_fn``.
-        worker_id (int): Number of the worker.
+        signals: Which the parent handles.
+        init: The loader's own `worker_init_fn`.
+        worker_id: Number of the worker.
     """
     for signum in signals:
         if signum != signal.SIGTERM:
@@ -49,37 +54,38 @@ def _wait_for_parent() -> None:
 class TerminationHook(Hook):
     """Save and leave when the system asks the run to end.
 
-    At one of ``signals`` to any of the processes, all of them finish the
-    current iteration, with NCCL at most ``interval`` more, and where gradients
+    At one of `signals` to any of the processes, all of them finish the
+    current iteration, with NCCL at most `interval` more, and where gradients
     are accumulated those up to the optimiser's step, write a checkpoint
-    ``iter_{n}.pth`` in the middle of the epoch, and exit with the status 128
-    plus the signal's number. ``--resume`` then goes on behind that iteration.
+    `iter_{n}.pth` in the middle of the epoch, and exit with the status 128
+    plus the signal's number. `--resume` then resumes after that iteration.
     In a validation, or while a hook measures, the signal waits for the next
     iteration. The same signal again kills at once.
 
-    Slurm warns ahead of its time limit by ``#SBATCH --signal=USR1@120``.
+    Slurm warns ahead of its time limit by `#SBATCH --signal=USR1@120`.
 
     Args:
-        signals (Sequence[str]): Their names. Defaults to
-            ('SIGTERM', 'SIGUSR1').
-        interval (int, optional): Iterations from one time that the ranks ask
-            each other to the next. Defaults to None: 10 with NCCL, where the
-            answer keeps the GPU waiting, and 1 else.
-        patience (float): Seconds within which the same signal counts once,
-            as a launcher and its ranks may both pass one on. Defaults to 3.
+        signals: Their names.
+        interval: Iterations from one time that the ranks ask each other to the
+            next. Defaults to None: 10 with NCCL, where the answer keeps the
+            GPU waiting, and 1 else.
+        patience: Seconds within which the same signal counts once, as a
+            launcher and its ranks may both pass one on.
 
     Raises:
-        ValueError: There is no such signal, or ``interval`` is less than 1.
+        ValueError: There is no such signal, or `interval` is less than 1.
     """
 
     # After CheckpointHook (VERY_LOW): whatever belongs to the iteration is
     # done.
     priority = 'LOWEST'
 
-    def __init__(self,
-                 signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'),
-                 interval: Optional[int] = None,
-                 patience: float = 3.) -> None:
+    def __init__(
+        self,
+        signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'),
+        interval: int | None = None,
+        patience: float = 3.0,
+    ) -> None:
         if interval is not None and interval < 1:
             raise ValueError(f'interval must be at least 1, got {interval}')
         # Windows lacks some; there, names are not checked.
@@ -93,9 +99,9 @@ class TerminationHook(Hook):
         self.patience = patience
         self.received = 0
         self.agreed = 0  # a signal that any of the ranks has received
-        self.since = 0.
+        self.since = 0.0
         self.pid = -1
-        self.replaced = {}
+        self.replaced: dict[int, Any] = {}
 
     def before_train(self, runner) -> None:
         """Handle the signals from now on, and shield the loaders' workers."""
@@ -104,13 +110,15 @@ class TerminationHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning(
                 'TerminationHook: Python handles signals in the main thread '
-                'only, and the run is in another; a signal kills it unsaved')
+                'only, and the run is in another; a signal kills it unsaved'
+            )
             return
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 loader = loop.dataloader
-                loader.worker_init_fn = partial(obey_parent_only, self.signals,
-                                                loader.worker_init_fn)
+                loader.worker_init_fn = partial(
+                    obey_parent_only, self.signals, loader.worker_init_fn
+                )
         self.pid = os.getpid()
         self.replaced = {
             signum: signal.signal(signum, self._receive)
@@ -126,7 +134,8 @@ class TerminationHook(Hook):
     def _receive(self, signum: int, frame) -> None:
         again = (
             signum == self.received
-            and time.monotonic() > self.since + self.patience)
+            and time.monotonic() > self.since + self.patience
+        )
         # Forked processes of others inherit the handler, but not the loop.
         if again or os.getpid() != self.pid:
             signal.signal(signum, signal.SIG_DFL)
@@ -134,11 +143,9 @@ class TerminationHook(Hook):
         if not self.received:
             self.received, self.since = signum, time.monotonic()
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx,
-                         data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ) -> None:
         """Leave, if any rank was asked to.
 
         Raises:
@@ -162,6 +169,7 @@ class TerminationHook(Hook):
         runner.logger.warning(
             f'{name}: the run stops after iteration {runner.iter + 1} of '
             f'{runner.max_iters}. {path} was written in {end - start:.1f} s'
-            f'{late}. Go on with --resume')
+            f'{late}. Go on with --resume'
+        )
         self.after_train(runner)
         raise SystemExit(128 + signum)

@@ -1,21 +1,30 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Epochs and unreadable images of unlabeled datasets."""
+
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import torch
-from mmengine.dist import (all_gather_object, all_reduce, barrier, get_rank,
-                           get_world_size, is_main_process)
+from mmengine.dist import (
+    all_reduce,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmdensecl.datasets.unlabeled import UnlabeledDataset
 from mmdensecl.registry import HOOKS
+
 from ..safe_write import write_safely
 
 
 def unlabeled_parts(dataset: Any) -> Iterator[UnlabeledDataset]:
-    """The data sets of ours inside wrappers such as ConcatDataset."""
+    """The datasets of ours inside wrappers such as ConcatDataset."""
     if isinstance(dataset, UnlabeledDataset):
         yield dataset
     for part in getattr(dataset, 'datasets', ()):
@@ -26,21 +35,19 @@ def unlabeled_parts(dataset: Any) -> Iterator[UnlabeledDataset]:
 
 @HOOKS.register_module()
 class UnlabeledDataHook(Hook):
-    """Tell the data set the epoch, and the user of unreadable pictures.
+    """Pass the epoch to the dataset, and report unreadable images.
 
-    Their names are appended to ``unreadable.txt`` in the work_dir when they
-    are met, by any rank. At the end of an epoch in which new ones were met,
-    their number is logged, and the list is put into the order of the data
-    set. A run that goes on in the middle of an epoch tries those again that
-    are named there, and so counts what it met before; other runs start a new
-    list.
+    Their names are appended to `unreadable.txt` in the work_dir when they are
+    met, by any rank. At the end of an epoch in which new ones were met, their
+    number is logged, and the list is put into the order of the dataset. A run
+    that resumes in the middle of an epoch tries those again that are named
+    there, and so counts what it met before; other runs start a new list.
 
     Args:
-        max_names (int): Names in the log line. Defaults to 5.
+        max_names: Names in the log line.
 
     Raises:
-        ValueError: The ranks would get batches of different sizes, or have
-            different pictures.
+        ValueError: The ranks would get batches of different sizes.
     """
 
     def __init__(self, max_names: int = 5) -> None:
@@ -48,16 +55,17 @@ class UnlabeledDataHook(Hook):
         self.reported = 0
 
     def before_train(self, runner) -> None:
-        """Refuse what ranks cannot share; take up the list of pictures."""
+        """Refuse what ranks cannot share; take up the list of images."""
         loader = runner.train_dataloader
         parts = [*unlabeled_parts(loader.dataset)]
-        if get_world_size() > 1:
-            # Else their exchanges could not meet.
-            if not getattr(loader.sampler, 'round_up', True):
-                raise ValueError(
-                    'The ranks swap pictures, so their batches must be of one '
-                    'size: set train_dataloader.sampler.round_up=True')
-            compare_lists(parts)
+        # Else the ranks' exchanges could not meet.
+        if get_world_size() > 1 and not getattr(
+            loader.sampler, 'round_up', True
+        ):
+            raise ValueError(
+                'The ranks exchange images, so their batches must be of one '
+                'size: set train_dataloader.sampler.round_up=True'
+            )
         # Also after a stop at an epoch's last iteration.
         in_epoch = runner.iter != runner.epoch * len(loader)
         if runner.iter == runner.max_iters and not in_epoch:
@@ -67,10 +75,13 @@ class UnlabeledDataHook(Hook):
             part.unreadable_file = str(path)
         if in_epoch:
             noted = path.read_bytes() if path.is_file() else b''
-            names = {*noted.split(b'\n')} - {b''}
+            text = noted.decode('utf-8', 'surrogateescape')
+            names = {*text.split('\n')} - {''}
+            rank, ranks = get_rank(), get_world_size()
             for part in parts if names else ():
-                part.try_again(names, get_rank(), get_world_size())
-            self._take_stock(runner)
+                start, end = (len(part) * x // ranks for x in (rank, rank + 1))
+                part.retry(names, range(start, end))
+            self._sync_unreadable(runner)
         if not self.reported and is_main_process():
             with suppress(OSError):
                 path.unlink()
@@ -86,9 +97,9 @@ class UnlabeledDataHook(Hook):
 
     def after_train_epoch(self, runner) -> None:
         """Report what could not be read, on any rank."""
-        self._take_stock(runner)
+        self._sync_unreadable(runner)
 
-    def _take_stock(self, runner) -> None:
+    def _sync_unreadable(self, runner) -> None:
         names, total = [], 0
         for part in unlabeled_parts(runner.train_dataloader.dataset):
             broken = part.unreadable.byte()
@@ -111,16 +122,17 @@ class UnlabeledDataHook(Hook):
     def _list_of(runner) -> Path:
         return Path(runner.work_dir, 'unreadable.txt')
 
-    def _report(self, runner, names: List[str], total: int) -> None:
+    def _report(self, runner, names: list[str], total: int) -> None:
         path = self._list_of(runner)
         # A name may hold line breaks, or what cannot be printed.
-        shown = ', '.join(map(repr, names[:self.max_names]))
+        shown = ', '.join(map(repr, names[: self.max_names]))
         more = len(names) - self.max_names
         runner.logger.warning(
-            f'{len(names)} of {total} pictures could not be read and '
+            f'{len(names)} of {total} images could not be read and '
             f'were replaced by others: {shown}'
             f'{f" and {more} more" if more > 0 else ""}. All are named in '
-            f'{path}')
+            f'{path}'
+        )
         if not is_main_process():
             return
         text = '\n'.join(names) + '\n'
@@ -130,28 +142,5 @@ class UnlabeledDataHook(Hook):
         except OSError as error:
             runner.logger.warning(
                 f'"{path}" could not be written ({error.strerror}), so it '
-                'does not name them all. The run goes on')
-
-
-def compare_lists(parts: List[UnlabeledDataset]) -> None:
-    """Refuse ranks that would draw from different pictures.
-
-    Args:
-        parts (List[UnlabeledDataset]): The data sets of this rank.
-
-    Raises:
-        ValueError: On all ranks, with the number of pictures of each.
-    """
-    mine = ' + '.join(f'{len(part):,} pictures (list {part.digest()[:8]})'
-                      for part in parts)
-    ranks: Dict[str, List[int]] = {}
-    for rank, theirs in enumerate(all_gather_object(mine)):
-        ranks.setdefault(theirs, []).append(rank)
-    if len(ranks) > 1:
-        found = '; '.join(f'{what} on rank {", ".join(map(str, where))}'
-                          for what, where in ranks.items())
-        raise ValueError(
-            f'The ranks do not find the same pictures: {found}. Each would '
-            'train on a share of another list. Let data_root hold the same '
-            'files on all machines, none of which come or go while the run '
-            'starts, and start it again')
+                'does not name them all. The run continues'
+            )

@@ -1,17 +1,18 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Draw features and matches during the training."""
+
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from mmdensecl.registry import HOOKS
+
 from .sample_predictions_hook import spread_evenly
 
 SEED = 0  # of the views, the same ones each time
@@ -34,9 +35,9 @@ def unchanged_random_numbers(device: torch.device) -> Iterator[None]:
 class VisualizeFeaturesHook(Hook):
     """Draw what the backbone has learnt so far, every few epochs.
 
-    Of a few training pictures, the same ones each time, the features as
-    colours (``features``) and the strongest mutual matches of two views
-    (``matches``) go through the run's visualizer, to files, TensorBoard or
+    Of a few training images, the same ones each time, the features as
+    colours (`features`) and the strongest mutual matches of two views
+    (`matches`) go through the run's visualizer, to files, TensorBoard or
     wherever its backends lead. One line of a config turns it on::
 
         default_hooks = dict(
@@ -47,14 +48,12 @@ class VisualizeFeaturesHook(Hook):
     Of several processes rank 0 draws.
 
     Args:
-        interval (int): Epochs from one drawing to the next. Defaults to 10.
-        num_images (int): How many pictures, spread evenly over the data set.
-            Defaults to 3.
-        size (int): Shorter side of a picture as the backbone sees it, in
-            pixels. Defaults to 320.
-        top (int): Matches to draw at most. Defaults to 12.
-        margin (int): Rings of outer cells without matches and colours, see
-            :func:`mmdensecl.visualization.strongest_matches`. Defaults to 1.
+        interval: Epochs from one drawing to the next.
+        num_images: How many images, spread evenly over the dataset.
+        size: Shorter side of an image as the backbone sees it, in pixels.
+        top: Matches to draw at most.
+        margin: Rings of outer cells without matches and colours, see
+            :func:`mmdensecl.visualization.strongest_matches`.
 
     Raises:
         ValueError: A number that makes no sense.
@@ -62,23 +61,28 @@ class VisualizeFeaturesHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self,
-                 interval: int = 10,
-                 num_images: int = 3,
-                 size: int = 320,
-                 top: int = 12,
-                 margin: int = 1) -> None:
+    def __init__(
+        self,
+        interval: int = 10,
+        num_images: int = 3,
+        size: int = 320,
+        top: int = 12,
+        margin: int = 1,
+    ) -> None:
         least = dict(interval=1, num_images=1, size=16, top=1, margin=0)
         given = dict(
             interval=interval,
             num_images=num_images,
             size=size,
             top=top,
-            margin=margin)
+            margin=margin,
+        )
         for name, value in given.items():
             if value < least[name]:
-                raise ValueError(f'VisualizeFeaturesHook: {name} must be at '
-                                 f'least {least[name]}, got {value}')
+                raise ValueError(
+                    f'VisualizeFeaturesHook: {name} must be at '
+                    f'least {least[name]}, got {value}'
+                )
         self.interval = interval
         self.num_images = num_images
         self.size = size
@@ -95,33 +99,31 @@ class VisualizeFeaturesHook(Hook):
         try:
             device = next(runner.model.parameters()).device
             with unchanged_random_numbers(device), torch.no_grad():
-                self._draw_pictures(runner)
-        except Exception as error:  # no picture is worth a run
+                self._draw_images(runner)
+        except Exception as error:  # no image is worth a run
             runner.logger.warning(
                 'VisualizeFeaturesHook drew nothing at epoch '
-                f'{runner.epoch + 1}: {type(error).__name__}: {error}')
+                f'{runner.epoch + 1}: {type(error).__name__}: {error}'
+            )
 
-    def _draw_pictures(self, runner) -> None:
+    def _draw_images(self, runner) -> None:
         # Imported here: most runs draw nothing, and scikit-learn is optional.
         from matplotlib.figure import Figure
 
-        from mmdensecl.api import FrozenBackbone, as_rgb
         from mmdensecl.datasets.transforms.loading import decode_rgb
         from mmdensecl.models.modules import backbone_features
+        from mmdensecl.transfer.feature_extractor import FrozenBackbone, as_rgb
         from mmdensecl.visualization import draw_matches, legend
-        from mmdensecl.visualization.dense_maps import (draw_maps, pca_colors,
-                                                        see)
+        from mmdensecl.visualization.dense_maps import (
+            draw_maps,
+            extract_map,
+            pca_colors,
+        )
         from mmdensecl.visualization.figures import to_array
         from mmdensecl.visualization.matches import strongest_matches
         from mmdensecl.visualization.views import ViewDrawer
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
-        preprocessor = model.data_preprocessor
-        backbone = FrozenBackbone(
-            deepcopy(model.backbone), {},
-            preprocessor.mean.flatten().tolist(),
-            preprocessor.std.flatten().tolist()).to(preprocessor.device)
 
+        backbone = FrozenBackbone.copy_of(runner.model)
         dataset = runner.train_dataloader.dataset
         infos = [
             dataset.get_data_info(i)
@@ -130,27 +132,37 @@ class VisualizeFeaturesHook(Hook):
         files = [dataset.read(x) for x in infos]
         names = [Path(x['img_path']).name for x in infos]
         seen = [
-            see(backbone, as_rgb(decode_rgb(x), self.size), self.margin)
+            extract_map(
+                backbone, as_rgb(decode_rgb(x), self.size), self.margin
+            )
             for x in files
         ]
-        figure = draw_maps([x.picture for x in seen], names,
-                           pca_colors([x.map for x in seen], SEED))
+        figure = draw_maps(
+            [x.image for x in seen],
+            names,
+            pca_colors([x.map for x in seen], SEED),
+        )
         step = runner.epoch + 1
         runner.visualizer.add_image('features', to_array(figure), step=step)
 
         drawer = ViewDrawer(runner.cfg, self.size)
         figure = Figure(figsize=(4.6 * len(files), 3.2), layout='constrained')
         axes = figure.subplots(1, len(files), squeeze=False)[0]
-        for ax, name, file in zip(axes, names, files):
+        for ax, name, file in zip(axes, names, files, strict=True):
             pair = drawer.draw(file, 1, SEED)
-            query, key = (backbone_features(backbone(x).cpu()) for x in pair[:2])
-            matches = strongest_matches(query, key, 0, pair.views, self.top,
-                                        self.margin)
+            query, key = (
+                backbone_features(backbone(x).cpu()) for x in pair[:2]
+            )
+            matches = strongest_matches(
+                query, key, 0, pair.views, self.top, self.margin
+            )
+            assert matches.right is not None  # the views are known
             draw_matches(ax, pair.query[0], pair.key[0], matches)
             ax.set_title(
                 f'{name}: {matches.right.sum()} of {len(matches.right)} right',
                 fontsize=10,
-                parse_math=False)
+                parse_math=False,
+            )
         legend(figure, unknown=False)
         figure.suptitle(f'Strongest mutual matches of two views, epoch {step}')
         runner.visualizer.add_image('matches', to_array(figure), step=step)

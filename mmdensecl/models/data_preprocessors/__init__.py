@@ -1,4 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Data preprocessors."""
+
 from .device_views import DeviceViews
 from .view_rendering import render_views
 

@@ -1,21 +1,24 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Views rendered on the device of the model."""
+
 import torch
 from mmpretrain.models import SelfSupDataPreprocessor
 
 from mmdensecl.registry import MODELS
+
 from .view_rendering import render_views
 
 
 @MODELS.register_module()
 class DeviceViews(SelfSupDataPreprocessor):
-    """Render two views of each picture on the model's device, and normalise.
+    """Render two views of each source on the model's device, and normalise.
 
-    The workers only decode and draw (:class:`mmdensecl.DrawViews`,
-    :class:`mmdensecl.PackPicture`); what is drawn for a seed is the same
+    The workers only decode and draw (:class:`mmdensecl.SampleTwoCropParams`,
+    :class:`mmdensecl.PackImage`); what is drawn for a seed is the same
     wherever it is rendered.
 
     Args:
-        size (int): Side of a view in pixels. Defaults to 224.
+        size: Side of a view in pixels. Defaults to 224.
         **kwargs: Arguments of mmpretrain's ``SelfSupDataPreprocessor``, such
             as ``mean`` and ``std``.
     """
@@ -28,30 +31,34 @@ class DeviceViews(SelfSupDataPreprocessor):
         """Render a batch.
 
         Args:
-            data (dict): ``inputs``, N uint8 pictures (3, H, W);
-                ``data_samples``, which carry ``drawn_views``.
-            training (bool): Makes no difference. Defaults to False.
+            data: ``inputs``, N uint8 sources (3, H, W);
+                ``data_samples``, which carry ``aug_params``.
+            training: Makes no difference. Defaults to False.
 
         Returns:
-            dict: ``inputs``, the first and the second views, each (N, 3,
+            ``inputs``, the first and the second views, each (N, 3,
             size, size), float32; ``data_samples`` as they came.
 
         Raises:
             ValueError: The samples carry no drawn views.
         """
         samples = data['data_samples']
-        if not all('drawn_views' in sample for sample in samples):
+        if not all('aug_params' in sample for sample in samples):
             raise ValueError(
                 'mmdensecl.DeviceViews renders what the pipeline has drawn, '
-                'but the samples carry no drawn_views. End the pipeline with '
-                'mmdensecl.DrawViews and mmdensecl.PackPicture.')
-        pictures = list(self.cast_data(data['inputs']))
-        first, second = zip(*(sample.drawn_views for sample in samples))
+                'but the samples carry no aug_params. End the pipeline with '
+                'mmdensecl.SampleTwoCropParams and mmdensecl.PackImage.'
+            )
+        sources = list(self.cast_data(data['inputs']))
+        first, second = zip(
+            *(sample.aug_params for sample in samples), strict=True
+        )
         # A training step prepares its data under autocast, too.
         with torch.autocast(self.device.type, enabled=False):
-            images = render_views(pictures * 2, first + second, self.size)
+            images = render_views(sources * 2, first + second, self.size)
         # Nothing in the samples is on a device, and to move them would copy
         # them, a tenth of a millisecond each.
         outputs = super().forward(
-            dict(inputs=list(images.chunk(2)), data_samples=None), training)
+            dict(inputs=list(images.chunk(2)), data_samples=None), training
+        )
         return dict(outputs, data_samples=samples)

@@ -7,7 +7,9 @@ and to the nearest elsewhere, are PIL's and so those of
 knows 256. Pixels are float32 in 0-255. What to do with which view is worked
 out on the CPU and sent once, so that the CPU never waits for the device.
 """
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,23 +19,22 @@ from ..distributed import to_device
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # places in a view's jitter; 0 is light
 ROUNDS = 5  # four of the jitter, then grey
-UNCHANGED = (1., 0., 0.)
+UNCHANGED = (1.0, 0.0, 0.0)
 
 
-def crop_and_resize(picture: Tensor, box: Tuple[int, ...],
-                    size: int) -> Tensor:
+def crop_and_resize(source: Tensor, box: tuple[int, ...], size: int) -> Tensor:
     """Cut out a box and resize it, antialiased as PIL does.
 
     Args:
-        picture (Tensor): (3, H, W).
-        box (tuple[int]): Left, top, width and height.
-        size (int): Side of the result in pixels.
+        source: (3, H, W).
+        box: Left, top, width and height.
+        size: Side of the result in pixels.
 
     Returns:
-        Tensor: (1, 3, size, size), float32, not rounded.
+        (1, 3, size, size), float32, not rounded.
     """
     left, top, width, height = box
-    crop = picture[None, :, top:top + height, left:left + width].float()
+    crop = source[None, :, top : top + height, left : left + width].float()
     return F.interpolate(crop, (size, size), mode='bilinear', antialias=True)
 
 
@@ -43,21 +44,22 @@ def luma(images: Tensor) -> Tensor:
     return (0.299 * red + 0.587 * green + 0.114 * blue).round()
 
 
-def blend(images: Tensor, factor: Tensor, mean: Tensor,
-          gray: Tensor) -> Tensor:
+def blend(
+    images: Tensor, factor: Tensor, mean: Tensor, gray: Tensor
+) -> Tensor:
     """Brightness, contrast or saturation, another one for each image.
 
     All three are ``base + factor * (image - base)``, where the base is black,
     the mean grey, or the image in grey.
 
     Args:
-        images (Tensor): (N, 3, H, W), 0-255.
-        factor (Tensor): 1 leaves an image as it is, (N, 1, 1, 1).
-        mean (Tensor): 1 where the base is the mean grey, else 0.
-        gray (Tensor): 1 where the base is the image in grey, else 0.
+        images: (N, 3, H, W), 0-255.
+        factor: 1 leaves an image as it is, (N, 1, 1, 1).
+        mean: 1 where the base is the mean grey, else 0.
+        gray: 1 where the base is the image in grey, else 0.
 
     Returns:
-        Tensor: (N, 3, H, W), clamped to 0-255.
+        (N, 3, H, W), clamped to 0-255.
     """
     base = luma(images)
     base = gray * base + mean * base.mean((2, 3), keepdim=True).round()
@@ -72,20 +74,23 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
 
     Args:
-        images (Tensor): (N, 3, H, W).
-        shift (Tensor): In turns, (N, 1, 1, 1).
+        images: (N, 3, H, W).
+        shift: In turns, (N, 1, 1, 1).
 
     Returns:
-        Tensor: (N, 3, H, W).
+        (N, 3, H, W).
     """
     red, green, blue = images.split(1, dim=1)
     value = images.amax(1, keepdim=True)
     chroma = value - images.amin(1, keepdim=True)
     some = chroma.clamp(min=1e-6)  # grey has no hue, any will do
     hue = torch.where(
-        value == red, (green - blue) / some,
-        torch.where(value == green, 2 + (blue - red) / some,
-                    4 + (red - green) / some))
+        value == red,
+        (green - blue) / some,
+        torch.where(
+            value == green, 2 + (blue - red) / some, 4 + (red - green) / some
+        ),
+    )
     n = torch.arange(5, 0, -2, device=images.device).view(3, 1, 1)
     k = (hue + 6 * shift + n) % 6
     return (value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)).round_()
@@ -98,17 +103,17 @@ def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
     right for any sigma (Gwosdek et al., SSVM 2011).
 
     Args:
-        sigma (Tensor): Standard deviations in pixels, (N,).
-        reach (int): Pixels to either side of a box, at least 1 more than the
+        sigma: Standard deviations in pixels, (N,).
+        reach: Pixels to either side of a box, at least 1 more than the
             whole pixels of the largest sigma.
 
     Returns:
-        Tensor: (N, 6 * reach + 1), each of sum 1.
+        (N, 6 * reach + 1), each of sum 1.
     """
-    variance = sigma[:, None]**2 / 3  # of one box
+    variance = sigma[:, None] ** 2 / 3  # of one box
     whole = ((12 * variance + 1).sqrt() / 2 - 0.5).floor()  # to either side
     end = (2 * whole + 1) * (variance - whole * (whole + 1) / 3) / 2
-    end = end / ((whole + 1)**2 - variance)
+    end = end / ((whole + 1) ** 2 - variance)
     taps = torch.arange(-reach, reach + 1, device=sigma.device).abs()
     box = (1 + whole - taps).clamp(0, 1) + end * (taps == whole + 1)
     box = (box / box.sum(1, keepdim=True))[:, None]
@@ -122,11 +127,11 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     """Blur each image by a kernel of its own, edges repeated.
 
     Args:
-        images (Tensor): (N, C, H, W).
-        kernels (Tensor): Used along both sides, (N, K), K odd.
+        images: (N, C, H, W).
+        kernels: Used along both sides, (N, K), K odd.
 
     Returns:
-        Tensor: (N, C, H, W).
+        (N, C, H, W).
     """
     channels = images.shape[0] * images.shape[1]
     kernels = kernels.repeat_interleave(images.shape[1], 0)[:, None, None]
@@ -142,15 +147,16 @@ class Plan(NamedTuple):
     """What is done to which of M views, on their device.
 
     Attributes:
-        blends (Tensor): Arguments of :func:`blend`, (rounds, 3, M, 1, 1, 1).
-        hues (list[tuple]): Of each round the views whose hue is turned, and
+        blends: Arguments of :func:`blend`, (rounds, 3, M, 1, 1, 1).
+        hues: Of each round the views whose hue is turned, and
             how far, (n,) and (n, 1, 1, 1).
-        blurred (Tensor): The views that are blurred.
-        sigma (Tensor): How much.
-        reach (int): Of the boxes of the blur, 0 where nothing is blurred.
+        blurred: The views that are blurred.
+        sigma: How much.
+        reach: Of the boxes of the blur, 0 where nothing is blurred.
     """
+
     blends: Tensor
-    hues: List[Tuple[Tensor, Tensor]]
+    hues: list[tuple[Tensor, Tensor]]
     blurred: Tensor
     sigma: Tensor
     reach: int
@@ -160,28 +166,31 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
     """Sort what was drawn by operation.
 
     Args:
-        views (Sequence[View]): M :class:`mmdensecl.datasets.transforms.View`.
-        device (torch.device): Where the tensors go.
+        views: M :class:`mmdensecl.datasets.transforms.View`.
+        device: Where the tensors go.
 
     Returns:
-        Plan: The operations in the order in which they are carried out.
+        The operations in the order in which they are carried out.
     """
     blends = [[UNCHANGED] * len(views) for _ in range(ROUNDS)]
-    hues: List[Dict[int, float]] = [{} for _ in range(ROUNDS)]
+    hues: list[dict[int, float]] = [{} for _ in range(ROUNDS)]
     blurs = {i: v.sigma for i, v in enumerate(views) if v.sigma is not None}
     for i, view in enumerate(views):
-        order, *factors = view.jitter or ((), )
+        order, *strengths = view.jitter or ((),)
         for turn, kind in enumerate(order):
-            factor = factors[kind]
+            factor = strengths[kind]
             if factor is None:
                 continue
             if kind == HUE:
                 hues[turn][i] = factor
             else:
-                blends[turn][i] = (factor, kind == CONTRAST,
-                                   kind == SATURATION)
+                blends[turn][i] = (
+                    factor,
+                    kind == CONTRAST,
+                    kind == SATURATION,
+                )
         if view.gray:
-            blends[-1][i] = (0., 0., 1.)  # saturation of nothing
+            blends[-1][i] = (0.0, 0.0, 1.0)  # saturation of nothing
 
     def send(values: list, dtype: torch.dtype) -> Tensor:
         return to_device(torch.tensor(values, dtype=dtype), device)
@@ -192,34 +201,41 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
     amounts = send([x for part in parts for x in part.values()], torch.float32)
     *hue_rows, blurred = rows.split(counts)
     *shifts, sigma = amounts.split(counts)
-    blends = send(blends, torch.float32).transpose(1, 2)
-    return Plan(blends[..., None, None, None],
-                [(a, b.view(-1, 1, 1, 1)) for a, b in zip(hue_rows, shifts)],
-                blurred, sigma,
-                int(max(blurs.values())) + 1 if blurs else 0)
+    factors = send(blends, torch.float32).transpose(1, 2)
+    return Plan(
+        factors[..., None, None, None],
+        [
+            (a, b.view(-1, 1, 1, 1))
+            for a, b in zip(hue_rows, shifts, strict=True)
+        ],
+        blurred,
+        sigma,
+        int(max(blurs.values())) + 1 if blurs else 0,
+    )
 
 
-def render_views(pictures: Sequence[Tensor], views: Sequence,
-                 size: int) -> Tensor:
-    """Carry out drawn views, one of each picture.
+def render_views(
+    sources: Sequence[Tensor], views: Sequence, size: int
+) -> Tensor:
+    """Carry out drawn views, one of each source.
 
     Args:
-        pictures (Sequence[Tensor]): M pictures on one device, uint8, RGB,
+        sources: M sources on one device, uint8, RGB,
             (3, H, W), each of a size of its own.
-        views (Sequence[View]): M :class:`mmdensecl.datasets.transforms.View`.
-        size (int): Side of the results in pixels.
+        views: M :class:`mmdensecl.datasets.transforms.View`.
+        size: Side of the results in pixels.
 
     Returns:
-        Tensor: (M, 3, size, size), float32, 0-255.
+        (M, 3, size, size), float32, 0-255.
     """
-    plan = make_plan(views, pictures[0].device)
+    plan = make_plan(views, sources[0].device)
     crops = []
-    for picture, view in zip(pictures, views):
-        crop = crop_and_resize(picture, view.box, size)
+    for source, view in zip(sources, views, strict=True):
+        crop = crop_and_resize(source, view.box, size)
         # All that follows treats left and right alike.
         crops.append(crop.flip(3) if view.flip else crop)
     images = torch.cat(crops).contiguous().round_()
-    for arguments, (rows, shift) in zip(plan.blends, plan.hues):
+    for arguments, (rows, shift) in zip(plan.blends, plan.hues, strict=True):
         images = blend(images, *arguments)
         if len(rows):
             images[rows] = shift_hue(images[rows], shift)

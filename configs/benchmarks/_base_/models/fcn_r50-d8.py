@@ -6,4 +6,6 @@ model = dict(
     pretrained=None,
     backbone=dict(
         type='ResNet',
-        init_cfg=dict(type='mmdensecl.PretrainedBackbone', checkpoint=None)))
+        init_cfg=dict(type='mmdensecl.PretrainedBackbone', checkpoint=None),
+    ),
+)

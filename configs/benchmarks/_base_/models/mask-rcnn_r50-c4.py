@@ -10,16 +10,17 @@ model = dict(
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True),
+        bgr_to_rgb=True,
+    ),
     backbone=dict(
         frozen_stages=-1,
         norm_cfg=norm_cfg,
         norm_eval=False,
         style='pytorch',
         init_cfg=dict(
-            _delete_=True,
-            type='mmdensecl.PretrainedBackbone',
-            checkpoint=None)),
+            _delete_=True, type='mmdensecl.PretrainedBackbone', checkpoint=None
+        ),
+    ),
     roi_head=dict(
         shared_head=dict(
             _delete_=True,
@@ -33,7 +34,11 @@ model = dict(
                 type='mmdensecl.PretrainedBackbone',
                 checkpoint=None,
                 # The extra norm is in no pre-trained ResNet.
-                allow_random=['norm.*']))),
+                allow_random=['norm.*'],
+            ),
+        )
+    ),
     # As in detectron2 and in mmdet's own Faster R-CNN C4, anchors may leave
     # the picture; mmdet's Mask R-CNN C4 drops these.
-    train_cfg=dict(rpn=dict(allowed_border=-1)))
+    train_cfg=dict(rpn=dict(allowed_border=-1)),
+)

@@ -9,10 +9,12 @@ model = dict(
         norm_cfg=norm_cfg,
         norm_eval=False,
         init_cfg=dict(
-            _delete_=True,
-            type='mmdensecl.PretrainedBackbone',
-            checkpoint=None)),
+            _delete_=True, type='mmdensecl.PretrainedBackbone', checkpoint=None
+        ),
+    ),
     neck=dict(norm_cfg=norm_cfg),
     roi_head=dict(
         bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=norm_cfg),
-        mask_head=dict(norm_cfg=norm_cfg)))
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
+)

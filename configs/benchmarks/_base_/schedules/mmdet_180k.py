@@ -8,6 +8,7 @@ param_scheduler = [
         type='MultiStepLR',
         by_epoch=False,
         milestones=[120000, 160000],
-        gamma=0.1)
+        gamma=0.1,
+    ),
 ]
 default_hooks = dict(checkpoint=dict(interval=30000))

@@ -5,11 +5,13 @@ _base_ = './mmdet_90k.py'
 train_cfg = dict(max_iters=24000, val_interval=4000)
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
+        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100
+    ),
     dict(
         type='MultiStepLR',
         by_epoch=False,
         milestones=[18000, 22000],
-        gamma=0.1)
+        gamma=0.1,
+    ),
 ]
 default_hooks = dict(checkpoint=dict(interval=4000))

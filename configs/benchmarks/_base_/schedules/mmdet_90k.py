@@ -9,16 +9,18 @@ train_cfg = dict(
     _delete_=True,
     type='IterBasedTrainLoop',
     max_iters=90000,
-    val_interval=15000)
+    val_interval=15000,
+)
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0,
-        end=1000),
+        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000
+    ),
     dict(
         type='MultiStepLR',
         by_epoch=False,
         milestones=[60000, 80000],
-        gamma=0.1)
+        gamma=0.1,
+    ),
 ]
 
 default_hooks = dict(
@@ -26,6 +28,8 @@ default_hooks = dict(
         type='mmdensecl.SafeCheckpointHook',
         by_epoch=False,
         interval=15000,
-        max_keep_ckpts=2))
+        max_keep_ckpts=2,
+    )
+)
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

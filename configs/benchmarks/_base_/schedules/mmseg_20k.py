@@ -4,7 +4,8 @@ _base_ = [
 ]
 
 default_hooks = dict(
-    checkpoint=dict(type='mmdensecl.SafeCheckpointHook', max_keep_ckpts=2))
+    checkpoint=dict(type='mmdensecl.SafeCheckpointHook', max_keep_ckpts=2)
+)
 randomness = dict(seed=0)
 # The picture shows through its classes.
 visualizer = dict(alpha=0.5)

@@ -18,7 +18,9 @@ test_dataloader = dict(
         type='VOC',
         data_root=f'{data_root}/VOC2007',
         split='test',
-        pipeline=pipeline))
+        pipeline=pipeline,
+    ),
+)
 test_cfg = dict(
     pool=(6, 1),  # kernel, stride
     train_dataloader=dict(
@@ -30,4 +32,7 @@ test_cfg = dict(
             type='VOC',
             data_root=f'{data_root}/VOC2007',
             split='trainval',
-            pipeline=pipeline)))
+            pipeline=pipeline,
+        ),
+    ),
+)

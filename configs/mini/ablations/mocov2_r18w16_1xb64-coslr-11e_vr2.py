@@ -1,2 +1,0 @@
-_base_ = '../mocov2_r18w16_1xb64-coslr-11e.py'
-model = dict(virtual_ranks=2)

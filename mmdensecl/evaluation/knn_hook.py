@@ -1,0 +1,256 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""A kNN classifier on the features of a backbone in training."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import (
+    IMG_EXTENSIONS,
+    find_classes,
+    make_dataset,
+)
+from torchvision.transforms.v2 import functional as F
+
+from mmdensecl.datasets.transforms.loading import decode_rgb
+from mmdensecl.datasets.unlabeled import UnreadableImageError
+from mmdensecl.registry import HOOKS
+from mmdensecl.transfer.feature_extractor import FrozenBackbone
+
+from .probes import knn_accuracy
+
+Labelled = list[tuple[str, int]]  # path and class number
+
+
+@HOOKS.register_module()
+class KNNHook(Hook):
+    """Evaluate the backbone with a kNN classifier every `interval` epochs.
+
+    And once before the first. The features are means of the query backbone's
+    last map; images of one part are classified by their nearest neighbours in
+    the other, see :func:`.probes.knn_accuracy`. The accuracy in percent goes
+    to the log and the visualizer's backends as ``knn_top1``, and with it
+    ``knn_chance``, that of always naming the most common class.
+
+    Labels are folders: ``data_root/{train,val}/CLASS/...``, or
+    ``data_root/CLASS/...``, of which a fixed random share is held out.
+
+    Training is not affected: a copy of the backbone is evaluated, and random
+    numbers stay as they are. Rank 0 does the work, as its statistics are
+    those that a checkpoint gets, in float32 and without compilation; the
+    others wait at their next exchange, which is why ``max_images`` bounds it.
+
+    Args:
+        data_root: Folder of the labelled images.
+        interval: Epochs from one evaluation to the next.
+        k: Neighbours that vote.
+        size: Side in pixels of the centre crop, out of an image whose shorter
+            side is 8 / 7 of it.
+        max_images: Images of each part at most, drawn at random.
+        val_share: Share that is held out without folders ``train`` and
+            ``val``.
+        batch_size: Images at a time.
+        num_workers: Processes that read images.
+        seed: Seed of what is drawn.
+
+    Raises:
+        ValueError: An argument is out of its range, or there are too few
+            classes or images.
+        FileNotFoundError: There is no such folder.
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        data_root: str,
+        interval: int = 1,
+        k: int = 20,
+        size: int = 224,
+        max_images: int = 2000,
+        val_share: float = 0.2,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        self.data_root = data_root
+        self.interval = interval
+        self.k = k
+        self.size = size
+        self.max_images = max_images
+        self.val_share = val_share
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        for name in ('interval', 'k', 'size', 'max_images', 'batch_size'):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f'{name} must be at least 1, got {getattr(self, name)}'
+                )
+        if not 0 < val_share < 1:
+            raise ValueError(
+                f'val_share must be between 0 and 1, got {val_share:g}'
+            )
+
+    def before_train(self, runner) -> None:
+        """Find the images, and evaluate what training starts from."""
+        if not is_main_process():
+            return
+        self.train, self.val = split_labelled(
+            self.data_root, self.val_share, self.max_images, self.seed
+        )
+        if len(self.train) < self.k:
+            raise ValueError(
+                f'KNNHook: k={self.k} neighbours need as many images, but '
+                f'"{self.data_root}" has {len(self.train)} to vote. Choose a '
+                'smaller k'
+            )
+        if runner.iter == 0:
+            self._evaluate(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        """Evaluate, every ``interval`` epochs."""
+        if is_main_process() and self.every_n_epochs(runner, self.interval):
+            self._evaluate(runner)
+
+    def _evaluate(self, runner) -> None:
+        backbone = FrozenBackbone.copy_of(runner.model)
+        bank, labels = self._extract(runner, backbone, self.train)
+        queries, truth = self._extract(runner, backbone, self.val)
+        if len(bank) < self.k or not len(queries):
+            runner.logger.warning(
+                f'KNNHook: too few images of "{self.data_root}" can be read, '
+                'no kNN this time'
+            )
+            return
+        accuracy = knn_accuracy(bank, labels, queries, truth, (self.k,))
+        common = labels.bincount().argmax()
+        values = dict(
+            knn_top1=accuracy[self.k][0],
+            knn_chance=100 * (truth == common).float().mean().item(),
+        )
+        runner.logger.info(
+            f'kNN after {runner.iter} steps: '
+            f'knn_top1: {values["knn_top1"]:.1f}  '
+            f'knn_chance: {values["knn_chance"]:.1f}  ({len(queries)} images '
+            f'classified by {len(bank)}, k={self.k})'
+        )
+        runner.visualizer.add_scalars(values, step=runner.iter)
+
+    @torch.no_grad()
+    def _extract(
+        self, runner, backbone: FrozenBackbone, items: Labelled
+    ) -> tuple[Tensor, Tensor]:
+        """Features and labels of the images that can be read."""
+        loader = DataLoader(
+            CentreCrops(items, self.size),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            # TerminationHook shields those workers from signals thereby.
+            worker_init_fn=runner.train_dataloader.worker_init_fn,
+            # Else a number would be drawn from torch's global generator.
+            generator=torch.Generator(),
+        )
+        features, labels = [torch.empty(0, 1)], [torch.empty(0).long()]
+        for images, numbers, readable in loader:
+            if readable.any():
+                maps = backbone(images[readable])
+                features.append(maps.mean((2, 3)).float().cpu())
+                labels.append(numbers[readable])
+        broken = len(items) - sum(map(len, labels))
+        if broken:
+            runner.logger.warning(
+                f'KNNHook: {broken} of {len(items)} images of '
+                f'"{self.data_root}" cannot be read and are left out'
+            )
+        return torch.cat(features[1:] or features), torch.cat(labels)
+
+
+class CentreCrops(Dataset):
+    """The centres of labelled images, of ``size`` pixels."""
+
+    def __init__(self, items: Labelled, size: int) -> None:
+        self.items, self.size = items, size
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, int, bool]:
+        """uint8 RGB, the class number, and whether it could be read."""
+        path, label = self.items[idx]
+        try:
+            image = decode_rgb(Path(path).read_bytes())
+        except (UnreadableImageError, OSError):
+            blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+            return blank, label, False
+        image = F.resize(image, [-(-self.size * 8 // 7)])
+        image = F.center_crop(image, [self.size, self.size])
+        return F.pil_to_tensor(image), label, True
+
+
+def split_labelled(
+    root: str, val_share: float = 0.2, max_images: int = 2000, seed: int = 0
+) -> tuple[Labelled, Labelled]:
+    """Labelled images in two parts.
+
+    Args:
+        root: ``root/{train,val}/CLASS/...`` or ``root/CLASS/...``.
+        val_share: Share of each class that is held out in the second case.
+        max_images: Of each part at most.
+        seed: Seed of what is drawn.
+
+    Returns:
+        Those that vote, and those that are classified.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: There are fewer than two classes, a class is only in
+            ``val``, or a part is empty.
+    """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(
+            f'The labelled folder "{root}" does not exist (working '
+            f'directory: "{os.getcwd()}")'
+        )
+    folders = [os.path.join(root, split) for split in ('train', 'val')]
+    if not all(map(os.path.isdir, folders)):
+        folders = [root]
+    classes, numbers = find_classes(folders[0])
+    unknown = sorted({*find_classes(folders[-1])[0]} - {*classes})
+    if len(classes) < 2 or unknown:
+        what = f'{len(classes)} classes'
+        if unknown:
+            what = f'classes that are only in val: {unknown[:5]}'
+        raise ValueError(
+            f'"{root}" has {what}. Expected folders CLASS/ of images, at '
+            'least two, or train/CLASS/ and val/CLASS/'
+        )
+    train, *rest = (
+        make_dataset(x, numbers, IMG_EXTENSIONS, allow_empty=True)
+        for x in folders
+    )
+    random = torch.Generator().manual_seed(seed)
+    val: Labelled = rest[0] if rest else []
+    if not rest:
+        items, train = train, []
+        for number in range(len(classes)):
+            mine = _draw([x for x in items if x[1] == number], None, random)
+            held_out = max(1, round(val_share * len(mine)))
+            val += mine[:held_out]
+            train += mine[held_out:]
+    if not train or not val:
+        raise ValueError(
+            f'"{root}" has {len(train)} images to vote and {len(val)} to be '
+            'classified; neither may be 0'
+        )
+    return _draw(train, max_images, random), _draw(val, max_images, random)
+
+
+def _draw(items: Sequence, count: int | None, random: torch.Generator) -> list:
+    order = torch.randperm(len(items), generator=random)[:count]
+    return [items[i] for i in order.tolist()]

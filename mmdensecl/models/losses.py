@@ -1,0 +1,379 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Contrastive losses, and the head that averages them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmdensecl.registry import MODELS
+
+from .distributed import mean_over_positives, mean_over_ranks
+from .metrics import contrast_metrics
+
+# Logits of a block: they should stay in a CPU's cache, and keep a GPU busy
+# for longer than launching the next kernels takes.
+MAX_LOGITS = dict(cpu=2**20, cuda=2**24)
+# Queries of a block: of more, the blocks of the queue would be too narrow to
+# multiply fast.
+MAX_ROWS = 2048
+
+
+class InfoNCEResult(NamedTuple):
+    """What InfoNCE says of each of M query rows.
+
+    Attributes:
+        loss: Loss of each row, shape (M, ), or of each of its k positives,
+            shape (M, k), with gradient.
+        positive: Similarity to the row's own key or keys, of the same shape.
+        hardest_negative: Largest similarity to a key of the queue, shape
+            (M, ).
+    """
+
+    loss: Tensor
+    positive: Tensor
+    hardest_negative: Tensor
+
+
+class QueueStatistics(NamedTuple):
+    """Sums over the queue for each of M queries.
+
+    Attributes:
+        peak: Largest logit, (M, ).
+        total: Sum of exp(logit - peak), (M, ).
+        weighted: Sum of exp(logit - peak) * key, (M, D), if it is wanted.
+    """
+
+    peak: Tensor
+    total: Tensor
+    weighted: Tensor | None
+
+
+def _full_precision(
+    query: Tensor, key: Tensor, queue: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All in the query's type, float32 at least; no gradient into keys."""
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query = query.float()
+    return query, key.detach().to(query), queue.detach().to(query)
+
+
+def _beside(x: Tensor, key: Tensor) -> Tensor:
+    """Give rows an axis for their positives, where the keys have one."""
+    return x[:, None] if key.dim() == 3 else x
+
+
+def info_nce_reference(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
+) -> InfoNCEResult:
+    r"""InfoNCE against a queue, written as in the papers.
+
+    .. math::
+        L_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
+            {\exp(q_i \cdot k_i / \tau) + \sum_n \exp(q_i \cdot n / \tau)}
+
+    (MoCo, eq. 1; DenseCL, eq. 1 for vectors and eq. 2 for grid cells.) A row
+    with several positives has such a loss for each, and none of them is a
+    negative of another. It holds all logits at once, three times over with
+    autograd; :func:`info_nce` gives the same numbers without. It stays as what
+    the tests compare with.
+
+    Args:
+        query: Queries, shape (M, D).
+        key: The positive key of each query, shape (M, D), or its k keys, shape
+            (M, k, D). No gradient flows into them.
+        queue: Negative keys, shape (K, D). No gradient either.
+        temperature: :math:`\tau`.
+
+    Returns:
+        Loss and similarities of each row.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, queue = _full_precision(query, key, queue)
+        positive = (_beside(query, key) * key).sum(dim=-1)  # (M, ) or (M, k)
+        negative = query @ queue.t()  # (M, K)
+        others = _beside(negative, key).expand(*positive.shape, -1)
+        logits = torch.cat([positive[..., None], others], dim=-1) / temperature
+        labels = torch.zeros_like(positive, dtype=torch.long)
+        loss = F.cross_entropy(
+            logits.flatten(end_dim=-2), labels.flatten(), reduction='none'
+        )
+    return InfoNCEResult(
+        loss.view_as(positive),
+        positive.detach(),
+        negative.detach().amax(dim=1),
+    )
+
+
+@torch.no_grad()
+def stream_queue(
+    query: Tensor,
+    queue: Tensor,
+    with_weighted: bool,
+    block_size: int | None = None,
+) -> QueueStatistics:
+    """Reduce the logits block by block, so that they never exist all at once.
+
+    In the type of its input, also under autocast. The weighted sum obeys the
+    same running-maximum recurrence as the log-sum-exp (Milakov and Gimelshein,
+    arXiv 1805.02867), so one pass gives both.
+
+    Args:
+        query: Queries over the temperature, (M, D).
+        queue: Keys, (K, D), of the same type.
+        with_weighted: Whether the weighted sum is wanted.
+        block_size: Keys in a block; by default as many as make `MAX_LOGITS`
+            logits.
+
+    Returns:
+        Statistics in the type of `query`.
+    """
+    if block_size is None:
+        most = MAX_LOGITS.get(query.device.type, MAX_LOGITS['cuda'])
+        block_size = max(1, most // max(1, min(len(query), MAX_ROWS)))
+    with torch.autocast(query.device.type, enabled=False):
+        parts = [
+            _stream(rows, queue, with_weighted, block_size)
+            for rows in query.split(MAX_ROWS)
+        ]
+    if len(parts) == 1:
+        return parts[0]
+    peaks, totals, weighted = zip(*parts, strict=True)
+    return QueueStatistics(
+        torch.cat(peaks),
+        torch.cat(totals),
+        torch.cat(weighted) if with_weighted else None,
+    )
+
+
+def _stream(
+    query: Tensor, queue: Tensor, with_weighted: bool, block_size: int
+) -> QueueStatistics:
+    peak = query.new_full((len(query),), -torch.inf)  # (M, )
+    total = torch.zeros_like(peak)  # (M, )
+    weighted = torch.zeros_like(query) if with_weighted else None  # (M, D)
+    # One buffer: fresh memory for each block costs a CPU more than the maths.
+    buffer = query.new_empty(len(query), min(block_size, len(queue)))
+    for block in queue.split(block_size):  # (B, D)
+        logits = torch.mm(query, block.t(), out=buffer[:, : len(block)])
+        new_peak = torch.maximum(peak, logits.amax(dim=1))
+        decay = torch.exp(peak - new_peak)
+        weights = logits.sub_(new_peak[:, None]).exp_()  # (M, B)
+        total = total * decay + weights.sum(dim=1)
+        if weighted is not None:
+            weighted.mul_(decay[:, None]).addmm_(weights, block)
+        peak = new_peak
+    return QueueStatistics(peak, total, weighted)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """InfoNCE from the sums over the queue.
+
+    The gradient of a row is (softmax-weighted mean of the queue - positive
+    key) / temperature, times the softmax weight of the whole queue, so the
+    forward pass has all that the backward pass needs, and nothing of the size
+    of the logits is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor,
+        temperature: float,
+        block_size: int | None,
+    ):
+        with_grad = ctx.needs_input_grad[0]
+        query = query / temperature
+        negatives = stream_queue(query, queue, with_grad, block_size)
+        positive = (_beside(query, key) * key).sum(dim=-1)
+        # How far the queue's log-sum-exp lies above the positive: the loss is
+        # the logistic one of that gap. Small terms come last.
+        gap = (_beside(negatives.peak, key) - positive) + _beside(
+            torch.log(negatives.total), key
+        )
+        loss = -F.logsigmoid(-gap)
+        if with_grad:
+            assert negatives.weighted is not None  # as asked for
+            mean = negatives.weighted / negatives.total[:, None]
+            weight = torch.sigmoid(gap) / temperature
+            ctx.save_for_backward(
+                (_beside(mean, key) - key).mul_(weight[..., None])
+            )
+        positive = positive * temperature
+        hardest = negatives.peak * temperature
+        ctx.mark_non_differentiable(positive, hardest)
+        return loss, positive, hardest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor, *_):
+        (gradient,) = ctx.saved_tensors
+        gradient = grad_loss[..., None] * gradient
+        if gradient.dim() == 3:
+            gradient = gradient.sum(dim=1)
+        return gradient, None, None, None, None
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    temperature: float = 0.2,
+    block_size: int | None = None,
+) -> InfoNCEResult:
+    """Blockwise InfoNCE: the logits never exist all at once.
+
+    The value and the gradient of :func:`info_nce_reference`, exact up to
+    rounding, without logits that grow with the queue. All sums are in float32,
+    also of half-precision input and under autocast; float64 stays float64.
+    Second derivatives are not there: the gradient counts as a constant.
+
+    Args:
+        query: Queries, shape (M, D).
+        key: The positive key of each query, shape (M, D), or its k keys, shape
+            (M, k, D). No gradient flows into them.
+        queue: Negative keys, shape (K, D). No gradient either.
+        temperature: Divides the similarities.
+        block_size: Keys in a block, see :func:`stream_queue`.
+
+    Returns:
+        Loss and similarities of each row.
+    """
+    query, key, queue = _full_precision(query, key, queue)
+    return InfoNCEResult(
+        *_InfoNCE.apply(query, key, queue, temperature, block_size)
+    )
+
+
+@MODELS.register_module()
+class InfoNCE(nn.Module):
+    """InfoNCE as a module, see :func:`info_nce`.
+
+    Args:
+        temperature: Divides the similarities, above 0. The default is
+            MoCo-v2's and DenseCL's.
+        form: 'stream' computes the logits in blocks, 'reference' holds all of
+            them; 'auto' is 'stream'.
+
+    Raises:
+        ValueError: `temperature` is not above 0, or `form` is unknown.
+    """
+
+    FORMS = 'auto', 'stream', 'reference'
+
+    def __init__(self, temperature: float = 0.2, form: str = 'auto') -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(
+                f'temperature of InfoNCE must be above 0, got {temperature}'
+            )
+        if form not in self.FORMS:
+            raise ValueError(
+                f'form of InfoNCE must be one of {self.FORMS}, got {form!r}'
+            )
+        self.temperature = temperature
+        self.form = form
+
+    def forward(
+        self, query: Tensor, key: Tensor, queue: Tensor
+    ) -> InfoNCEResult:
+        """Shapes: query (M, D), key (M, D) or (M, k, D), queue (K, D)."""
+        function = info_nce_reference if self.form == 'reference' else info_nce
+        return function(query, key, queue, self.temperature)
+
+    def extra_repr(self) -> str:
+        return f'temperature={self.temperature}, form={self.form!r}'
+
+
+def sup_con(
+    query: Tensor,
+    points: Tensor,
+    query_labels: Tensor,
+    point_labels: Tensor,
+    temperature: float,
+) -> Tensor:
+    r"""Supervised contrast: points of the query's label are its positives.
+
+    .. math::
+        L_i = -\frac{1}{|P(i)|} \sum_{p \in P(i)}
+            \log \frac{\exp(q_i \cdot z_p / \tau)}
+            {\sum_a \exp(q_i \cdot z_a / \tau)}
+
+    (Khosla et al. 2020, eq. 2, :math:`L_{out}`.) Here the anchors are not
+    among the points, so the sum in the denominator leaves none out.
+
+    Args:
+        query: Normalised anchors, (M, D).
+        points: Normalised points to compare with, (G, D).
+        query_labels: Label of each anchor, which at least one of the points
+            must have, (M, ).
+        point_labels: Label of each point, (G, ).
+        temperature: :math:`\tau`.
+
+    Returns:
+        Loss of each anchor, (M, ).
+    """
+    logits = query @ points.t() / temperature  # (M, G)
+    same = query_labels[:, None] == point_labels
+    # The mean of the log-softmax over the positives, without its M x G terms.
+    positive = (logits * same).sum(dim=1) / same.sum(dim=1)
+    return logits.logsumexp(dim=1) - positive
+
+
+@MODELS.register_module()
+class ContrastiveHead(BaseModule):
+    """Contrast query rows with their keys and a queue of negatives.
+
+    One head serves the global and the dense branch: a row is an image in
+    the first and a grid cell in the second.
+
+    Args:
+        loss: Config of the loss. Defaults to
+            ``dict(type='mmdensecl.InfoNCE')``.
+        init_cfg: Initialisation. Defaults to
+            None; the head has no parameters.
+    """
+
+    def __init__(
+        self,
+        loss: dict = dict(type='mmdensecl.InfoNCE'),
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.loss_module = MODELS.build(loss)
+
+    def loss(
+        self,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the rows that have a positive, and what to log.
+
+        Of several positives of a row the mean is taken first, so that each
+        row weighs the same.
+
+        Args:
+            query: Normalised queries, (M, D).
+            key: The key of each query, normalised, (M, D), or its
+                keys, (M, k, D).
+            queue: Normalised negatives, (K, D).
+            weight: What each positive counts, bool or float, (M, ) or (M, k).
+                None means 1. Defaults to None.
+
+        Returns:
+            The scalar loss of
+            :func:`mmdensecl.models.distributed.mean_over_ranks`, 0 where no
+            row has a positive; and the metrics of
+            :func:`mmdensecl.models.metrics.contrast_metrics`.
+        """
+        result = self.loss_module(query, key, queue)
+        loss = mean_over_ranks(*mean_over_positives(result.loss, weight))
+        return loss, contrast_metrics(result, weight)

@@ -1,0 +1,83 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Old import paths, for one release: they work, with a DeprecationWarning."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+MODULES = {
+    'api': 'transfer.feature_extractor',
+    'engine.hooks.knn_hook': 'evaluation.knn_hook',
+    'engine.probe_loop': 'evaluation.probe_loop',
+    'transfer.dense_probes': 'evaluation.dense_probes',
+    'transfer.matching': 'evaluation.matching',
+    'transfer.probes': 'evaluation.probes',
+}
+# Names that a package gave as well.
+NAMES = {
+    f'engine.{name}': 'evaluation'
+    for name in (
+        'KNNHook',
+        'KNNLoop',
+        'LowShotLoop',
+        'SVMLoop',
+        'hooks.KNNHook',
+        'is_probe',
+    )
+}
+RENAMED = {
+    'datasets.DrawViews': 'datasets.SampleTwoCropParams',
+    'datasets.PackPicture': 'datasets.PackImage',
+    'engine.ExactEpochLoop': 'engine.ResumableEpochLoop',
+}
+ROOT = __name__.partition('.')[0]
+
+
+def getattr_moved(package: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that names were moved out of."""
+
+    def __getattr__(name: str) -> Any:
+        old = f'{package}.{name}'.partition('.')[2]
+        if old in RENAMED:
+            new, _, name = RENAMED[old].rpartition('.')
+        else:
+            new = NAMES.get(old)
+        if new is None:
+            raise AttributeError(
+                f"module '{package}' has no attribute '{name}'"
+            )
+        return _warn_and_get(f'{ROOT}.{old}', new, name)
+
+    return __getattr__
+
+
+def register_moved_modules() -> None:
+    """Let the old modules be imported."""
+    for old, new in MODULES.items():
+        module = ModuleType(f'{ROOT}.{old}', f'Moved to ``{ROOT}.{new}``.')
+        vars(module)['__getattr__'] = _getattr_of(module.__name__, new)
+        sys.modules.setdefault(module.__name__, module)
+        if '.' not in old:
+            setattr(sys.modules[ROOT], old, module)
+
+
+def _getattr_of(old: str, new: str) -> Callable[[str], Any]:
+    def __getattr__(name: str) -> Any:
+        if name.startswith('__'):  # asked by the import system
+            raise AttributeError(name)
+        return _warn_and_get(f'{old}.{name}', new, name)
+
+    return __getattr__
+
+
+def _warn_and_get(old: str, new: str, name: str) -> Any:
+    warnings.warn(
+        f'{old} is now {ROOT}.{new}.{name}; the old name goes with the next '
+        'release',
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(import_module(f'{ROOT}.{new}'), name)

@@ -1,0 +1,184 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""The architecture of a backbone, inferred from its tensors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+FIRST_BLOCK = 'layer1.0.conv1.weight'
+# The deep stem of V1c and V1d in mmdet and mmseg, and in mmpretrain.
+DEEP_STEMS = ('stem.0.weight', 'stem.0.conv.weight')
+STEMS = ('conv1.weight', *DEEP_STEMS)
+FIRST_CONVOLUTIONS = re.compile(r'layer1\.0\.conv[123]\.weight')
+BLOCK = re.compile(r'layer(\d+)\.(\d+)\.')
+# HRNet begins as a ResNet does, and goes on with these.
+OTHER_STAGE = re.compile(r'(stage|transition)\d+\.')
+HRNET_BRANCH = 'stage2.0.branches.0.0.conv1.weight'
+DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+PADDING_MODES = ('zeros', 'reflect', 'replicate', 'circular')  # of Conv2d
+
+
+def is_resnet(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a ResNet, maybe not a whole one."""
+    return FIRST_BLOCK in state and not any(map(OTHER_STAGE.match, state))
+
+
+def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
+    """Name a ResNet or HRNet by its tensors.
+
+    Args:
+        state: State dict of a backbone.
+
+    Returns:
+        Such as 'ResNet-50', 'ResNetV1c-50', 'ResNet-50 without layer4',
+        'ResNet-18 with 4 channels in layer1', 'HRNet-w18'; block counts for
+        an unknown depth; None for anything else.
+    """
+    if not {FIRST_BLOCK, 'layer1.0.conv2.weight'} <= state.keys() or not any(
+        x in state for x in STEMS
+    ):
+        return None
+    if not is_resnet(state):
+        branch = state.get(HRNET_BRANCH)
+        return None if branch is None else f'HRNet-w{len(branch)}'
+    first = [x for k, x in state.items() if FIRST_CONVOLUTIONS.fullmatch(k)]
+    if any(x.dim() != 4 or not x.numel() for x in first):
+        return None
+    width = state['layer1.0.conv2.weight'].shape[:2]
+    blocks: dict[str, set] = {}
+    for found in filter(None, map(BLOCK.match, state)):
+        blocks.setdefault(found[1], set()).add(found[2])
+    counts: list[int] = []
+    while f'layer{len(counts) + 1}.0.conv1.weight' in state:
+        counts.append(len(blocks[str(len(counts) + 1)]))
+    bottleneck = 'layer1.0.conv3.weight' in state
+    depths = [
+        depth
+        for (kind, whole), depth in DEPTHS.items()
+        if kind == bottleneck and whole[: len(counts)] == tuple(counts)
+    ]
+    if not depths:
+        kind = 'bottleneck' if bottleneck else 'basic'
+        return f'ResNet of {"-".join(map(str, counts))} {kind} blocks'
+    words = f'ResNet{_version(state)}-{depths[0]}'
+    if width != (64, 64):
+        words += f' with {width[0]} channels in layer1'
+        if width[0] != width[1]:
+            words += f' in {width[0] // width[1]} groups'
+    if len(counts) < 4:
+        words += ' without ' + ', '.join(
+            f'layer{i + 1}' for i in range(len(counts), 4)
+        )
+    return words
+
+
+def _version(state: Mapping[str, Tensor]) -> str:
+    """V1c and V1d have three convolutions for a stem.
+
+    V1d pools before the convolution of a shortcut, which moves it from index
+    0 to 1.
+    """
+    if not any(x in state for x in DEEP_STEMS):
+        return ''
+    shortcut = state.get('layer2.0.downsample.1.weight')
+    return 'V1d' if shortcut is not None and shortcut.dim() == 4 else 'V1c'
+
+
+def infer_config(
+    state: Mapping[str, Tensor], arch: str | None, saved: Any = None
+) -> dict[str, Any] | None:
+    """Config of the backbone that has these tensors.
+
+    Args:
+        state: Its state dict.
+        arch: From :func:`describe_architecture`.
+        saved: Config of the backbone as the file has it, untrusted. What no
+            tensor shows, such as strides, is taken from it, else as usual.
+
+    Returns:
+        In mmpretrain's scope; None if it cannot be inferred.
+
+    Raises:
+        ValueError: The ResNet is not whole.
+    """
+    hrnet = re.fullmatch(r'HRNet-(w\d+)', arch or '')
+    if hrnet:
+        return dict(type='HRNet', arch=hrnet[1])
+    known = re.match(r'ResNet(V1[cd]|)-(\d+)', arch or '')
+    if not known:
+        return None
+    version, depth = known[1], int(known[2])
+    stages = sum(f'layer{i}.0.conv1.weight' in state for i in range(1, 5))
+    width, per_group = state['layer1.0.conv2.weight'].shape[:2]
+    # Or a small file might ask for a network that fits no memory.
+    for i in range(stages):
+        name = f'layer{i + 1}.0.conv2.weight'
+        got = tuple(state[name].shape) if name in state else 'none'
+        expected = (width << i, per_group << i, 3, 3)
+        if got != expected:
+            raise ValueError(f'{name} is {got}, expected {expected}')
+    cfg = dict(
+        type=f'ResNet{version}',
+        depth=depth,
+        base_channels=int(width),
+        stem_channels=int(state[FIRST_BLOCK].size(1)),
+        num_stages=stages,
+        strides=(1, 2, 2, 2)[:stages],
+        dilations=(1,) * stages,
+        out_indices=(stages - 1,),
+    )
+    if DEEP_STEMS[0] in state:  # other names than mmpretrain's, and the same
+        cfg['type'] = f'mmseg.ResNet{version}'
+    if width != per_group:
+        # Its last convolution has the width that an ungrouped one would.
+        expanded = state['layer1.0.conv3.weight'].size(0)
+        cfg.update(
+            type='ResNeXt',
+            base_channels=int(expanded) // 4,
+            groups=int(width // per_group),
+            width_per_group=int(per_group),
+        )
+    if isinstance(saved, Mapping):
+        cfg.update(saved_geometry(saved, stages))
+    return cfg
+
+
+def saved_geometry(
+    saved: Mapping[str, Any], stages: int = 4
+) -> dict[str, Any]:
+    """Take from an untrusted config what no tensor of a ResNet shows.
+
+    Only small integers and known words: nothing else that it asks for is
+    built.
+
+    Args:
+        saved: Config of the backbone.
+        stages: How many it has.
+    """
+    known: dict[str, Any] = {}
+    for name in ('strides', 'dilations'):
+        values = saved.get(name)
+        if (
+            isinstance(values, list | tuple)
+            and len(values) >= stages
+            and all(type(x) is int and 1 <= x <= 32 for x in values)
+        ):
+            known[name] = tuple(values[:stages])
+    if saved.get('style') in ('pytorch', 'caffe'):
+        known['style'] = saved['style']
+    if isinstance(saved.get('contract_dilation'), bool):
+        known['contract_dilation'] = saved['contract_dilation']
+    conv = saved.get('conv_cfg')
+    if isinstance(conv, Mapping) and conv.get('padding_mode') in PADDING_MODES:
+        known['conv_cfg'] = dict(
+            type='Conv2d', padding_mode=conv['padding_mode']
+        )
+    return known
