@@ -13,7 +13,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$root"
 
-config=configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py
+config=configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py
 work_dir=work_dirs/demo
 
 echo '== Cutting photographs into tiles'

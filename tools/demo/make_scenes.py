@@ -248,7 +248,7 @@ def main() -> None:
         '--train', type=int, default=96, help='scenes for training')
     parser.add_argument('--val', type=int, default=48, help='and for scoring')
     parser.add_argument(
-        '--size', type=int, default=192, help='side of a scene in pixels')
+        '--size', type=int, default=320, help='side of a scene in pixels')
     parser.add_argument('--seed', type=int, default=0, help='fixes the scenes')
     args = parser.parse_args()
     if min(args.train, args.val) < 1 or args.size < MIN_SIZE or args.seed < 0:
