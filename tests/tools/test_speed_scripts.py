@@ -156,7 +156,7 @@ def test_gpu(tmp_path):
     assert rows['part `mini`'].startswith('failed: ')
     assert 'x.py' in rows['part `mini`']
     if not torch.cuda.is_available():
-        assert rows['tests that need a GPU'] == 'GPU: not run'
+        assert rows['pytest -m gpu tests/gpu'] == 'GPU: not run'
         assert rows['part `compiled`'].startswith('not run: ')
         assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
     assert '### Two views of 224 pixels' in text

@@ -4,7 +4,7 @@
 # All that only a GPU can tell, in one run of at most nine minutes.
 #
 #   bash tools/benchmarks/gpu.sh                    writes work_dirs/gpu/gpu.md
-#   bash tools/benchmarks/gpu.sh --tiny             the same, small: also on a CPU
+#   bash tools/benchmarks/gpu.sh --tiny             small, also on a CPU
 #   bash tools/benchmarks/gpu.sh --help             all options
 #
 # It needs what the tests need, but no network: a machine with torch gets the
