@@ -82,7 +82,11 @@ HOOKS = _Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmdensecl',
-    locations=['mmdensecl.engine', 'mmdensecl.evaluation'],
+    locations=[
+        'mmdensecl.engine',
+        'mmdensecl.evaluation',
+        'mmdensecl.benchmark.hooks',
+    ],
 )
 OPTIM_WRAPPERS = _Registry(
     'optim_wrapper',

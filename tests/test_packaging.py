@@ -159,7 +159,7 @@ class TestWheel:
             if not name.startswith('.mim/')
         }
         assert built == expected
-        assert 'benchmark/report/report.html.j2' in built
+        assert 'benchmark/report.html.j2' in built
 
     def test_nothing_else_is_in_it(self, unpacked):
         names = {path.name for path in unpacked.iterdir()}

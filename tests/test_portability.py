@@ -263,7 +263,7 @@ class TestPathsOfWindows:
         assert PureWindowsPath(work_dir).parts == ('work_dirs', 'my_config')
 
     def test_benchmarks_say_that_they_need_posix(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(runner, 'fcntl', None)
+        monkeypatch.setattr(runner.os, 'name', 'nt')
         with pytest.raises(RuntimeError, match='Windows lacks.*WSL'):
             with runner.only_one(tmp_path):
                 pass

@@ -1,422 +1,302 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Compare pre-trained weights: many downstream runs, one table.
 
-    python tools/benchmark.py run mini --checkpoint DenseCL=epoch_200.pth
-    python tools/benchmark.py report work_dirs/benchmark/mini
-    python tools/benchmark.py sweep lambda --pretrain-data my_pictures
+python tools/benchmark.py run mini --checkpoint DenseCL=epoch_200.pth
+python tools/benchmark.py run my_config.py --checkpoint A=a.pth B=b.pth
+python tools/benchmark.py report work_dirs/benchmark/mini
+python tools/benchmark.py sweep lambda --pretrain-data my_images
 """
+
 import argparse
 import os
+import shlex
 import sys
 import warnings
-from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from unittest import mock
 
+import mmengine.config.config
+import mmengine.config.utils
 import torch
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
-from rich.box import SIMPLE_HEAD
+from mmengine.utils import import_modules_from_strings
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
-from rich.table import Table
 
-from mmdensecl.benchmark import state
-from mmdensecl.benchmark.ablation import (ABLATIONS, find_ablation,
-                                          plan_pretraining, weights_of)
-from mmdensecl.benchmark.plan import RANDOM, Checkpoint, Run, plan_runs
-from mmdensecl.benchmark.report import (check_planned, print_tables,
-                                        write_report)
-from mmdensecl.benchmark.runner import Benchmark, Launcher, only_one
-from mmdensecl.benchmark.suite import PROTOCOLS, Suite, load_suite
+from mmdensecl.benchmark import plan, runner, sweep
+from mmdensecl.benchmark.labels import check_labels
+from mmdensecl.benchmark.report import write_report
+from mmdensecl.benchmark.results import check_planned, write_suite
+from mmdensecl.benchmark.suite import MODES, Suite, load_suite
 from mmdensecl.engine.command_line import prepare_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ROOT / 'configs' / 'benchmarks' / 'suites'
-MINI = ROOT / 'configs' / 'mini' / 'densecl_r18_1xb32-coslr-40e_folder.py'
-SUITE_HELP = ('"paper" (the full protocols), "mini" (the same models, small), '
-              '"demo" (smaller still) or the path of a suite file')
+SWEEPS = SUITES.with_name('sweeps.yml')
+MINI = ROOT / 'configs' / 'mini' / 'densecl_r18w16_1xb64-coslr-11e.py'
+NO_DATA = """docs/evaluation.md says what goes where; name the folder above the
+data with --data-root or MMDENSECL_DATA_ROOT, or leave tasks out with --tasks
+"""
 
 
+# fmt: off
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest='command', required=True)
+    settings = dict(nargs='+', action=DictAction, default={})
 
-    run = commands.add_parser(
-        'run', help='run a suite, or what of it has not finished yet')
-    run.add_argument('suite', help=SUITE_HELP)
-    run.add_argument(
-        '--checkpoint',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='NAME=PATH',
-        help='a row of the table and its weights, any file that '
-        'PretrainedBackbone takes; call supervised weights "supervised"')
-    run.add_argument(
-        '--work-dir',
-        default='work_dirs/benchmark',
-        help='the runs go to WORK_DIR/SUITE')
-    add_shared_flags(run)
+    run = commands.add_parser('run', help='run what has not finished yet')
+    add = run.add_argument
+    add('suite', help='"paper" (the full protocols), "mini", "demo", a suite '
+        'file, or any config of mmdet, mmseg or mmpretrain')
+    add('--checkpoint', nargs='+', action='extend', default=[],
+        metavar='NAME=FILE', help='a row and its weights, any file that '
+        'PretrainedBackbone takes; NAME=A,B: several pre-training seeds')
+    add('--metric', metavar='KEY[:lower]', help='of a config of your own, as '
+        'it stands in the log')
 
-    sweep = commands.add_parser(
-        'sweep',
-        help='pre-train once for each value of a setting, run a suite with '
-        'each, and plot what comes out')
-    sweep.add_argument(
-        'ablation', nargs='?', help=f'one of {", ".join(ABLATIONS)}')
-    sweep.add_argument(
-        '--key',
-        help='a setting of the config, such as model.momentum, in the place '
-        'of an ablation')
-    sweep.add_argument(
-        '--values',
-        nargs='+',
-        default=[],
-        help='at least two, by default those of the ablation; a later call '
-        'may add others')
-    sweep.add_argument(
-        '--config',
-        type=Path,
-        default=MINI,
-        help='of the pre-training, by default '
-        'configs/mini/densecl_r18_1xb32-coslr-40e_folder.py')
-    sweep.add_argument(
-        '--pretrain-data',
-        metavar='FOLDER',
-        help='pictures of the pre-training, in the place of its data_root')
-    sweep.add_argument(
-        '--pretrain-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the pre-training, "a.b=c"')
-    sweep.add_argument('--suite', default='mini', help=SUITE_HELP)
-    sweep.add_argument(
-        '--work-dir',
-        default='work_dirs/ablation',
-        help='pre-training goes to WORK_DIR/ABLATION/pretrain, the runs to '
-        'WORK_DIR/ABLATION/SUITE')
-    add_shared_flags(sweep)
+    sweeps = commands.add_parser(
+        'sweep', help='pre-train for each value, then run a suite')
+    add = sweeps.add_argument
+    add('name', nargs='?', help='see configs/benchmarks/sweeps.yml')
+    add('--key', help='a setting of the config in the place of a name')
+    add('--values', nargs='+', default=[], help='at least two')
+    add('--config', type=Path, default=MINI, help='of the pre-training')
+    add('--pretrain-data', metavar='FOLDER', help='for its data_root')
+    add('--pretrain-seeds', type=int, default=1, help='runs of each value')
+    add('--pretrain-options', **settings, help='other settings, "a.b=c"')
+    add('--suite', default='mini', help='as for run')
 
-    report = commands.add_parser(
-        'report', help='write the tables of what has finished')
-    report.add_argument('suite_dir', type=Path, help='WORK_DIR/SUITE of a run')
-    report.add_argument('--out', type=Path, help='by default SUITE_DIR/report')
-    add_baseline(report)
+    for command, folder in ((run, 'benchmark'), (sweeps, 'ablation')):
+        add = command.add_argument
+        add('--work-dir', type=Path, default=Path('work_dirs', folder))
+        add('--tasks', nargs='+', default=[], help='only these of the suite')
+        add('--mode', '--protocol', nargs='+', choices=MODES, default=MODES,
+            help='train the head alone, or all')
+        add('--seeds', type=int, default=1, help='runs of each kind')
+        add('--data-root', help='folder above coco, VOCdevkit, cityscapes, '
+            'imagenet; by default MMDENSECL_DATA_ROOT or "data"')
+        add('--gpus', type=int, default=0, help='of each run; they share the '
+            'batch of the protocol')
+        add('--slurm', metavar='PARTITION', help='submit runs with srun')
+        add('--jobs', type=int, default=1, help='runs at the same time')
+        add('--dry-run', action='store_true', help='list every run with its '
+            'command, and what data is missing')
+        add('--redo', action='store_true', help='discard and repeat runs '
+            'whose settings have changed')
+        add('--drop-checkpoints', action='store_true', help='remove the '
+            'downstream checkpoints of finished runs')
+        add('--baseline', help='row that others are compared to')
+        add('--cfg-options', **settings, help='of all downstream configs')
+
+    report = commands.add_parser('report', help='write the tables')
+    report.add_argument('folder', type=Path, help='WORK_DIR/SUITE of a run')
+    report.add_argument('--out', type=Path, help='by default FOLDER/report')
+    report.add_argument('--baseline', help='row that others are compared to')
     return parser.parse_args()
+# fmt: on
 
 
-def add_baseline(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--baseline',
-        help='row that the others are compared to, by default the first')
+@contextmanager
+def quick_configs() -> Iterator[None]:
+    """Let mmengine read the metafiles of a host once.
+
+    For each ``mmdet::`` base of each config it reads all of them anew, which
+    makes the configs of a suite take most of a minute.
+    """
+    utils, config = mmengine.config.utils, mmengine.config.config
+    load, known = map(lru_cache(None), (utils.load, config.is_installed))
+    one = mock.patch.object(utils, 'load', load)
+    with one, mock.patch.object(config, 'is_installed', known):
+        yield
 
 
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `sweep` have in common."""
-    parser.add_argument(
-        '--no-random',
-        action='store_true',
-        help='leave out the row of random weights')
-    parser.add_argument(
-        '--protocol',
-        nargs='+',
-        choices=PROTOCOLS,
-        default=list(PROTOCOLS),
-        help='train the head alone, or all')
-    parser.add_argument(
-        '--seeds',
-        type=int,
-        default=1,
-        help='downstream runs of each kind, with the seeds 0, 1, ...; a probe '
-        'of fixed weights runs once')
-    parser.add_argument(
-        '--tasks', nargs='+', default=[], help='only these tasks of the suite')
-    parser.add_argument(
-        '--data-root',
-        default=os.environ.get('MMDENSECL_DATA_ROOT', 'data'),
-        help='folder above coco, VOCdevkit, cityscapes, imagenet; by default '
-        'MMDENSECL_DATA_ROOT or "data"')
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        '--gpus',
-        type=int,
-        default=0,
-        help='GPUs of each run; they share the batch of the protocol')
-    where.add_argument(
-        '--slurm', metavar='PARTITION', help='submit each run with srun')
-    parser.add_argument(
-        '--slurm-gpus', type=int, default=8, help='GPUs of a Slurm run')
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at the same time')
-    parser.add_argument(
-        '--dry-run',
-        action='store_true',
-        help='print every run with its cost, and start none')
-    parser.add_argument(
-        '--redo',
-        action='store_true',
-        help='discard and repeat runs whose settings have changed')
-    parser.add_argument(
-        '--drop-checkpoints',
-        action='store_true',
-        help='remove the downstream checkpoints of finished runs')
-    add_baseline(parser)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of all downstream configs, "a.b=c"')
-
-
-def read_rows(pairs: List[str],
-              with_random: bool) -> Dict[str, Optional[Checkpoint]]:
+def read_methods(pairs: Sequence[str]) -> dict[str, list]:
     """The rows of the table, each checkpoint looked into."""
-    rows: Dict[str, Optional[Checkpoint]] = {}
-    if with_random:
-        rows[RANDOM] = None
+    methods: dict[str, list] = {plan.RANDOM: [None]}
+    known: dict[str, str] = {}
     for pair in pairs:
-        name, equals, path = pair.partition('=')
-        if not (name and equals and path):
-            raise ValueError(f'--checkpoint takes NAME=PATH, got "{pair}"')
-        if name == RANDOM:
-            raise ValueError(f'The row "{RANDOM}" is that of random weights; '
-                             f'give "{path}" another name')
-        if name in rows:
-            raise ValueError(f'Two rows are called "{name}"')
-        rows[name] = Checkpoint.read(path)
-        for other, known in rows.items():
-            if other != name and known and known.sha256 == rows[name].sha256:
-                raise ValueError(
-                    f'The rows "{other}" and "{name}" are the same weights: '
-                    f'"{known.path}" and "{rows[name].path}" have sha256 '
-                    f'{known.sha256[:8]}')
-    if not rows:
-        raise ValueError('There is nothing to run: name --checkpoint '
-                         'NAME=PATH, or leave out --no-random')
-    return rows
-
-
-def show_plan(benchmark: Benchmark, console: Console) -> None:
-    """Print every run, what it costs and how far it is."""
-    # The names of `mini` fit a terminal of 80 columns.
-    runs = benchmark.runs
-    table = Table(title=f'{len(runs)} runs', box=SIMPLE_HEAD, padding=0)
-    for header in ('run', 'training', 'batch', 'pictures', 'state', 'time'):
-        table.add_column(
-            header,
-            justify='left' if header in ('run', 'state') else 'right',
-            no_wrap=header in ('run', 'state'),
-            overflow='fold')
-    total, unknown, states = 0., 0, Counter()
-    for run in runs:
-        kind = state.status(run)
-        states[kind] += 1
-        length, unit = run.length
-        iters = unit == 'iterations'
-        pictures = f'{length * run.batch_size:,}' if iters and length else ''
-        seconds = benchmark.estimate(run)
-        if kind != 'finished':
-            if seconds is None:
-                unknown += 1
-            else:
-                total += seconds
-        training = f'{length:,} {"iters" if iters else unit}'
-        table.add_row(run.name, training if length else 'probe',
-                      str(run.batch_size or ''), pictures, kind,
-                      '?' if seconds is None else f'{seconds:.0f} s')
-    console.print(table)
-    counts = ', '.join(f'{n} {kind}' for kind, n in states.items())
-    cost = f'about {total / 60 / benchmark.launcher.jobs:.0f} min' \
-        if total else ''
-    if unknown:
-        cost += (', and '
-                 if cost else '') + f'{unknown} runs of unknown length'
-    console.print(f'{counts}; to do: {cost or "nothing"}', soft_wrap=True)
-
-
-def show_rows(runs: List[Run], console: Console) -> None:
-    """Print which weights each row has."""
-    for row, checkpoint in {run.row: run.checkpoint for run in runs}.items():
-        words = ['random weights']
-        if checkpoint is not None:
-            words = [checkpoint.path, checkpoint.source, checkpoint.arch]
-            if checkpoint.sha256:
-                words.append(f'sha256 {checkpoint.sha256[:8]}')
-        console.print(f'{row}: {", ".join(map(str, words))}', soft_wrap=True)
+        name, _, paths = pair.partition('=')
+        if not (name and paths) or name == plan.RANDOM:
+            raise ValueError(
+                f'--checkpoint takes NAME=FILE[,FILE], NAME other than '
+                f'"{plan.RANDOM}", the row of random weights; got "{pair}"'
+            )
+        for path in paths.split(','):
+            found = plan.Checkpoint.read(path)
+            twin = known.setdefault(found.sha256, path)
+            if found.sha256 in known and twin is not path:
+                raise ValueError(f'{twin} and {path} hold the same weights')
+            methods.setdefault(name, []).append(found)
+    return methods
 
 
 def find_suite(args: argparse.Namespace) -> Suite:
-    """The suite that is named, with the tasks that are asked for."""
+    """The suite or config that is named, with the tasks asked for."""
     path = Path(args.suite)
     if path.suffix != '.py':
         path = SUITES / f'{args.suite}.py'
         if not path.is_file():
             known = ', '.join(sorted(p.stem for p in SUITES.glob('*.py')))
             raise FileNotFoundError(
-                f'There is no suite "{args.suite}", only {known}; or name a '
-                '.py file')
-    return load_suite(path).select(args.tasks)
+                f'There is no suite "{args.suite}", only '
+                f'{known}; or name a .py file'
+            )
+    suite = load_suite(path, getattr(args, 'metric', None))
+    return suite.select(args.tasks)
 
 
-def machine(args: argparse.Namespace) -> Dict[str, object]:
-    """What runs are planned for: their processes and their device."""
-    on_gpu = bool(args.gpus or args.slurm or torch.cuda.is_available())
-    gpus = args.slurm_gpus if args.slurm else args.gpus
-    return dict(processes=max(1, gpus), device='cuda' if on_gpu else 'cpu')
+def show_plan(benchmark: runner.Benchmark, console: Console) -> None:
+    """Every run with its command, and what data is missing."""
+    left = []
+    for run in benchmark.runs:
+        status, seconds = runner.status(run), benchmark.estimate(run)
+        words = [status, run.name, ' '.join(map(str, run.length))]
+        words += ['about ' + runner.duration(seconds)] if seconds else []
+        words += ['data is missing'] if run.missing else []
+        command = shlex.join(benchmark.launcher.command(run))
+        console.print(escape(', '.join(words)), highlight=False)
+        console.print(f'  {escape(command)}', style='dim', soft_wrap=True)
+        left += [run] if status != 'finished' else []
+    for path in dict.fromkeys(x for run in left for x in run.missing):
+        console.print(f'missing: {path}', soft_wrap=True)
+    console.print(benchmark.left(left))
 
 
-def make_launcher(args: argparse.Namespace) -> Launcher:
-    gpus = args.slurm_gpus if args.slurm else args.gpus
-    return Launcher(ROOT / 'tools', gpus, args.slurm, args.jobs)
+def check_runs(runs: Sequence[plan.Run]) -> dict[str, list[str]]:
+    """Refuse data, labels and weights with which runs could only fail.
+
+    Returns:
+        Remarks on the labels of each task.
+    """
+    missing = dict.fromkeys(path for run in runs for path in run.missing)
+    if missing:
+        raise FileNotFoundError(f'missing: {", ".join(missing)}. {NO_DATA}')
+    for run in runs:  # which only the runs have needed so far
+        if run.config.get('custom_imports'):
+            import_modules_from_strings(**run.config.custom_imports)
+    plan.check_fit(runs)
+    notes: dict[str, list[str]] = {}
+    for run in runs:
+        if run.task and run.length[0] and run.task.name not in notes:
+            notes[run.task.name] = check_labels(run.config)
+    return notes
 
 
-def plan_suite(args: argparse.Namespace, suite: Suite,
-               rows: Dict[str,
-                          Optional[Checkpoint]], folder: Path) -> List[Run]:
-    return plan_runs(
-        suite,
-        rows,
-        args.protocol,
-        range(args.seeds),
-        Path(args.data_root).resolve(),
-        folder,
-        options=args.cfg_options,
-        **machine(args))
-
-
-def discard_stale(runs: Sequence[Run], console: Console) -> None:
+def discard_stale(runs: Sequence[plan.Run], console: Console) -> None:
+    """Remove runs of other settings."""
     for run in runs:
         try:
-            state.status(run)
-        except state.StaleRunError:
+            runner.status(run)
+        except runner.StaleRunError:
             console.print(f'discarding {run.name}')
-            state.discard(run)
-
-
-def tell_failed(failed: List[Run], console: Console) -> int:
-    for run in failed:
-        console.print(f'[red]failed[/red] {run.name}, see '
-                      f'{run.folder / "output.txt"}')
-    return 1 if failed else 0
+            runner.discard(run)
 
 
 def run_suite(args: argparse.Namespace, console: Console) -> int:
-    suite = find_suite(args)
-    folder = Path(args.work_dir).resolve() / suite.name
-    rows = read_rows(args.checkpoint, not args.no_random)
-    runs = plan_suite(args, suite, rows, folder)
-    benchmark = Benchmark(runs, make_launcher(args), not args.drop_checkpoints,
-                          console)
-    with only_one(folder) as lock:
-        check_planned(folder, runs)
-        if args.redo and not args.dry_run:
-            discard_stale(runs, console)
-        benchmark.learn_costs()
-        show_plan(benchmark, console)
-        show_rows(runs, console)
-        if args.dry_run:
-            return 0
-        state.write_suite(folder, suite, runs)
-        done = benchmark.execute(lock)
-        show_report(folder, None, args.baseline, console)
-    return tell_failed(done['failed'], console)
+    """Run a suite, after the pre-trainings if it is a sweep."""
+    suite, chosen, trainings = find_suite(args), None, []
+    root = args.data_root
+    if suite.tasks[0].layout and not root:  # not a config with its own paths
+        root = os.environ.get('MMDENSECL_DATA_ROOT', 'data')
+    cuda = args.gpus or args.slurm or torch.cuda.is_available()
+    top = args.work_dir.resolve()
+    setup = plan.Setup(top / suite.name, root and os.path.abspath(root),
+                       max(1, args.gpus), 'cuda' if cuda else 'cpu',
+                       args.cfg_options)  # fmt: skip
+    if args.command == 'sweep':
+        chosen = sweep.find_sweep(SWEEPS, args.name, args.key, args.values)
+        before = replace(setup, work_dir=top / chosen.name,
+                         data_root=args.pretrain_data,
+                         options=args.pretrain_options)  # fmt: skip
+        trainings = sweep.plan_pretraining(
+            chosen, args.config, args.pretrain_seeds, before
+        )
+        setup = replace(setup, work_dir=top / chosen.name / suite.name)
+        suite.title += f': {chosen.label}'
+    methods = {} if chosen else read_methods(args.checkpoint)
 
-
-def run_sweep(args: argparse.Namespace, console: Console) -> int:
-    """Pre-train for each value, then run the suite with what came out."""
-    ablation = find_ablation(args.ablation, args.key, args.values)
-    if not args.config.is_file():
-        raise FileNotFoundError(f'There is no config "{args.config}"')
-    suite = find_suite(args)
-    suite = replace(
-        suite,
-        title=f'{suite.title}: {ablation.title}',
-        description=' '.join(
-            filter(None,
-                   (f'Each row is one pre-training by '
-                    f'{args.config.name} with another '
-                    f'{ablation.key}.', ablation.note, suite.description))))
-    folder = Path(args.work_dir).resolve() / ablation.name
-    trainings = plan_pretraining(
-        ablation,
-        args.config,
-        folder,
-        args.pretrain_data,
-        options=args.pretrain_options,
-        **machine(args))
-
-    def downstream() -> List[Run]:
-        rows = {} if args.no_random else {RANDOM: None}
+    def planned() -> list[plan.Run]:
+        found = {plan.RANDOM: [None], **methods}
         for run in trainings:
-            finished = state.status(run) == 'finished'
-            rows[run.row] = weights_of(run, finished)
-        return plan_suite(args, suite, rows, folder / suite.name)
+            done = runner.status(run) == 'finished'
+            weights = sweep.weights_of(run, done)
+            found.setdefault(run.method, []).append(weights)
+        seeds = range(args.seeds)
+        return plan.plan_runs(suite, found, args.mode, seeds, setup)
 
-    with only_one(folder) as lock:
-        if args.redo and not args.dry_run:
-            discard_stale(trainings, console)
-        runs = downstream()
-        check_planned(folder / suite.name, runs)
-        if args.redo and not args.dry_run:
-            discard_stale(runs, console)
-        first = Benchmark(trainings, make_launcher(args), console=console)
-        second = Benchmark(runs, make_launcher(args),
-                           not args.drop_checkpoints, console)
-        for benchmark in (first, second):
-            benchmark.learn_costs()
-            show_plan(benchmark, console)
-        show_rows(runs, console)
-        if ablation.note:
-            console.print(ablation.note, soft_wrap=True)
+    launcher = runner.Launcher(
+        ROOT / 'tools', args.gpus, args.slurm, args.jobs
+    )
+    keep, redo = not args.drop_checkpoints, args.redo and not args.dry_run
+    with runner.only_one(top / (chosen or suite).name):
+        discard_stale(trainings if redo else (), console)
+        runs = planned()
+        check_planned(setup.work_dir, runs)
+        discard_stale(runs if redo else (), console)
+        first = runner.Benchmark(trainings, launcher, console=console)
+        second = runner.Benchmark(runs, launcher, keep, console)
         if args.dry_run:
+            show_plan(first, console)
+            show_plan(second, console)
             return 0
-        failed = first.execute(lock)['failed']
-        runs = downstream()
-        state.write_suite(folder / suite.name, suite, runs, ablation.sweep)
+        notes = check_runs(runs)
+        for run in runs:
+            runner.status(run)  # refuses what is stale before anything runs
+        failed = first.execute() if trainings else []
+        runs = planned()
+        about = chosen.about if chosen else None
+        write_suite(setup.work_dir, suite, runs, notes, about)
         second.runs = [run for run in runs if not run.waits]
-        failed += second.execute(lock)['failed']
-        show_report(folder / suite.name, None, args.baseline, console)
-    return tell_failed(failed, console)
+        failed += second.execute()
+        show_report(setup.work_dir, None, args.baseline, console)
+    for run in failed:
+        console.print(f'[red]failed[/red] {run.name}, see {run.folder}')
+    return 1 if failed else 0
 
 
-def show_report(suite_dir: Path, out: Optional[Path], baseline: Optional[str],
-                console: Console) -> None:
-    for path in write_report(suite_dir, out, baseline).values():
+def show_report(
+    folder: Path, out: Path | None, baseline: str | None, console: Console
+) -> None:
+    """Write a report, and print its tables."""
+    files = write_report(folder, out, baseline)
+    text = files['report.md'].read_text(encoding='utf-8')
+    console.print(Markdown(text.partition('## Where these')[0]))
+    for path in files.values():
         console.print(f'written {path}', soft_wrap=True)
-    print_tables(suite_dir, baseline, console)
 
 
 def main() -> int:
-    args = parse_args()
+    """Run a command; bad input is one line and status 2."""
+    args, console = parse_args(), Console()
     prepare_tool()
     # mmengine causes it at every import of a host.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     # mmengine's messages about loading are for the runs' own logs.
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    console = Console()
     try:
         if args.command == 'report':
-            show_report(args.suite_dir, args.out, args.baseline, console)
+            show_report(args.folder, args.out, args.baseline, console)
             return 0
-        command = run_sweep if args.command == 'sweep' else run_suite
-        return command(args, console)
+        with quick_configs():
+            return run_suite(args, console)
     except KeyboardInterrupt:
         return 130
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         # A KeyError's own text is in quotes.
-        text = error
-        if isinstance(error, KeyError) and error.args:
-            text = error.args[0]
+        text = error.args[0] if isinstance(error, KeyError) else error
+        kind = type(error).__name__
         console.print(
-            f'[red]{type(error).__name__}[/red]: {escape(str(text))}',
-            markup=True,
-            soft_wrap=True)
+            f'[red]{kind}[/red]: {escape(str(text))}', soft_wrap=True
+        )
         return 2
 
 

@@ -1,121 +1,100 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Which runs a benchmark consists of, each with its whole config."""
+
+import ast
 import copy
 import hashlib
 import json
+import os
+import platform
 import re
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import distributions
+from itertools import product
+from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import (Any, ClassVar, Dict, List, Mapping, Optional, Sequence,
-                    Tuple, Union)
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 import mmdensecl
 from mmdensecl.checkpoint import download
-from mmdensecl.engine import merge_options, set_pretrained
-from mmdensecl.transfer import read_backbone
-from .data import check_files, fingerprint, fit_to_data
+from mmdensecl.engine import (
+    check_weight_sources,
+    dicts,
+    merge_options,
+    override_data_root,
+    set_pretrained,
+)
+from mmdensecl.transfer import PretrainedBackbone, read_backbone
+
+from .data import PARTS, datasets, files_of, fingerprint, fit_to_data
 from .suite import Suite, Task, check_name
 
+ROOT = Path(mmdensecl.__file__).parents[1]
 RANDOM = 'random'
-STACK = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet',
-         'mmsegmentation', 'mmpretrain')
-# What a downstream run does not execute; what the benchmark puts into its
-# config counts as config.
-NOT_RUN = ('benchmark', 'visualization', 'testing.py')
-# Settings that --cfg-options must leave alone, by part or whole of the name.
-OWN_FLAGS = {
-    'data_root':
-    'use --data-root',
-    'init_cfg':
-    'use --checkpoint',
-    'load_from':
-    'use --checkpoint',
-    'resume':
-    'runs resume, or start anew with --redo',
-    'randomness':
-    'use --seeds',
-    'work_dir':
-    'use --work-dir',
-    'train_dataloader.batch_size':
-    'processes share auto_scale_lr.base_batch_size, see --gpus',
+STACK = '(onedl-)?mm(engine|cv(-lite)?|det(ection)?|segmentation|pretrain)'
+# Where the registries look for types, see mmdensecl/registry.py.
+IMPORTED = ('models', 'datasets', 'engine', 'transfer', 'benchmark.hooks')
+# Settings that --cfg-options must leave alone, and what to do instead.
+FLAGS = {
+    'data_root': 'use --data-root',
+    'init_cfg': 'use --checkpoint',
+    'load_from': 'use --checkpoint',
+    'resume': 'runs resume, or start anew with --redo',
+    'randomness': 'use --seeds',
+    'work_dir': 'use --work-dir',
+    'train_dataloader.batch_size': 'processes share the batch, see --gpus',
 }
-
-# Not in any suite: where the weights of an ablation's rows come from.
-PRETRAIN = Task(
-    name='pretrain',
-    title='Pre-training',
-    model='',
-    configs={},
-    data='',
-    layout='',
-    metrics=[dict(key='loss', name='loss', unit='')])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A row's weights.
+    """Weights: a file, its hash ('' while it is to be made), what it is."""
 
-    Args:
-        path (Path): The file.
-        sha256 (str): Of its content; empty while it is still to be made.
-        source (str): What it is, from
-            :func:`mmdensecl.transfer.read_backbone`.
-        arch (str, optional): Such as ``'ResNet-50'``. Defaults to None.
-    """
     path: Path
     sha256: str
     source: str
-    arch: Optional[str] = None
+    arch: str | None = None
 
     @classmethod
-    def read(cls, path: Union[str, Path]) -> 'Checkpoint':
-        """Make sure that a file holds a backbone, and say which.
-
-        Args:
-            path (str | Path): Any file that ``read_backbone`` takes, or the
-                address of one, which is downloaded.
-        """
+    def read(cls, path: str | Path) -> 'Checkpoint':
+        """Make sure that a file or an address holds a backbone."""
         if str(path).startswith(('http://', 'https://')):
             path = download(str(path))
         path = Path(path).expanduser().resolve()
-        backbone = read_backbone(path)
-        return cls(path, backbone.sha256, backbone.source, backbone.arch)
+        found = read_backbone(path)
+        return cls(path, found.sha256, found.source, found.arch)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one model, and its evaluation.
+    """One training of one model, and its evaluation."""
 
-    Args:
-        task (Task): What is trained.
-        protocol (str): ``'frozen'`` or ``'finetune'``.
-        row (str): Name of the weights.
-        seed (int): Of the run.
-        folder (Path): Its work_dir.
-        config (Config): All that mmengine needs.
-        checkpoint (Checkpoint, optional): None for random weights.
-        settings (dict): What all rows of a table must share.
-
-    Attributes:
-        scored (bool): Whether it ends with an evaluation.
-    """
-    scored: ClassVar[bool] = True
-    task: Task
-    protocol: str
-    row: str
+    name: str  # its folder below the suite's
+    method: str  # name of the weights
+    mode: str  # 'frozen' or 'finetune'
+    # Which of the method's checkpoints, from 0; random weights are drawn anew
+    # by each seed.
+    pretrain_seed: int
     seed: int
-    folder: Path
+    folder: Path  # its work_dir
     config: Config
-    checkpoint: Optional[Checkpoint]
-    settings: Dict[str, Any]
+    settings: dict[str, Any]  # that all runs of a table share
+    # None for a pre-training, whose result is its last checkpoint.
+    task: Task | None = None
+    checkpoint: Checkpoint | None = None  # None for random weights
+    missing: Sequence[str] = field(default=())  # files of its datasets
 
     @property
-    def name(self) -> str:
-        """Its folder below the suite's."""
-        return f'{self.task.name}/{self.protocol}/{self.row}/seed{self.seed}'
+    def key(self) -> dict:
+        """What tells it from the other runs of a suite."""
+        task = self.task.name if self.task else ''
+        names = ('method', 'mode', 'pretrain_seed', 'seed')
+        return dict(task=task, **{x: getattr(self, x) for x in names})
 
     @property
     def waits(self) -> bool:
@@ -123,249 +102,222 @@ class Run:
         return self.checkpoint is not None and not self.checkpoint.sha256
 
     @property
-    def trains(self) -> bool:
-        """Whether there is a training before the evaluation."""
-        return bool(self.config.get('train_cfg'))
-
-    @property
-    def length(self) -> Tuple[int, str]:
-        """Of the training, in ``'iterations'`` or ``'epochs'``."""
+    def length(self) -> tuple[int, str]:
+        """Of the training, in 'iters' or 'epochs'; 0 of a probe."""
         loop = self.config.get('train_cfg') or {}
         if 'max_epochs' in loop:
             return loop['max_epochs'], 'epochs'
-        return loop.get('max_iters', 0), 'iterations'
+        return loop.get('max_iters', 0), 'iters'
 
     @property
     def last_checkpoint(self) -> Path:
         """Of the training's end."""
         length, unit = self.length
-        name = 'epoch' if unit == 'epochs' else 'iter'
-        return self.folder / f'{name}_{length}.pth'
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures a step, over all processes."""
-        return self.config.auto_scale_lr.base_batch_size if self.trains else 0
+        return self.folder / f'{unit[:-1]}_{length}.pth'
 
     @property
     def identity(self) -> dict:
         """All that decides its result."""
-        return dict(
-            settings=self.settings,
-            seed=self.seed,
-            checkpoint=self.checkpoint and self.checkpoint.sha256)
+        sha256 = self.checkpoint.sha256 if self.checkpoint else None
+        return dict(settings=self.settings, seed=self.seed, sha256=sha256)
 
 
-class Pretraining(Run):
-    """The training that makes a row's weights: its last checkpoint."""
-    scored: ClassVar[bool] = False
+@dataclass(frozen=True)
+class Setup:
+    """How all runs of a benchmark are made."""
 
-    @property
-    def name(self) -> str:
-        """Its folder below the ablation's."""
-        return f'{self.task.name}/{self.row}'
+    work_dir: Path  # of the suite or sweep
+    # Folder above each task's; None leaves the paths of a user's own config.
+    data_root: str | Path | None = None
+    # They share the batch of a suite's protocol; of a config of a user's own
+    # each has the batch that stands there.
+    processes: int = 1
+    device: str = 'cpu'  # its kind
+    options: Mapping[str, Any] = field(default_factory=dict)  # --cfg-options
+    prints: dict[str, dict] = field(default_factory=dict)  # of data, by files
+
+    @cached_property
+    def shared(self) -> dict:
+        """Settings that all of its runs have."""
+        shared = dict(code=code_fingerprint(), stack=stack_versions())
+        return dict(shared, processes=self.processes, device=self.device)
+
+    def settings(self, cfg: Config, parts: Sequence[str] = PARTS) -> tuple:
+        """Settings of a config's runs, and what of its data is missing."""
+        files: dict[str, bool] = {}
+        for node in datasets(cfg, parts):
+            files.update(files_of(node))
+        missing = [x for x in files if not (os.path.exists(x) or '{' in x)]
+        key = str(sorted(files))
+        if not missing and key not in self.prints:
+            self.prints[key] = fingerprint(files)
+        text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+        # The place of the data is no setting.
+        text = text.replace(str(self.data_root or cfg.get('data_root')), '')
+        settings = dict(self.shared, data=self.prints.get(key))
+        settings['config'] = hashlib.sha256(text.encode()).hexdigest()
+        return settings, missing
 
 
 def code_fingerprint() -> str:
-    """SHA-256 over the modules of mmdensecl that a run executes."""
-    root = Path(mmdensecl.__file__).parent
+    """SHA-256 of the code that a run imports, without its comments."""
+    finder = ModuleFinder(path=[str(ROOT)])
+    for name in IMPORTED:
+        finder.import_hook(f'mmdensecl.{name}')
     digest = hashlib.sha256()
-    for path in sorted(root.rglob('*.py')):
-        name = path.relative_to(root)
-        if name.parts[0] not in NOT_RUN:
-            digest.update(str(name).encode() + b'\0' + path.read_bytes())
+    for _, module in sorted(finder.modules.items()):
+        if module.__file__:
+            source = Path(module.__file__).read_text(encoding='utf-8')
+            digest.update(ast.unparse(ast.parse(source)).encode() + b'\0')
     return digest.hexdigest()
 
 
-def stack_versions() -> Dict[str, str]:
-    """Versions of torch and of the hosts, either fork."""
-    found = {}
-    for name in STACK:
-        onedl = f'onedl-{name.replace("mmdet", "mmdetection")}'
-        for candidate in (name, onedl, f'{name}-lite'):
-            try:
-                found[candidate] = version(candidate)
-            except PackageNotFoundError:
-                continue
-            break
-    return found
-
-
-def config_sha256(cfg: Config, data_root: Union[str, Path]) -> str:
-    """SHA-256 of everything in a config but the place of the data.
-
-    Args:
-        cfg (Config): With its data root.
-        data_root (str | Path): That place.
-    """
-    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
-    text = text.replace(str(data_root), '<data>')
-    return hashlib.sha256(text.encode()).hexdigest()
+def stack_versions() -> dict[str, str]:
+    """Versions of Python, torch and the hosts, either fork."""
+    names = {x.name.lower(): x.version for x in distributions()}
+    wanted = re.compile(f'torch|torchvision|numpy|{STACK}')
+    found = {k: v for k, v in names.items() if wanted.fullmatch(k)}
+    return dict(found, python=platform.python_version())
 
 
 def share_batch(cfg: Config, processes: int) -> None:
-    """Split the global batch of a recipe over the processes.
-
-    Args:
-        cfg (Config): Changed in place.
-        processes (int): Of the run.
-
-    Raises:
-        ValueError: They cannot share it equally.
-    """
+    """Split the batch of a recipe over the processes of a run."""
     total = cfg.auto_scale_lr.base_batch_size
     if total % processes:
         raise ValueError(
-            f'"{cfg.filename}" trains on {total} pictures a step, which '
-            f'{processes} processes cannot share equally')
+            f'"{cfg.filename}" trains on {total} images a step, which '
+            f'{processes} processes cannot share equally'
+        )
     cfg.train_dataloader.batch_size = total // processes
 
 
-def check_options(options: Mapping[str, Any],
-                  flags: Mapping[str, str] = OWN_FLAGS,
-                  flag: str = '--cfg-options') -> None:
-    """Refuse overrides of what the benchmark itself sets and writes down.
-
-    Args:
-        options (Mapping[str, Any]): The overrides.
-        flags (Mapping[str, str]): What they must leave alone, with what to
-            do instead. Defaults to ``OWN_FLAGS``.
-        flag (str): That they were given by. Defaults to '--cfg-options'.
-
-    Raises:
-        ValueError: A name that has a flag of its own.
-    """
+def check_options(options: Mapping, flags: Mapping, flag: str) -> None:
+    """Refuse overrides of what the benchmark sets and writes down itself."""
     for name in options:
-        parts = name.split('.')
-        advice = next(
-            (flags[part] for part in (*parts, name) if part in flags), None)
-        if advice:
-            raise ValueError(f'{flag} cannot set "{name}", which the '
-                             f'benchmark itself sets: {advice}')
+        for part in {*name.split('.'), name} & {*flags}:
+            raise ValueError(
+                f'{flag} cannot set "{name}", which the benchmark sets '
+                f'itself: {flags[part]}'
+            )
 
 
-def task_config(task: Task,
-                protocol: str,
-                data_root: Union[str, Path],
-                processes: int = 1,
-                options: Mapping[str, Any] = {}) -> Config:
-    """A task's config on this data, before weights and seed are set.
-
-    Args:
-        task (Task): The task.
-        protocol (str): ``'frozen'`` or ``'finetune'``.
-        data_root (str | Path): Folder above ``task.data``.
-        processes (int): They share the protocol's batch. Defaults to 1.
-        options (Mapping[str, Any]): As ``--cfg-options``. Defaults to {}.
-
-    Returns:
-        Config: With ``custom_hooks`` that also keep example predictions.
-
-    Raises:
-        FileNotFoundError: The folder lacks what the config's data sets name.
-        ValueError: The batch cannot be shared by the processes, or the
-            options override what the benchmark sets.
-    """
-    check_options(options)
-    cfg = Config.fromfile(task.configs[protocol])
-    fit_to_data(cfg, Path(data_root) / task.data, task.layout)
-    merge_options(cfg, task.options)
-    merge_options(cfg, options)
-    check_files(cfg)
-    if cfg.get('train_cfg'):
-        share_batch(cfg, processes)
-        # The log tells the score at the end from others by its step.
-        cfg.default_hooks.logger.log_metric_by_epoch = ('max_epochs'
-                                                        in cfg.train_cfg)
-        if task.layout != 'imagenet':
-            cfg.custom_hooks = [
-                *cfg.get('custom_hooks', []),
-                dict(type='mmdensecl.SamplePredictionsHook')
-            ]
+def task_config(task: Task, mode: str, setup: Setup) -> Config:
+    """A task's config on its data, before weights and seed are set."""
+    check_options(setup.options, FLAGS, '--cfg-options')
+    cfg = Config.fromfile(task.configs[mode], import_custom_modules=False)
+    if task.layout:
+        fit_to_data(cfg, Path(setup.data_root or '', task.data), task.layout)
+    elif setup.data_root:
+        override_data_root(cfg, str(setup.data_root))
+    merge_options(cfg, {**task.options, **setup.options})
+    hooks = [*(cfg.get('custom_hooks') or [])]
+    if not task.layout:
+        parts = _place_weights(cfg)
+        if mode == 'frozen':
+            hooks.append(dict(type='mmdensecl.FreezeHook', parts=parts))
+            cfg.find_unused_parameters = True
+    if not cfg.get('train_cfg'):
+        return cfg
+    if task.layout:
+        share_batch(cfg, setup.processes)
+    # The log tells the score at the end from others by its step.
+    logger = cfg.setdefault('default_hooks', {}).setdefault('logger', {})
+    logger.setdefault('type', 'LoggerHook')
+    logger['log_metric_by_epoch'] = 'max_epochs' in cfg.train_cfg
+    hooks.append(dict(type='mmdensecl.PredictedClassesHook'))
+    drawer = str((cfg.get('visualizer') or {}).get('type'))
+    if drawer.endswith(('DetLocalVisualizer', 'SegLocalVisualizer')):
+        hooks.append(dict(type='mmdensecl.SamplePredictionsHook'))
+    cfg.custom_hooks = hooks
     return cfg
 
 
-def _check_depth(cfg: Config,
-                 checkpoints: Mapping[str, Optional[Checkpoint]]) -> None:
-    """Refuse a row that could only fail, before the others have run."""
-    backbone = cfg.model.backbone
-    if str(backbone.type).split('.')[-1] != 'ResNet':
-        return
-    expected = f'ResNet-{backbone.depth}'
-    for row, checkpoint in checkpoints.items():
-        arch = checkpoint and checkpoint.arch
-        if arch and re.fullmatch(r'ResNet-\d+', arch) and arch != expected:
-            raise ValueError(f'The row "{row}" is {arch} ("{checkpoint.path}"'
-                             f'), but "{cfg.filename}" is of {expected}')
-
-
-def plan_runs(suite: Suite,
-              checkpoints: Mapping[str, Optional[Checkpoint]],
-              protocols: Sequence[str],
-              seeds: Sequence[int],
-              data_root: Union[str, Path],
-              work_dir: Union[str, Path],
-              processes: int = 1,
-              device: str = 'cpu',
-              options: Mapping[str, Any] = {}) -> List[Run]:
-    """All runs of a benchmark, the same task's rows after each other.
-
-    Args:
-        suite (Suite): The tasks.
-        checkpoints (Mapping[str, Checkpoint | None]): The weights of each
-            row, None for random ones.
-        protocols (Sequence[str]): Among those that a task has.
-        seeds (Sequence[int]): One run for each; the first alone for
-            a probe of fixed weights.
-        data_root (str | Path): Folder above the tasks' data folders.
-        work_dir (str | Path): Folder of the suite's runs.
-        processes (int): Of each run. Defaults to 1.
-        device (str): Kind of device, a setting that rows share. Defaults to
-            'cpu'.
-        options (Mapping[str, Any]): As ``--cfg-options``. Defaults to {}.
+def _place_weights(cfg: Config) -> list[str]:
+    """Let a config of a user's own start from a checkpoint.
 
     Returns:
-        List[Run]: In the order of execution: seed by seed, so that a
-        benchmark that is stopped has whole rows.
+        Names of the parts of the model that take its weights.
     """
-    for row in checkpoints:
-        check_name('row', row)
-    planned = [(task, protocol,
-                task_config(task, protocol, data_root, processes, options))
-               for task in suite.tasks for protocol in protocols
-               if protocol in task.configs]
-    code, stack = code_fingerprint(), stack_versions()
-    prepared = []
-    data: Dict[Path, dict] = {}
-    for task, protocol, cfg in planned:
-        _check_depth(cfg, checkpoints)
-        root = Path(data_root) / task.data
-        if root not in data:
-            data[root] = fingerprint(root)
-        settings = dict(
-            config_sha256=config_sha256(cfg, root),
-            data=data[root],
-            code=code,
-            stack=stack,
-            processes=processes,
-            device=device)
-        prepared.append((task, protocol, cfg, settings))
+    parts = {'backbone': cfg.model.get('backbone')}
+    if not isinstance(parts['backbone'], dict):
+        raise ValueError(f'The model of "{cfg.filename}" has no backbone')
+    shared = (cfg.model.get('roi_head') or {}).get('shared_head')
+    if shared:  # of a C4 detector, the last stage of its ResNet
+        parts['roi_head.shared_head'] = shared
+    for part in (cfg.model, *parts.values()):
+        part.pop('pretrained', None)
+    for part in parts.values():
+        if 'PretrainedBackbone' not in str(part.get('init_cfg')):
+            kind = 'mmdensecl.PretrainedBackbone'
+            part['init_cfg'] = dict(type=kind, checkpoint=None)
+    check_weight_sources(cfg, 'FILE')
+    return [*parts]
+
+
+def plan_runs(
+    suite: Suite,
+    methods: Mapping[str, Sequence[Checkpoint | None]],
+    modes: Sequence[str],
+    seeds: Sequence[int],
+    setup: Setup,
+) -> list[Run]:
+    """All runs of a benchmark.
+
+    Args:
+        suite: The tasks.
+        methods: The checkpoints of each row of the table, one for each
+            pre-training seed; [None] for random weights.
+        modes: Among those that a task has.
+        seeds: One run for each; the first alone for a probe of fixed weights.
+        setup: How.
+
+    Returns:
+        Seed by seed, so that a benchmark that is stopped has whole rows.
+    """
+    units = [(k, i, c) for k, x in methods.items() for i, c in enumerate(x)]
     runs = []
-    for seed in seeds:
-        for task, protocol, cfg, settings in prepared:
-            if not cfg.get('train_cfg') and seed != seeds[0]:
-                continue  # it would measure the same weights again
-            for row, checkpoint in checkpoints.items():
-                own = copy.deepcopy(cfg)
-                # With its hash: the file is read again, perhaps days later.
-                weights = ('none', None)
-                if checkpoint:
-                    weights = str(checkpoint.path), checkpoint.sha256
-                set_pretrained(own, *weights)
-                own.randomness = dict(own.get('randomness') or {}, seed=seed)
-                folder = Path(
-                    work_dir) / task.name / protocol / row / f'seed{seed}'
-                runs.append(
-                    Run(task, protocol, row, seed, folder, own, checkpoint,
-                        settings))
-    return runs
+    for task, mode in product(suite.tasks, modes):
+        if mode not in task.configs:
+            continue
+        cfg = task_config(task, mode, setup)
+        settings, missing = setup.settings(cfg)
+        # Further runs of a probe would measure the same weights again.
+        own_seeds = seeds if cfg.get('train_cfg') else seeds[:1]
+        for seed, (method, number, checkpoint) in product(own_seeds, units):
+            own, weights, part = copy.deepcopy(cfg), ('none', None), ''
+            if checkpoint:
+                # With its hash: the file is read again, days later.
+                weights = str(checkpoint.path), checkpoint.sha256
+                part = f'pretrain{number}/'
+            set_pretrained(own, *weights)
+            own.randomness = dict(own.get('randomness') or {}, seed=seed)
+            check_name('method', method)
+            name = f'{task.name}/{mode}/{method}/{part}seed{seed}'
+            number = number if checkpoint else seed
+            key = name, method, mode, number, seed, setup.work_dir / name
+            runs.append(Run(*key, own, settings, task, checkpoint, missing))
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def check_fit(runs: Sequence[Run]) -> None:
+    """Load each checkpoint into each backbone, before the first run.
+
+    Raises:
+        ValueError: It is of another architecture, width or stem.
+    """
+    done = set()
+    for run in runs:
+        if run.checkpoint is None or run.waits:
+            continue
+        for node, _ in dicts(run.config.model):
+            init = dict(node.get('init_cfg') or {})
+            if not str(init.pop('type', '')).endswith('PretrainedBackbone'):
+                continue
+            part = {k: v for k, v in node.items() if k != 'init_cfg'}
+            key = run.checkpoint.sha256, json.dumps(part, default=str)
+            if key not in done:
+                scope = run.config.get('default_scope')
+                with MODELS.switch_scope_and_registry(scope) as registry:
+                    module = registry.build(part)
+                PretrainedBackbone(**init)(module)
+                done.add(key)

@@ -1,19 +1,22 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A suite whose runs take no time: its tools/train.py only pretends."""
+
 import importlib.util
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
+from mmdensecl.benchmark.plan import Setup
+
 TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark.py'
 CONFIG = """
 data_root = 'data/coco/'
 default_scope = 'mmdet'
 model = dict(
+    type='Detector',
     backbone=dict(type='ResNet', depth=18, init_cfg=dict(
         type='mmdensecl.PretrainedBackbone', checkpoint=None)),
     head=dict(num_classes=80))
@@ -21,10 +24,9 @@ train_dataloader = dict(batch_size=2, dataset=dict(
     type='CocoDataset', data_root=data_root))
 val_dataloader = dict(dataset=dict(type='CocoDataset', data_root=data_root))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/x.json')
+val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'])
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=10)
 auto_scale_lr = dict(base_batch_size=4)
-default_hooks = dict(logger=dict(type='LoggerHook'))
 """
 SUITE = """
 name = 'tiny'
@@ -33,16 +35,18 @@ description = 'For tests.'
 tasks = [
     dict(name='seg', title='Segmentation', model='FCN', data='coco',
          layout='coco', configs=dict(frozen='seg.py', finetune='seg.py'),
-         metrics=[dict(key='mIoU', name='mIoU', scale=1., unit='%')]),
+         metrics=[dict(key='mIoU', name='mIoU', unit='%')]),
     dict(name='det', title='Detection', model='RetinaNet', data='coco',
-         layout='coco', configs=dict(finetune='det.py'),
+         layout='coco', configs=dict(finetune='seg.py'),
          metrics=[dict(key='AP', name='AP', scale=100., unit='%')]),
+    dict(name='knn', title='Neighbours', model='kNN', data='coco',
+         layout='coco', configs=dict(frozen='knn.py'),
+         metrics=[dict(key='mIoU', name='mIoU')]),
 ]
 """
-# Behaves as mmengine does, as far as the benchmark looks. What it shall do
-# stands in the environment: FAIL, SLOW, KILL, NOTHING and NO_VAL hold words
-# that are searched for in the work_dir. Its checkpoints are copies of the file
-# that WEIGHTS names, by default of one of no weights.
+# Behaves as mmengine does, as far as the benchmark looks. FAIL, SLOW, KILL,
+# NOTHING and NO_VAL in the environment hold words that are searched for in the
+# work_dir; checkpoints are copies of the file WEIGHTS.
 TRAIN = """
 import json, os, shutil, sys, time
 from pathlib import Path
@@ -62,6 +66,10 @@ vis.mkdir(parents=True, exist_ok=True)
 last = work_dir / 'last_checkpoint'
 start = int(last.read_text().split('_')[-1][:-4]) if last.exists() else 0
 metrics = dict(mIoU=50. + len(config) % 7, AP=0.25)
+said = ['cup', 'plate'] if 'random' not in str(work_dir) else ['cup']
+said = [] if asked('NOTHING') else said
+(work_dir / 'predicted.json').write_text(json.dumps(
+    dict(of=2, predicted=said)))
 if Path(sys.argv[0]).name == 'test.py':
     (work_dir / stamp / f'{stamp}.json').write_text(json.dumps(metrics))
     sys.exit()
@@ -79,19 +87,10 @@ with open(vis / 'scalars.json', 'a') as log:
             time.sleep(120)
     if asked('KILL'):
         os.kill(os.getpid(), 9)
-    if asked('NOTHING'):  # mmdet's CocoMetric
-        print('Evaluating bbox...')
-        print('The testing results of the whole dataset is empty.')
+    if not (asked('NO_VAL') or asked('NOTHING')):
+        print(json.dumps(dict(**metrics, step=10)), file=log)
+    elif asked('NOTHING'):
         print(json.dumps(dict(data_time=0.1, step=10)), file=log)
-    elif not asked('NO_VAL'):
-        print(json.dumps(dict(**metrics, data_time=0.1, step=10)), file=log)
-"""
-# A task that trains nothing.
-PROBE = """
-tasks.append(
-    dict(name='knn', title='Neighbours', model='kNN', data='coco',
-         layout='coco', configs=dict(frozen='knn.py'),
-         metrics=[dict(key='mIoU', name='mIoU', scale=1., unit='%')]))
 """
 ANNOTATIONS = """{"images": [], "annotations": [], "categories":
  [{"id": 3, "name": "cup"}, {"id": 5, "name": "<b>plate</b>"}]}"""
@@ -99,33 +98,34 @@ ANNOTATIONS = """{"images": [], "annotations": [], "categories":
 
 @pytest.fixture(scope='session')
 def weights(tmp_path_factory):
-    """A file of random ResNet-18 weights."""
-    path = tmp_path_factory.mktemp('weights') / 'resnet18.pth'
-    torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), path)
-    return path
+    """Files of random ResNet-18 weights, two pre-trainings of a method."""
+    folder = tmp_path_factory.mktemp('weights')
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(resnet18().state_dict(), folder / f'{seed}.pth')
+    return [folder / '0.pth', folder / '1.pth']
 
 
-def save_training(path, state_dict):
-    """Save a checkpoint such as mmengine saves, of nothing but weights."""
-    torch.save(
-        dict(
-            meta=dict(epoch=0, iter=0),
-            state_dict=state_dict,
-            message_hub={},
-            optimizer={}), path)
-    return path
+@pytest.fixture
+def place(tmp_path, weights, monkeypatch):
+    """A folder with data, a suite file and pretending tools."""
+    monkeypatch.setenv('WEIGHTS', str(weights[0]))
+    data = tmp_path / 'data' / 'coco' / 'annotations'
+    data.mkdir(parents=True)
+    (data / 'instances_val2017.json').write_text(ANNOTATIONS)
+    (tmp_path / 'seg.py').write_text(CONFIG)
+    (tmp_path / 'knn.py').write_text(CONFIG.replace('train_cfg', 'unused'))
+    (tmp_path / 'tiny.py').write_text(SUITE)
+    (tmp_path / 'tools').mkdir()
+    for name in ('train', 'test'):
+        (tmp_path / 'tools' / f'{name}.py').write_text(TRAIN)
+    return tmp_path
 
 
-@pytest.fixture(scope='session')
-def no_weights(tmp_path_factory):
-    return save_training(tmp_path_factory.mktemp('weights') / 'none.pth', {})
-
-
-@pytest.fixture(scope='session')
-def trained_weights(weights):
-    """As a training of ours would save the weights."""
-    return save_training(weights.with_name('trained.pth'), torch.load(weights))
+@pytest.fixture
+def setup(place):
+    """How the runs of the suite are made."""
+    return Setup(place / 'out' / 'tiny', place / 'data')
 
 
 @pytest.fixture
@@ -134,9 +134,10 @@ def tool(place, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location('benchmark_tool', TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.ROOT = place  # of the pretending train.py
-    monkeypatch.setattr('mmdensecl.benchmark.runner.POLL', 0.02)
-    monkeypatch.setattr('mmdensecl.benchmark.runner.collect_env', dict)
+    module.ROOT = place  # of the pretending tools
+    # These would import the hosts; test_labels.py has tests of the one.
+    monkeypatch.setattr(module, 'check_labels', lambda cfg: ['looked at'])
+    monkeypatch.setattr(module.plan, 'check_fit', lambda runs: None)
 
     def call(*args):
         command = ['benchmark.py', *map(str, args)]
@@ -148,25 +149,11 @@ def tool(place, monkeypatch, capsys):
 
 
 @pytest.fixture
-def probe(place):
-    """Adds the task of a probe to the suite."""
-    (place / 'knn.py').write_text(CONFIG.replace('train_cfg', 'unused'))
-    with open(place / 'tiny.py', 'a') as file:
-        file.write(PROBE)
+def run(tool, place):
+    """Function that calls the tool to run the suite."""
 
+    def call(*args):
+        where = '--data-root', place / 'data', '--work-dir', place / 'out'
+        return tool('run', place / 'tiny.py', *where, *args)
 
-@pytest.fixture
-def place(tmp_path, no_weights, monkeypatch):
-    """A folder with data, a suite file and pretending tools."""
-    monkeypatch.setenv('WEIGHTS', str(no_weights))
-    data = tmp_path / 'data' / 'coco' / 'annotations'
-    data.mkdir(parents=True)
-    (data / 'instances_val2017.json').write_text(ANNOTATIONS)
-    for name in ('seg', 'det'):
-        (tmp_path / f'{name}.py').write_text(CONFIG)
-    (tmp_path / 'tiny.py').write_text(SUITE)
-    tools = tmp_path / 'tools'
-    tools.mkdir()
-    for name in ('train', 'test'):
-        (tools / f'{name}.py').write_text(textwrap.dedent(TRAIN))
-    return tmp_path
+    return call

@@ -1,8 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Runs that finish, fail, break off and go on, with pretending tools."""
+"""Runs that finish, fail, break off and resume, with pretending tools."""
+
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -10,505 +10,312 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from made_up import calls
 from rich.console import Console
 
-from mmdensecl.benchmark import state
-from mmdensecl.benchmark.log import log_rows
+from mmdensecl.benchmark import runner
 from mmdensecl.benchmark.plan import Checkpoint, plan_runs
-from mmdensecl.benchmark.runner import Benchmark, Launcher, only_one
+from mmdensecl.benchmark.results import log_rows, read_json
 from mmdensecl.benchmark.suite import load_suite
 
 
 @pytest.fixture(autouse=True)
 def heeded_signals():
     """Also where nohup or a shell in the background has them ignored."""
-    previous = {
-        sig: signal.signal(sig, signal.default_int_handler)
-        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    kinds = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    heed = signal.default_int_handler
+    previous = {sig: signal.signal(sig, heed) for sig in kinds}
     yield
     for sig, handler in previous.items():
         signal.signal(sig, handler)
 
 
 @pytest.fixture
-def bench(place, weights, monkeypatch):
-    """Function that plans and executes the suite."""
+def bench(place, setup, weights):
+    """Function that plans the suite, two pre-trainings of a method."""
 
-    def make(seeds=(0, ), jobs=1, tasks=(), rows=None, **kwargs):
-        suite = load_suite(place / 'tiny.py').select(list(tasks))
-        rows = rows or dict(random=None, ours=Checkpoint.read(weights))
-        runs = plan_runs(suite, rows, ('frozen', 'finetune'), seeds,
-                         place / 'data', place / 'out' / 'tiny')
+    def make(seeds=1, jobs=1, tasks=('seg', 'det'), keep=True):
+        suite = load_suite(place / 'tiny.py').select(tasks)
+        methods = dict(random=[None], ours=[*map(Checkpoint.read, weights)])
+        modes = ('frozen', 'finetune')
+        how = replace(setup, prints={})  # of data that may have changed
+        runs = plan_runs(suite, methods, modes, range(seeds), how)
+        launcher = runner.Launcher(place / 'tools', jobs=jobs)
         console = Console(file=io.StringIO(), width=200)
-        return Benchmark(
-            runs,
-            Launcher(place / 'tools', jobs=jobs),
-            console=console,
-            **kwargs)
+        return runner.Benchmark(runs, launcher, keep, console)
 
-    monkeypatch.setattr('mmdensecl.benchmark.runner.POLL', 0.02)
-    monkeypatch.setattr('mmdensecl.benchmark.runner.collect_env',
-                        lambda: dict(sys='test'))
     return make
 
 
-def said(bench):
-    return bench.console.file.getvalue()
+def said(made):
+    return made.console.file.getvalue()
 
 
-def calls(run):
-    return (run.folder / 'calls').read_text().splitlines()
+def read(run, name='result.json'):
+    return read_json(run.folder / name)
 
 
-def test_results(bench, weights):
-    made = bench()
-    done = made.execute()
-    assert len(done['finished']) == 6 and not done['failed']
-    run = done['finished'][1]
-    result = json.loads((run.folder / 'result.json').read_text())
-    assert result['row'] == 'ours' and result['seed'] == 0
-    assert result['suite'] == 'tiny' and result['task'] == 'seg'
+def test_results_and_nothing_twice(bench, weights, setup):
+    made = bench(jobs=2)
+    assert not made.execute()
+    result = read(made.runs[2])
     assert 50 <= result['metrics']['mIoU'] < 57
-    assert 'step' not in result['metrics']
-    assert result['checkpoint']['path'] == str(weights)
-    assert result['settings'] == run.settings
-    assert result['environment'] == dict(sys='test')
-    assert (result['length'], result['batch_size']) == (10, 4)
-    assert not (run.folder / 'failed.json').exists()
-    text = said(made)
-    assert 'finished seg/frozen/ours/seed0: mIoU 5' in text
-    assert 'finished det/finetune/ours/seed0: AP 25.00' in text
+    assert result['weights']['path'] == str(weights[1])
+    assert result['settings'] == made.runs[2].settings
+    assert (result['length'], result['remarks']) == ('10 iters', [])
+    assert read(made.runs[0])['remarks'] == ['predicts one class only, cup']
+    assert 'AP 25.00' in said(made) and '0 runs to go' in said(made)
+    before = calls(setup.work_dir)
+    assert len(before) == 9 and {*before.values()} == {1}
+    share = max(1, runner.count_cores() // 2)
+    call = (made.runs[0].folder / 'calls').read_text()
+    assert call.endswith(f' {share}\n')
+    made = bench(seeds=2, jobs=2)
+    assert not made.execute() and '9 of 18 runs are finished' in said(made)
+    assert {*calls(setup.work_dir).values()} == {1}
 
 
-def test_a_finished_run_is_never_repeated(bench):
-    runs = bench().execute()['finished']
-    before = [(r.folder / 'result.json').read_bytes() for r in runs]
-    again = bench(seeds=(0, 1)).execute()
-    assert len(again['finished']) == 12
-    assert [len(calls(r)) for r in again['finished']] == [1] * 12
-    assert [(r.folder / 'result.json').read_bytes() for r in runs] == before
-
-
-def test_a_failed_run_does_not_stop_the_rest(bench, monkeypatch):
-    monkeypatch.setenv('FAIL', 'seg/frozen/ours')
-    made = bench()
-    done = made.execute()
-    assert [run.name for run in done['failed']] == ['seg/frozen/ours/seed0']
-    assert len(done['finished']) == 5
-    folder = done['failed'][0].folder
-    failed = json.loads((folder / 'failed.json').read_text())
-    assert failed['returncode'] == 1
-    assert 'this run was told to fail' in failed['tail']
-    assert ('failed seg/frozen/ours/seed0: exit status 1, RuntimeError: this '
-            'run was told to fail' in said(made))
-
-    # Once more, mended: it resumes from its last checkpoint.
+def test_a_failed_run_stops_nothing_and_resumes(bench, monkeypatch):
+    monkeypatch.setenv('FAIL', 'seg/frozen/random')
+    made = bench(jobs=2)
+    (run,) = made.execute()
+    failed = read(run, 'failed.json')
+    assert failed['reason'].endswith('RuntimeError: this run was told to fail')
+    assert 'Traceback' in failed['tail']
+    assert 'failed seg/frozen/random/seed0: exit status 1' in said(made)
     monkeypatch.delenv('FAIL')
-    done = bench().execute()
-    assert len(done['finished']) == 6
-    assert not (folder / 'failed.json').exists()
-    steps = [row['iter'] for row in log_rows(folder) if 'lr' in row]
-    assert steps == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10]
-    assert json.loads((folder / 'result.json').read_text())['resumed']
-
-
-def test_a_killed_run_is_not_blamed_on_an_earlier_one(bench, monkeypatch):
-    monkeypatch.setenv('FAIL', 'seg/frozen/ours')
-    bench().execute()
-    monkeypatch.delenv('FAIL')
-    monkeypatch.setenv('KILL', 'seg/frozen/ours')
-    run, = bench().execute()['failed']
-    failed = state.read_json(run.folder / 'failed.json')
-    assert failed['reason'] == 'exit status -9'
-    assert 'told to fail' not in failed['tail']
-    assert 'told to fail' in (run.folder / 'output.txt').read_text()
-
-
-def test_a_run_without_a_result_has_failed(bench, monkeypatch):
-    monkeypatch.setenv('NO_VAL', 'det')
-    done = bench().execute()
-    assert {run.task.name for run in done['failed']} == {'det'}
-    failed = state.read_json(done['failed'][0].folder / 'failed.json')
-    assert failed['reason'] == 'it ended without a result'
-
-
-def test_a_run_killed_before_its_score_is_scored(bench, monkeypatch):
-    monkeypatch.setenv('KILL', 'seg/finetune/random')
-    done = bench().execute()
-    run, = done['failed']
-    assert state.read_json(run.folder / 'failed.json')['returncode'] == -9
+    monkeypatch.setenv('KILL', 'seg/frozen/random')
+    # Killed after its training; not blamed on what an earlier attempt said.
+    assert bench().execute() and read(run, 'failed.json') == dict(
+        read(run, 'failed.json'), reason='exit status -9', tail=''
+    )
     monkeypatch.delenv('KILL')
-    assert not bench().execute()['failed']
-    first, second = calls(run)
-    assert first.startswith('train.py --work-dir')
-    assert second.startswith(f'test.py {run.folder / "iter_10.pth"}')
-    assert state.read_json(run.folder / 'result.json')['metrics']['mIoU'] >= 50
+    assert not bench().execute()  # only the score was missing
+    steps = [row['iter'] for row in log_rows(run.folder) if 'lr' in row]
+    assert steps == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10]
+    last = (run.folder / 'calls').read_text().splitlines()[-1]
+    assert last.startswith(f'test.py {run.folder / "iter_10.pth"}')
+    assert read(run)['resumed'] and not read(made.runs[1])['resumed']
+    assert not (run.folder / 'failed.json').exists()
 
 
-def test_a_run_that_lacks_a_metric_has_failed(bench, place):
-    path = place / 'tiny.py'
-    path.write_text(path.read_text().replace(
-        "name='mIoU', scale=1., unit='%')]",
-        "name='mIoU', scale=1., unit='%'), dict(key='aAcc', name='acc')]"))
-    done = bench().execute()
-    assert {run.task.name for run in done['failed']} == {'seg'}
-    failed = state.read_json(done['failed'][0].folder / 'failed.json')
-    assert failed['reason'] == 'its result lacks aAcc'
-
-
-def test_no_detection_counts_as_zero(bench, place, monkeypatch):
+def test_runs_without_a_score(bench, place, monkeypatch):
+    monkeypatch.setenv('NO_VAL', 'seg')
     monkeypatch.setenv('NOTHING', 'det/finetune/random')
-    done = bench(tasks=['det']).execute()
-    assert not done['failed']
-    results = [
-        state.read_json(run.folder / 'result.json') for run in done['finished']
-    ]
-    assert [result['metrics']['AP'] for result in results] == [0, 0.25]
-    assert 'counted as 0' in results[0]['note'] and not results[1]['note']
-
-
-def test_only_the_last_evaluation_counts_as_zero(bench, monkeypatch):
-    monkeypatch.setenv('NO_VAL', 'det')
-    made = bench(tasks=['det'])
-    run = made.runs[0]
-    state.prepare(run)
-    (run.folder / 'output.txt').write_text(  # of one before
-        'Evaluating bbox...\n'
-        'The testing results of the whole dataset is empty.\n')
-    assert run in made.execute()['failed']
+    made = bench()
+    failed = made.execute()
+    assert {run.task.name for run in failed} == {'seg'}
+    reason = read(failed[0], 'failed.json')['reason']
+    assert reason == 'it ended without a result'
+    nothing, something = (read(run) for run in made.runs[6:8])
+    assert nothing['metrics'] == dict(AP=0)
+    assert nothing['remarks'] == ['detects nothing, counted as 0']
+    assert something['metrics'] == dict(AP=0.25)
+    run = made.runs[7]
+    run.task.metrics.append(dict(key='AP75', name='AP75'))
+    with pytest.raises(ValueError, match='its result lacks AP75'):
+        runner.final_metrics(run)
 
 
 def interrupt(run, sig):
     """Send a signal to this process when a run is half done."""
 
     def wait():
-        while state.progress(run) < 0.6:
+        note = run.folder / 'last_checkpoint'
+        while not (note.exists() and note.read_text()):
             time.sleep(0.02)
         os.kill(os.getpid(), sig)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopping_is_safe(bench, monkeypatch, sig):
-    monkeypatch.setenv('SLOW', 'seg/frozen/ours')
-    made = bench()
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+def test_stopping_is_safe(bench, monkeypatch, setup, sig):
+    monkeypatch.setenv('SLOW', 'det/finetune/ours/pretrain0')
+    made = bench(tasks=['det'])
     slow = made.runs[1]
     interrupt(slow, sig)
-    handler = signal.getsignal(sig)
     began = time.time()
     with pytest.raises(KeyboardInterrupt):
         made.execute()
     assert time.time() - began < 60
-    assert signal.getsignal(sig) == handler
-    assert 'goes on from their last checkpoints' in said(made)
-    pids = subprocess.run(['pgrep', '-f', str(slow.folder)],
-                          capture_output=True).stdout
-    assert not pids, 'a run outlived the benchmark'
-    assert state.status(slow) == 'started'
-    assert state.status(made.runs[0]) == 'finished'
+    assert signal.getsignal(sig) == signal.default_int_handler
+    assert 'the same command resumes' in said(made)
+    command = ['pgrep', '-f', str(slow.folder)]
+    assert subprocess.run(command).returncode, 'a run outlived the benchmark'
+    assert runner.status(slow) == 'started'
+    assert not (slow.folder / 'failed.json').exists()
     monkeypatch.delenv('SLOW')
-    assert len(bench().execute()['finished']) == 6
-    assert len(calls(made.runs[0])) == 1 and len(calls(slow)) == 2
+    assert not bench(tasks=['det']).execute()
+    started = calls(setup.work_dir)
+    assert started.pop('det/finetune/ours/pretrain0/seed0') == 2
+    assert {*started.values()} == {1}
 
 
-@pytest.fixture
-def signal_at_start(monkeypatch):
-    """Function after which a process that starts brings a signal with it."""
+def test_a_signal_while_a_run_starts_leaves_none_behind(bench, monkeypatch):
+    monkeypatch.setenv('SLOW', 'seg')
     original, started = subprocess.Popen, []
 
-    def make(sig):
+    def start(*args, **kwargs):
+        started.append(original(*args, **kwargs))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # the main thread handles it before this one goes on
+        return started[-1]
 
-        def start(*args, **kwargs):
-            started.append(original(*args, **kwargs))
-            os.kill(os.getpid(), sig)
-            return started[-1]
-
-        monkeypatch.setattr(subprocess, 'Popen', start)
-        return started
-
-    yield make
-    for process in started:
-        process.kill()
-
-
-def test_nohup(bench, signal_at_start):
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        signal_at_start(signal.SIGHUP)
-        assert len(bench(tasks=['det']).execute()['finished']) == 2
-    finally:
-        signal.signal(signal.SIGHUP, previous)
-
-
-def test_a_signal_while_a_run_starts_leaves_none_behind(
-        bench, monkeypatch, signal_at_start):
-    monkeypatch.setenv('SLOW', 'seg')
-    started = signal_at_start(signal.SIGINT)
+    monkeypatch.setattr(runner.subprocess, 'Popen', start)
     with pytest.raises(KeyboardInterrupt):
         bench().execute()
-    process, = started
-    assert process.returncode is not None
+    assert len(started) == 1 and started[0].returncode is not None
 
 
-def test_runs_of_a_killed_benchmark_keep_the_lock(bench, place, monkeypatch):
-    monkeypatch.setenv('SLOW', 'seg/frozen/random')
-    made = bench()
-    run, folder = made.runs[0], place / 'out' / 'tiny'
-
-    def work():
-        with only_one(folder) as lock:
-            made.execute(lock)
-
-    process = multiprocessing.get_context('fork').Process(target=work)
-    process.start()
-    while state.progress(run) < 0.6 and process.is_alive():
-        time.sleep(0.02)
-    process.kill()
-    process.join()
-    pids = subprocess.run(['pgrep', '-f', str(run.folder)],
-                          capture_output=True,
-                          text=True).stdout.split()
-    assert len(pids) == 1
-    with pytest.raises(RuntimeError, match='left behind when it was killed'):
-        with only_one(folder):
-            pass
-    os.kill(int(pids[0]), signal.SIGKILL)
-    for _ in range(200):
-        try:
-            with only_one(folder):
-                break
-        except RuntimeError:
-            time.sleep(0.02)
-    else:
-        pytest.fail('the lock outlived the run')
-
-
-class TestBrokenCheckpoints:
-    """A run that was killed while mmengine replaced its checkpoint."""
-
-    @pytest.fixture
-    def run(self, bench, monkeypatch):
-        monkeypatch.setenv('FAIL', 'det/finetune/random')
-        run, = bench(tasks=['det']).execute()['failed']
-        monkeypatch.delenv('FAIL')
-        return run
-
-    def steps(self, run):
-        return [row['iter'] for row in log_rows(run.folder) if 'lr' in row]
-
-    def finish(self, bench):
-        made = bench(tasks=['det'])
-        assert len(made.execute()['finished']) == 2
-        return said(made)
-
-    @pytest.mark.parametrize('name', ['iter_9.pth', ''])
-    def test_pointer_to_nothing(self, bench, run, name):
-        (run.folder / 'last_checkpoint').write_text(name)
-        assert 'going on from iter_5.pth' in self.finish(bench)
-        assert self.steps(run) == [*range(1, 7), *range(6, 11)]
-
-    def test_cut_off(self, bench, run):
-        last = run.folder / 'iter_8.pth'
-        last.write_bytes((run.folder / 'iter_5.pth').read_bytes()[:20])
-        (run.folder / 'last_checkpoint').write_text(str(last))
-        assert 'iter_8.pth is gone or cut off, going on from iter_5' in (
-            self.finish(bench))
-        assert self.steps(run) == [*range(1, 7), *range(6, 11)]
-
-    def test_a_newer_one_than_the_pointer_says(self, bench, run):
-        """Killed between the two: the pointer decides, steps are repeated."""
-        shutil.copy(run.folder / 'iter_5.pth', run.folder / 'iter_8.pth')
-        assert 'cut off' not in self.finish(bench)
-        assert self.steps(run) == [*range(1, 7), *range(6, 11)]
-
-    def test_none_is_whole(self, bench, run):
-        """Started afresh, though --resume alone would refuse to."""
-        (run.folder / 'iter_5.pth').write_bytes(b'PK')
-        assert 'starting afresh' in self.finish(bench)
-        assert self.steps(run) == [*range(1, 7), *range(1, 11)]
-        assert (run.folder / 'iter_5.unreadable').read_bytes() == b'PK'
-
-    def test_none_is_left(self, bench, run):
-        (run.folder / 'iter_5.pth').unlink()
-        assert 'starting afresh' in self.finish(bench)
-        assert self.steps(run) == [*range(1, 7), *range(1, 11)]
-
-    def test_nothing_is_said_of_a_good_one(self, bench, run):
-        assert 'cut off' not in self.finish(bench)
-
-
-class TestProbes:
-
-    def test_one_run_each(self, bench, probe):
-        done = bench(seeds=(0, 1), tasks=['knn']).execute()
-        assert [run.seed for run in done['finished']] == [0, 0]
-        assert calls(done['finished'][1])[0].startswith('test.py')
-
-
-class TestDiscard:
-
-    def test_all_goes(self, bench):
-        run = bench(tasks=['det']).execute()['finished'][0]
-        state.discard(run)
-        assert not [*run.folder.parent.iterdir()]
-        assert state.status(run) == 'new'
-        state.discard(run)  # nothing there
-
-    def test_interrupted(self, bench, monkeypatch):
-        """Whatever is left never counts as the new run's."""
-        run = bench(tasks=['det']).execute()['finished'][0]
-
-        def stop(*args, **kwargs):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(state.shutil, 'rmtree', stop)
-            with pytest.raises(KeyboardInterrupt):
-                state.discard(run)
-        assert not run.folder.exists()
-        assert len(bench(tasks=['det']).execute()['finished']) == 2
-        assert len(calls(run)) == 1
-        state.discard(run)
-        assert not [*run.folder.parent.iterdir()]
-
-    @pytest.mark.parametrize('name', ['result.json', 'iter_10.pth'])
-    def test_a_folder_of_nobody_is_refused(self, bench, name):
-        made = bench()
-        run = made.runs[0]
-        run.folder.mkdir(parents=True)
-        (run.folder / name).write_text('{}')
-        for function in (state.status, state.prepare):
-            with pytest.raises(state.StaleRunError, match='--redo'):
-                function(run)
-        with pytest.raises(state.StaleRunError, match='no plan/run.json'):
-            made.execute()
-        state.discard(run)
-        assert state.status(run) == 'new'
-
-    def test_a_plan_that_was_cut_off_is_written_again(self, bench):
-        run = bench().runs[0]
-        (run.folder / 'plan').mkdir(parents=True)
-        (run.folder / 'plan' / 'config.py').write_text('half = ')
-        assert state.status(run) == 'new'
-        assert 'half' not in state.prepare(run).read_text()
-
-
-def test_jobs_share_the_cores(bench):
-    done = bench(jobs=2).execute()['finished']
-    share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert all(calls(run)[0].endswith(f' {share}') for run in done)
+def test_nohup(bench):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    made = bench(tasks=['det'])
+    interrupt(made.runs[0], signal.SIGHUP)
+    assert not made.execute()
 
 
 def test_checkpoints_can_be_dropped(bench):
-    kept = bench(tasks=['det']).execute()['finished']
-    assert all((run.folder / 'iter_10.pth').exists() for run in kept)
-    dropped = bench(tasks=['seg'], keep_checkpoints=False).execute()
-    assert len(dropped['finished']) == 4
-    assert not any([*r.folder.glob('*.pth')] for r in dropped['finished'])
+    made = bench(tasks=['det'], keep=False)
+    made.execute()
+    assert not any([*run.folder.glob('*.pth')] for run in made.runs)
+    assert not bench(tasks=['det']).execute()
 
 
-class TestSettings:
+def test_folders_of_other_settings(bench, place, monkeypatch):
+    run = bench(tasks=['det']).runs[1]
+    bench(tasks=['det']).execute()
+    for changes, words in (
+        (dict(checkpoint=replace(run.checkpoint, sha256='x')), 'sha256: '),
+        (dict(settings=dict(run.settings, code='x')), 'settings.code: '),
+    ):
+        with pytest.raises(runner.StaleRunError, match=words):
+            runner.status(replace(run, **changes))
+    (place / 'data/coco/annotations/new.json').write_text('[]')
+    with pytest.raises(
+        runner.StaleRunError, match='(?s)files: 1 -> 2.*--redo'
+    ):
+        bench(tasks=['det']).execute()
 
-    def test_other_data_are_refused(self, bench, place):
-        bench().execute()
-        (place / 'data' / 'coco' / 'new.txt').write_text('more')
-        with pytest.raises(
-                state.StaleRunError, match=r'settings\.data\.files: 1 -> 2'):
-            bench().execute()
+    def stop(path, ignore_errors=False):
+        if not ignore_errors:
+            raise KeyboardInterrupt
 
-    def test_other_weights_are_refused(self, bench, place, weights):
-        bench().execute()
-        other = place / 'other.pth'
-        state_dict = torch.load(weights)
-        state_dict['conv1.weight'] += 1
-        torch.save(state_dict, other)
-        rows = dict(random=None, ours=Checkpoint.read(other))
-        with pytest.raises(state.StaleRunError, match='checkpoint'):
-            bench(rows=rows).execute()
-
-    def test_another_config_is_refused(self, bench, place):
-        bench().execute()
-        path = place / 'seg.py'
-        path.write_text(path.read_text().replace('max_iters=10',
-                                                 'max_iters=9'))
-        with pytest.raises(state.StaleRunError, match='config_sha256'):
-            bench().execute()
-
-    def test_the_place_of_the_data_is_no_setting(self, bench, place):
-        bench().execute()
-        (place / 'data').rename(place / 'moved')
-        (place / 'data').symlink_to(place / 'moved')
-        assert len(bench().execute()['finished']) == 6
+    # Discarded at once or not at all: no rest counts as the new run's.
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'rmtree', stop)
+        with pytest.raises(KeyboardInterrupt):
+            runner.discard(run)
+    assert runner.status(run) == 'new'
+    runner.discard(run)
+    run.folder.mkdir()
+    (run.folder / 'iter_10.pth').touch()  # of nobody
+    with pytest.raises(runner.StaleRunError):
+        runner.status(run)
 
 
-def test_only_one_at_a_time(tmp_path):
-    with only_one(tmp_path):
-        with pytest.raises(RuntimeError, match='Another benchmark is running'):
-            with only_one(tmp_path):
-                pass
-    with only_one(tmp_path):
-        pass
+def test_commands(bench, monkeypatch):
+    made = bench(tasks=['seg', 'knn'], seeds=2)
+    run, probe = made.runs[0], made.runs[7]
+    config, tools = str(run.folder / 'plan/config.py'), Path('tools')
+    tail = ['--work-dir', str(run.folder), '--resume']
+    one = runner.Launcher(tools).command(run)
+    assert one == [sys.executable, 'tools/train.py', config, *tail]
+    many = runner.Launcher(tools, 8)
+    start = ['bash', 'tools/dist_train.sh', config, '8']
+    assert many.command(run) == [*start, *tail]
+    assert 1024 < int(many.environment()['PORT']) < 65536
+    slurm = runner.Launcher(tools, 8, 'part')
+    start = ['bash', 'tools/slurm_train.sh', 'part', 'seg-frozen-random-seed0']
+    assert slurm.command(run) == [*start, config, *tail]
+    assert slurm.environment()['GPUS'] == '8'
+    weights = str(probe.checkpoint.path)  # a probe is tested, once
+    assert made.launcher.command(probe)[3:5] == [weights, '--work-dir']
+    assert len([x for x in made.runs if x.task.name == 'knn']) == 3
+    monkeypatch.setattr(runner.torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    env = runner.Launcher(tools, 2, jobs=2).environment(slot=1)
+    assert env['CUDA_VISIBLE_DEVICES'] == '2,3'
 
 
-def test_time_left(bench):
-    made = bench()
-    seg, det = made.runs[0], made.runs[-1]
-    assert made.estimate(seg) is None
-    assert 'not known' in made._time_left([seg], [])
-    seg.task.seconds['frozen'] = 30.  # what the suite says
-    assert made.estimate(seg) == 30
-    seg.settings['device'] = 'cuda'
-    assert made.estimate(seg) is None
-    made.seconds[('seg', 'frozen')] = [60., 120.]
-    assert made.estimate(seg) == 90
-    # The other task is taken as like the known ones.
-    assert made._time_left([seg, det], []) == '3 min 00 s left'
+class TestTool:
+    def test_run_and_report(self, run, tool, place, weights):
+        a, b = weights
+        code, text = run('--tasks', 'seg', '--checkpoint', f'ours={a},{b}')
+        assert code == 0 and 'Segmentation, fine-tuned' in text
+        suite = place / 'out/tiny'
+        assert set(calls(suite).values()) == {1} and len(calls(suite)) == 6
+        assert 'predicts one class only, cup' in text and 'looked at' in text
+        # The same, named twice; the report alone, with another baseline.
+        args = f'ours={a}', '--checkpoint', f'ours={b}', '--tasks', 'seg'
+        assert run('--checkpoint', *args)[0] == 0
+        assert set(calls(suite).values()) == {1}
+        code, text = tool('report', suite, '--baseline', 'ours')
+        assert code == 0 and 'against ours' in text
+        assert tool('report', suite, '--baseline', 'x')[0] == 2
+        path = suite / 'seg/frozen/random/seed0/result.json'
+        result = json.loads(path.read_text())
+        for text in ('{', '[1]', json.dumps(dict(result, metrics={}))):
+            path.write_text(text)
+            code, words = tool('report', suite)
+            assert code == 2 and 'ResultsError' in words
+            assert 'seed0/result.json' in words
 
+    def test_dry_run_lists_all(self, run, place):
+        shutil.rmtree(place / 'data')
+        code, text = run('--dry-run', '--seeds', 2)
+        assert code == 0 and not calls(place)
+        for words in (
+            'new, seg/frozen/random/seed1, 10 iters, data is missing',
+            '/knn/frozen/random/seed0/plan/config.py none --work-dir',
+            f'missing: {place}/data/coco 7 runs to go',
+        ):
+            assert words in text
+        code, text = run()
+        assert code == 2 and f'missing: {place}/data/coco.' in text
+        assert '--data-root' in text and '--tasks' in text
 
-class TestCommands:
+    def test_what_no_table_can_mix(self, run, place, weights):
+        seg = '--tasks', 'seg', '--mode', 'frozen'
+        ours = '--checkpoint', f'ours={weights[0]}'
+        assert run(*seg)[0] == 0
+        (place / 'data/coco/annotations/new.json').write_text('[]')
+        # A further task shares the code, not the data.
+        assert run('--tasks', 'det', *ours)[0] == 0
+        code, text = run(*seg, *ours)
+        assert code == 2 and 'settings.data.files: 1 -> 2' in text
+        code, text = run(*seg, '--redo', *ours)
+        assert code == 0 and 'discarding seg/frozen/random/seed0' in text
+        # Other weights under a known name, in another table.
+        other = '--checkpoint', f'ours={weights[1]}'
+        code, text = run('--tasks', 'knn', *other)
+        assert code == 2 and 'checkpoint: ' in text and 'no table' in text
+        for path in place.rglob('result.json'):  # and other code
+            text = path.read_text().replace('"code": "', '"code": "x')
+            path.write_text(text)
+        code, text = run('--tasks', 'knn')
+        assert code == 2 and 'code: x' in text
 
-    @pytest.fixture
-    def run(self, bench):
-        return bench().runs[0]
+    @pytest.mark.parametrize('args, words', [
+        (['--checkpoint', 'random={0}'], 'NAME other than "random"'),
+        (['--checkpoint', 'a={0}', 'b={0}'], 'hold the same weights'),
+        (['--checkpoint', 'a={0},{0}'], 'hold the same weights'),
+        (['--checkpoint', '{0}'], 'takes NAME=FILE'),
+        (['--checkpoint', 'a/b={0}'], 'becomes a folder'),
+        (['--cfg-options', 'randomness.seed=7'], 'use --seeds'),
+        (['--tasks', 'pose'], 'no task pose'),
+    ])  # fmt: skip
+    def test_errors_are_one_line(self, run, weights, place, args, words):
+        code, text = run(*(x.format(weights[0]) for x in args))
+        assert code == 2 and words in text and text.startswith('ValueError: ')
+        assert not calls(place)
 
-    def test_one_process(self, run):
-        command = Launcher(Path('tools')).command(run, Path('c.py'))
-        assert command == [
-            sys.executable, 'tools/train.py', 'c.py', '--work-dir',
-            str(run.folder), '--resume'
-        ]
-
-    def test_gpus(self, run):
-        launcher = Launcher(Path('tools'), gpus=8)
-        assert launcher.command(run, Path('c.py')) == [
-            'bash', 'tools/dist_train.sh', 'c.py', '8', '--work-dir',
-            str(run.folder), '--resume'
-        ]
-        ports = {launcher.environment()['PORT'] for _ in range(3)}
-        assert all(1024 < int(port) < 65536 for port in ports)
-
-    def test_slurm(self, run):
-        launcher = Launcher(Path('tools'), gpus=8, slurm='part')
-        assert launcher.command(run, Path('c.py')) == [
-            'bash', 'tools/slurm_train.sh', 'part', 'seg-random', 'c.py',
-            '--work-dir',
-            str(run.folder), '--resume'
-        ]
-        assert launcher.environment()['GPUS'] == '8'
-
-    def test_the_environment_of_slurm_is_said_to_be_another_host(self, bench):
-        made = bench(tasks=['det'])
-        made.launcher = Launcher(made.launcher.tools, slurm='part')
-        for kind in ('train', 'test'):
-            (made.launcher.tools / f'slurm_{kind}.sh').write_text(
-                f'shift 2; exec "$PYTHON" "$(dirname "$0")/{kind}.py" "$@"')
-        run = made.execute()['finished'][0]
-        found = state.read_json(run.folder / 'result.json')['environment']
-        assert 'submitted' in found['collected on']
-        assert found['sys'] == 'test'
+    def test_only_one_at_a_time(self, run, place):
+        with runner.only_one(place / 'out/tiny'):
+            code, text = run()
+        assert code == 2 and 'Another benchmark is running' in text
+        assert run('--tasks', 'det')[0] == 0

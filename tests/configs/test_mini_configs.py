@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from tiny_datasets import write_cityscapes, write_coco, write_voc
 from torchvision.models import resnet18
 
-from mmdensecl.benchmark.plan import task_config
+from mmdensecl.benchmark.plan import Setup, task_config
 from mmdensecl.benchmark.suite import load_suite
 from mmdensecl.engine import set_pretrained
 
@@ -59,7 +59,7 @@ def weights(tmp_path_factory):
     'task, protocol', MINI, ids=[f'{t.name}-{p}' for t, p in MINI]
 )
 def test_trains_a_step(task, protocol, data, weights, tmp_path):
-    cfg = task_config(task, protocol, data)
+    cfg = task_config(task, protocol, Setup(tmp_path, data))
     set_pretrained(cfg, str(weights))
     cfg.work_dir = str(tmp_path)
     cfg.train_dataloader.batch_size = 2
@@ -100,30 +100,32 @@ def test_suites_are_whole(suite, data):
         names = [metric['name'] for metric in task.metrics]
         assert len(set(names)) == len(names)
         for protocol in task.configs:
-            cfg = task_config(task, protocol, data)
+            cfg = task_config(task, protocol, Setup(data, data))
             assert str(data) in str(cfg.to_dict())
             # Both protocols differ in what is frozen and in nothing else.
             assert protocol in ('frozen', 'finetune')
         for number in task.published:
             assert number['metric'] in names
-            assert number['protocol'] in task.configs
+            assert number['mode'] in task.configs
 
 
 def test_published_numbers():
     tasks = {task.name: task for task in SUITES['paper'].tasks}
 
-    def value(task, row, metric):
-        (number,) = [
-            x
-            for x in tasks[task].published
-            if (x['row'], x['metric']) == (row, metric)
+    def values(task, row, metric):
+        return [
+            x['value'] for x in tasks[task].published
+            if (x['method'], x['metric']) == (row, metric)
         ]
-        return number['value']
 
-    assert value('voc_det_c4', 'MoCo-v2', 'AP75') == 63.43
-    assert value('voc_seg', 'DenseCL', 'mIoU') == 69.4
-    assert value('coco_fpn_1x', 'DenseCL', 'mask AP') == 36.4
-    assert value('voc07_svm', 'MoCo-v2', 'mAP') == 84.0
+    assert values('voc_det_c4', 'MoCo-v2', 'AP75') == [63.43]
+    # The authors', and those of mmselfsup's model zoo.
+    assert values('voc_seg', 'DenseCL', 'mIoU') == [69.4, 69.47]
+    assert values('coco_fpn_1x', 'DenseCL', 'mask AP') == [36.4]
+    assert values('voc07_svm', 'MoCo-v2', 'mAP') == [84.0]
+    assert values('voc_seg', 'DenseCL (COCO, 800 epochs)', 'mIoU') == [67.5]
+    difference, = tasks['cityscapes_769'].published
+    assert (difference['value'], difference['over']) == (1.8, 'MoCo-v2')
     assert not any(task.published for task in SUITES['mini'].tasks)
     assert all(x['source'] for t in tasks.values() for x in t.published)
 
@@ -134,9 +136,8 @@ def test_frozen_differs_in_what_is_frozen(suite, data):
         if len(task.configs) < 2:
             continue
         frozen, tuned = (
-            task_config(task, protocol, data).to_dict()
-            for protocol in ('frozen', 'finetune')
-        )
+            task_config(task, protocol, Setup(data, data)).to_dict()
+            for protocol in ('frozen', 'finetune'))
         for cfg in (frozen, tuned):
             cfg['model']['backbone'].pop('frozen_stages', None)
             cfg['model']['backbone'].pop('norm_eval', None)
