@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The images of the demo: tiles to learn from, scenes to be scored on."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def start(monkeypatch, tool, *args):
 def content(folder):
     return {
         path.relative_to(folder): path.read_bytes()
-        for path in folder.rglob('*') if path.is_file()
+        for path in folder.rglob('*')
+        if path.is_file()
     }
 
 
@@ -38,8 +40,9 @@ def content(folder):
 def written(tmp_path_factory):
     """Small scenes, written by a process of its own."""
     folder = tmp_path_factory.mktemp('demo') / 'scenes'
-    subprocess.run([sys.executable, DEMO / 'make_scenes.py', folder, *OPTIONS],
-                   check=True)
+    subprocess.run(
+        [sys.executable, DEMO / 'make_scenes.py', folder, *OPTIONS], check=True
+    )
     return folder
 
 
@@ -62,20 +65,23 @@ def flat(request, monkeypatch):
         pixels[:505] = values[name]['train']
         if request.param == 'wide':
             pixels = pixels.transpose(1, 0, 2)
-        monkeypatch.setitem(PHOTOGRAPHS, name,
-                            Photograph(lambda x=pixels: x, 'none', 50, 0.9))
+        monkeypatch.setitem(
+            PHOTOGRAPHS, name, Photograph(lambda x=pixels: x, 'none', 50, 0.9)
+        )
     monkeypatch.setattr(
-        make_scenes, 'cut_coins', lambda image:
-        [(image[:20, :20], np.ones((20, 20), bool))])
+        make_scenes,
+        'cut_coins',
+        lambda image: [(image[:20, :20], np.ones((20, 20), bool))],
+    )
     monkeypatch.setattr(make_scenes, 'BRIGHTNESS', (1, 1))
     monkeypatch.setattr(make_scenes, 'SHADOW', 1)
     return values
 
 
 class TestRegions:
-
-    @pytest.mark.parametrize('size', [(300, 200), (200, 300), (64, 64),
-                                      (451, 300), (3, 2)])
+    @pytest.mark.parametrize(
+        'size', [(300, 200), (200, 300), (64, 64), (451, 300), (3, 2)]
+    )
     @pytest.mark.parametrize('border', [0, 1])
     def test_no_pixel_is_shared_or_lost(self, size, border, monkeypatch):
         width, height = size
@@ -83,13 +89,13 @@ class TestRegions:
         pixels = np.stack([pixels >> 16, pixels >> 8, pixels], 1) & 255
         pixels = pixels.astype(np.uint8)[::3].reshape(height, width, 3)
         monkeypatch.setitem(
-            PHOTOGRAPHS, 'cat',
-            Photograph(lambda: pixels, 'none', border=border))
-        parts = [
-            np.asarray(photographs.load_region('cat', x)) for x in SPLITS
-        ]
+            PHOTOGRAPHS,
+            'cat',
+            Photograph(lambda: pixels, 'none', border=border),
+        )
+        parts = [np.asarray(photographs.load_region('cat', x)) for x in SPLITS]
         whole = np.concatenate(parts, axis=int(width > height))
-        inner = pixels[border:height - border, border:width - border]
+        inner = pixels[border : height - border, border : width - border]
         assert np.array_equal(whole, inner)
 
     def test_both_are_large_enough_for_a_tile(self):
@@ -119,13 +125,14 @@ class TestRegions:
         tiles = list(tmp_path.rglob('*.jpg'))
         assert {tile.parent.name for tile in tiles} == set(flat)
         for tile in tiles:
-            away = np.asarray(Image.open(tile)).astype(int) - flat[
-                tile.parent.name]['train']
+            away = (
+                np.asarray(Image.open(tile)).astype(int)
+                - flat[tile.parent.name]['train']
+            )
             assert abs(away).max() <= 1  # JPEG
 
 
 class TestScenes:
-
     @pytest.mark.parametrize('split, count', [('train', 15), ('val', 7)])
     def test_coins_are_whole_and_round(self, split, count):
         coins = Garden(split, 96).coins
@@ -137,10 +144,14 @@ class TestScenes:
 
     def test_all_classes_in_both_splits(self, scenes):
         for split in scenes.values():
-            shares = np.mean([
-                np.bincount(scene.labels.ravel(), minlength=len(COLORS)) /
-                scene.labels.size for scene in split
-            ], 0)
+            shares = np.mean(
+                [
+                    np.bincount(scene.labels.ravel(), minlength=len(COLORS))
+                    / scene.labels.size
+                    for scene in split
+                ],
+                0,
+            )
             assert len(shares) == len(COLORS) and min(shares) > 0.01
 
     def test_splits_numbers_and_seeds_differ(self, scenes):
@@ -173,11 +184,13 @@ class TestLayout:
                 data_root=str(written / 'VOCdevkit/VOC2012'),
                 ann_file=f'ImageSets/Segmentation/{split}.txt',
                 data_prefix=dict(
-                    img_path='JPEGImages', seg_map_path='SegmentationClass'),
+                    img_path='JPEGImages', seg_map_path='SegmentationClass'
+                ),
                 pipeline=[
                     dict(type='LoadImageFromFile'),
-                    dict(type='LoadAnnotations')
-                ])
+                    dict(type='LoadAnnotations'),
+                ],
+            )
         assert len(dataset) == COUNTS[split]
         for scene, item in zip(scenes[split], dataset):
             assert item['img'].shape == (96, 96, 3)
@@ -185,7 +198,6 @@ class TestLayout:
 
 
 class TestFolders:
-
     def test_same_again(self, written, tmp_path, monkeypatch, capsys):
         folder = tmp_path / 'scenes'
         start(monkeypatch, make_scenes, folder, *OPTIONS)
@@ -200,11 +212,26 @@ class TestFolders:
     def test_other_options_replace(self, written, tmp_path, monkeypatch):
         folder = tmp_path / 'scenes'
         start(monkeypatch, make_scenes, folder, *OPTIONS)
-        start(monkeypatch, make_scenes, folder, '--train', 2, '--val', 2,
-              '--size', 96, '--seed', 1)
+        start(
+            monkeypatch,
+            make_scenes,
+            folder,
+            '--train',
+            2,
+            '--val',
+            2,
+            '--size',
+            96,
+            '--seed',
+            1,
+        )
         images = sorted(folder.rglob('*.jpg'))
-        assert [x.stem for x in images
-                ] == ['train_0000', 'train_0001', 'val_0000', 'val_0001']
+        assert [x.stem for x in images] == [
+            'train_0000',
+            'train_0001',
+            'val_0000',
+            'val_0001',
+        ]
         for image in images:
             old = written / image.relative_to(folder)
             assert image.read_bytes() != old.read_bytes()
@@ -232,8 +259,9 @@ class TestFolders:
         assert content(folder) == content(written)
         assert [x.name for x in tmp_path.iterdir()] == ['scenes']
 
-    def test_tiles_of_an_older_version_go(self, flat, tmp_path, monkeypatch,
-                                          capsys):
+    def test_tiles_of_an_older_version_go(
+        self, flat, tmp_path, monkeypatch, capsys
+    ):
         folder = tmp_path / 'tiles'
         (folder / 'brick').mkdir(parents=True)
         (folder / 'brick/old.png').write_bytes(b'old')
@@ -248,8 +276,9 @@ class TestFolders:
 
     @pytest.mark.parametrize('tool', [make_scenes, make_tiles])
     @pytest.mark.parametrize('name', ['mine.png', 'LICENSES.txt'])
-    def test_the_users_own_folder_stays(self, tool, name, tmp_path,
-                                        monkeypatch):
+    def test_the_users_own_folder_stays(
+        self, tool, name, tmp_path, monkeypatch
+    ):
         (tmp_path / 'own').mkdir()
         (tmp_path / 'own' / name).write_text('My own.\n')
         with pytest.raises(FileExistsError, match='name another folder'):
@@ -257,8 +286,10 @@ class TestFolders:
         assert (tmp_path / 'own' / name).read_text() == 'My own.\n'
         assert [x.name for x in tmp_path.iterdir()] == ['own']
 
-    @pytest.mark.parametrize('option', [('--size', 63), ('--val', 0),
-                                        ('--train', 0), ('--seed', -1)])
+    @pytest.mark.parametrize(
+        'option',
+        [('--size', 63), ('--val', 0), ('--train', 0), ('--seed', -1)],
+    )
     def test_wrong_options(self, option, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             start(monkeypatch, make_scenes, tmp_path / 'x', *option)

@@ -7,6 +7,7 @@ other regions of the photographs than the scenes for training and the tiles of
 make_tiles.py. They are grey, as half of the photographs are. The layout is
 that of PASCAL VOC's segmentation; the lawn is its background.
 """
+
 import argparse
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,8 @@ COLORS = dict(
     bush=(20, 95, 50),
     flower=(240, 120, 200),
     page=(70, 130, 240),
-    coin=(250, 210, 30))
+    coin=(250, 210, 30),
+)
 CLASSES = tuple(COLORS)[1:]
 # What each is cut from: a photograph, and the boxes (left, top, right, bottom)
 # in its two regions that show nothing else; None is all of it.
@@ -34,11 +36,13 @@ SOURCES = dict(
     bush=('china', (0, 345, 240, 427), (0, 310, 224, 427)),
     flower=('flower', (200, 110, 307, 330), (0, 110, 110, 330)),
     page=('page', None, None),
-    coin=('coins', None, None))
+    coin=('coins', None, None),
+)
 # What lies on the ground: the smallest and the largest side of a kind as a
 # share of the scene's.
 SIDES = dict(
-    bush=(0.3, 0.5), flower=(0.25, 0.4), page=(0.3, 0.45), coin=(0.2, 0.35))
+    bush=(0.3, 0.5), flower=(0.25, 0.4), page=(0.3, 0.45), coin=(0.2, 0.35)
+)
 OBJECTS = (2, 5)
 SCALE = (0.7, 1.2)  # of a photograph's size
 # Grey levels, so that neither brightness nor contrast tells a class.
@@ -51,6 +55,7 @@ Stamp = tuple[np.ndarray, np.ndarray]  # pixels and mask, (H, W)
 
 class Scene(NamedTuple):
     """An image, uint8 (H, W), and the class of each pixel, 0 is lawn."""
+
     name: str
     image: np.ndarray
     labels: np.ndarray
@@ -65,26 +70,32 @@ def cut_coins(image: np.ndarray) -> list[Stamp]:
     coins = []
     for number, box in enumerate(ndimage.find_objects(parts), 1):
         mask = parts[box] == number
-        whole = all(0 < x.start and x.stop < side
-                    for x, side in zip(box, image.shape))
+        whole = all(
+            x.start > 0 and x.stop < side
+            for x, side in zip(box, image.shape, strict=True)
+        )
         if whole and mask.sum() > 400:
             coins.append((image[box], mask))
     return coins
 
 
-def draw_piece(region: Image.Image, size: int,
-               rng: np.random.Generator) -> np.ndarray:
+def draw_piece(
+    region: Image.Image, size: int, rng: np.random.Generator
+) -> np.ndarray:
     """Cut a square from a region: random scale, quarter turn and place."""
     scale = rng.uniform(*SCALE)
     pixels = np.asarray(
-        region.resize([round(x * scale) for x in region.size],
-                      Image.Resampling.LANCZOS))
+        region.resize(
+            [round(x * scale) for x in region.size], Image.Resampling.LANCZOS
+        )
+    )
     pixels = np.rot90(pixels, rng.integers(4))
     # Mirrored where the region ends.
-    pixels = np.pad(pixels, [(0, max(0, size - x)) for x in pixels.shape],
-                    'symmetric')
+    pixels = np.pad(
+        pixels, [(0, max(0, size - x)) for x in pixels.shape], 'symmetric'
+    )
     top, left = (rng.integers(x - size, endpoint=True) for x in pixels.shape)
-    return pixels[top:top + size, left:left + size]
+    return pixels[top : top + size, left : left + size]
 
 
 def draw_path(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -92,7 +103,8 @@ def draw_path(size: int, rng: np.random.Generator) -> np.ndarray:
     across, along = np.mgrid[:size, :size] / size
     waves, phase = rng.uniform(0.5, 1.2), rng.uniform(0, 2 * np.pi)
     middle = rng.uniform(0.2, 0.8) + rng.uniform(0.03, 0.12) * np.sin(
-        2 * np.pi * waves * along + phase)
+        2 * np.pi * waves * along + phase
+    )
     mask = abs(across - middle) < rng.uniform(0.1, 0.18)
     return mask.T if rng.integers(2) else mask
 
@@ -106,8 +118,7 @@ def draw_terrace(size: int, rng: np.random.Generator) -> np.ndarray:
     return (u > rng.uniform(-0.1, 0.2)) & (v > rng.uniform(-0.3, 0.1))
 
 
-def draw_outline(name: str, size: int,
-                 rng: np.random.Generator) -> np.ndarray:
+def draw_outline(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     """Mask of a bush, a flower or a page in a square."""
     y, x = np.mgrid[:size, :size] * 2 / (size - 1) - 1
     angle, phase = np.arctan2(y, x), rng.uniform(0, 2 * np.pi, 3)
@@ -118,7 +129,8 @@ def draw_outline(name: str, size: int,
     else:
         radius = 0.75 + sum(
             np.cos(waves * angle + p) / 12
-            for waves, p in zip((2, 3, 8), phase))
+            for waves, p in zip((2, 3, 8), phase, strict=True)
+        )
     return np.hypot(x, y) < radius
 
 
@@ -138,8 +150,9 @@ class Garden:
             self.regions[name] = region.crop(boxes[SPLITS.index(split)])
         self.coins = cut_coins(np.asarray(self.regions['coin']))
 
-    def draw_object(self, name: str, side: int,
-                    rng: np.random.Generator) -> Stamp:
+    def draw_object(
+        self, name: str, side: int, rng: np.random.Generator
+    ) -> Stamp:
         """Draw an object of a class in a square."""
         if name == 'coin':
             pixels, mask = self.coins[rng.integers(len(self.coins))]
@@ -149,7 +162,8 @@ class Garden:
         turn = rng.uniform(0, 360)
         return tuple(
             np.asarray(Image.fromarray(x).resize((side, side)).rotate(turn))
-            for x in (pixels, mask))
+            for x in (pixels, mask)
+        )
 
     def compose(self, number: int, seed: int) -> Scene:
         """Compose a scene, by random numbers of its own."""
@@ -157,9 +171,14 @@ class Garden:
         image = np.zeros((self.size, self.size), np.uint8)
         labels = np.zeros_like(image)
 
-        def paint(name: str, pixels: np.ndarray, mask: np.ndarray,
-                  top: int = 0, left: int = 0) -> None:
-            place = np.s_[top:top + len(mask), left:left + len(mask)]
+        def paint(
+            name: str,
+            pixels: np.ndarray,
+            mask: np.ndarray,
+            top: int = 0,
+            left: int = 0,
+        ) -> None:
+            place = np.s_[top : top + len(mask), left : left + len(mask)]
             found = pixels[mask].astype(float)
             found = (found - found.mean()) / max(found.std(), 1)
             found = rng.uniform(*MEAN) + rng.uniform(*STD) * found
@@ -179,9 +198,10 @@ class Garden:
             top, left = rng.integers(self.size - side, size=2, endpoint=True)
             # The sun is in the upper left.
             far = max(1, self.size // 64)
-            shade = image[top + far:top + far + side,
-                          left + far:left + far + side]
-            under = mask[:len(shade), :shade.shape[1]]
+            shade = image[
+                top + far : top + far + side, left + far : left + far + side
+            ]
+            under = mask[: len(shade), : shade.shape[1]]
             shade[under] = shade[under] * SHADOW
             paint(name, pixels, mask, top, left)
         return Scene(f'{self.split}_{number:04d}', image, labels)
@@ -194,7 +214,8 @@ def write_voc(root: Path, split: str, scenes: list[Scene]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for scene in scenes:
         Image.fromarray(scene.image).convert('RGB').save(
-            root / f'JPEGImages/{scene.name}.jpg', quality=95, subsampling=0)
+            root / f'JPEGImages/{scene.name}.jpg', quality=95, subsampling=0
+        )
         mask = Image.fromarray(scene.labels)
         mask.putpalette([x for color in COLORS.values() for x in color])
         mask.save(root / f'SegmentationClass/{scene.name}.png')
@@ -203,12 +224,16 @@ def write_voc(root: Path, split: str, scenes: list[Scene]) -> None:
     (root / 'class_names.txt').write_text('\n'.join(CLASSES) + '\n')
 
 
-def draw_overview(splits: dict[str, list[Scene]], columns: int = 5,
-                  gap: int = 8) -> Image.Image:
+def draw_overview(
+    splits: dict[str, list[Scene]], columns: int = 5, gap: int = 8
+) -> Image.Image:
     """Draw the first scenes of each split and what is to be found in them."""
     side = gap + max(len(scenes[0].image) for scenes in splits.values())
-    sheet = Image.new('RGB', (columns * side + gap,
-                              2 * len(splits) * side + gap + 20), 'white')
+    sheet = Image.new(
+        'RGB',
+        (columns * side + gap, 2 * len(splits) * side + gap + 20),
+        'white',
+    )
     palette = np.array(list(COLORS.values()))
     for row, scenes in enumerate(splits.values()):
         for column, scene in enumerate(scenes[:columns]):
@@ -242,23 +267,30 @@ def write_scenes(out_dir: Path, args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
+    """Write the scenes, unless they are there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out_dir', type=Path, help='folder for the scenes')
     parser.add_argument(
-        '--train', type=int, default=96, help='scenes for training')
+        '--train', type=int, default=96, help='scenes for training'
+    )
     parser.add_argument('--val', type=int, default=48, help='and for scoring')
     parser.add_argument(
-        '--size', type=int, default=320, help='side of a scene in pixels')
+        '--size', type=int, default=320, help='side of a scene in pixels'
+    )
     parser.add_argument('--seed', type=int, default=0, help='fixes the scenes')
     args = parser.parse_args()
     if min(args.train, args.val) < 1 or args.size < MIN_SIZE or args.seed < 0:
-        parser.error(f'got --train {args.train} --val {args.val} --size '
-                     f'{args.size} --seed {args.seed}; expected at least one '
-                     f'scene each, of {MIN_SIZE} px or more, and no negative '
-                     'seed')
+        parser.error(
+            f'got --train {args.train} --val {args.val} --size '
+            f'{args.size} --seed {args.seed}; expected at least one '
+            f'scene each, of {MIN_SIZE} px or more, and no negative '
+            'seed'
+        )
 
-    stamp = (f'Scenes of {args.size} px, {args.train} for training and '
-             f'{args.val} for scoring, seed {args.seed} (version 3).')
+    stamp = (
+        f'Scenes of {args.size} px, {args.train} for training and '
+        f'{args.val} for scoring, seed {args.seed} (version 3).'
+    )
     if fill(args.out_dir, stamp, lambda folder: write_scenes(folder, args)):
         print(f'{args.out_dir}: see overview.png')
     else:
