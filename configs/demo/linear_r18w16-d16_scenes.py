@@ -1,7 +1,7 @@
 _base_ = '../benchmarks/mini/fcn_r18w16-d16_voc_frozen.py'
 # A linear segmentation of frozen features, on the scenes of
 # tools/demo/make_scenes.py: about 20 seconds on a CPU core.
-max_iters = 200
+max_iters = 100
 crop_size = (256, 256)
 
 model = dict(
