@@ -10,6 +10,9 @@ from typing import Any
 
 MODULES = {
     'api': 'transfer.feature_extractor',
+    'benchmark.ablation': 'benchmark.sweep',
+    'benchmark.log': 'benchmark.results',
+    'benchmark.state': 'benchmark.runner',
     'engine.hooks.knn_hook': 'evaluation.knn_hook',
     'engine.probe_loop': 'evaluation.probe_loop',
     'transfer.dense_probes': 'evaluation.dense_probes',
@@ -44,8 +47,8 @@ def getattr_moved(package: str) -> Callable[[str], Any]:
         if old in RENAMED:
             new, _, name = RENAMED[old].rpartition('.')
         else:
-            new = NAMES.get(old)
-        if new is None:
+            new = NAMES.get(old, '')
+        if not new:
             raise AttributeError(
                 f"module '{package}' has no attribute '{name}'"
             )

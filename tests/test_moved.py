@@ -12,6 +12,9 @@ from mmdensecl import moved
     'old, name',
     [
         ('api', 'load_backbone'),
+        ('benchmark.ablation', 'plan_pretraining'),
+        ('benchmark.log', 'log_rows'),
+        ('benchmark.state', 'write_json'),
         ('engine.hooks.knn_hook', 'KNNHook'),
         ('engine.probe_loop', 'SVMLoop'),
         ('transfer.dense_probes', 'fit_linear'),

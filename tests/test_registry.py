@@ -39,6 +39,7 @@ ARGUMENTS = dict(
             out_channels=4),
         queue_len=8,
         feat_dim=4),
+    FreezeHook=dict(parts=['backbone']),
     KNNHook=dict(data_root='labelled'),
     DSC=dict(
         backbone=dict(type='mmpretrain.ResNet', depth=18),

@@ -1,5 +1,5 @@
 _base_ = '../mini/densecl_r18w16_1xb64-coslr-11e.py'
-# DenseCL on the tiles of tools/demo/make_tiles.py: 89,000 samples, about five
+# DenseCL on the tiles of tools/demo/make_tiles.py: 87,000 samples, about five
 # minutes on two CPU cores.
 max_epochs = 40  # of 2,230 tiles
 data_root = 'data/demo_tiles'

@@ -85,7 +85,8 @@ def fit_to_data(cfg: Config, root: Path, layout: str) -> None:
                 node['type'] = 'XMLDataset'
             rng = np.random.default_rng(len(classes))
             colors = rng.integers(30, 255, (len(classes), 3)).tolist()
-            node['metainfo'] = dict(classes=tuple(classes), palette=colors)
+            palette = [*map(tuple, colors)]  # mmdet draws no lists
+            node['metainfo'] = dict(classes=tuple(classes), palette=palette)
     override_data_root(cfg, str(root))
 
 

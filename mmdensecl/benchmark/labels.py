@@ -75,7 +75,9 @@ def _judge(
     table: pd.DataFrame, known: dict, unit: str, files: pd.Series
 ) -> tuple[list[str], list[str]]:
     """What stops a benchmark, and what is told below its table."""
-    problems, remarks, classes = [], [], known['val']
+    problems: list[str] = []
+    remarks: list[str] = []
+    classes = known['val']
     own = table.loc[classes]
     strange = table.drop(index=[*classes, IGNORED], errors='ignore')
     bare = unit == 'pixels' or not own.any(axis=1).all()

@@ -20,7 +20,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-import mmdensecl
 from mmdensecl.checkpoint import download
 from mmdensecl.engine import (
     check_weight_sources,
@@ -34,11 +33,18 @@ from mmdensecl.transfer import PretrainedBackbone, read_backbone
 from .data import PARTS, datasets, files_of, fingerprint, fit_to_data
 from .suite import Suite, Task, check_name
 
-ROOT = Path(mmdensecl.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RANDOM = 'random'
 STACK = '(onedl-)?mm(engine|cv(-lite)?|det(ection)?|segmentation|pretrain)'
 # Where the registries look for types, see mmdensecl/registry.py.
-IMPORTED = ('models', 'datasets', 'engine', 'transfer', 'benchmark.hooks')
+IMPORTED = (
+    'models',
+    'datasets',
+    'engine',
+    'transfer',
+    'evaluation',
+    'benchmark.hooks',
+)
 # Settings that --cfg-options must leave alone, and what to do instead.
 FLAGS = {
     'data_root': 'use --data-root',
@@ -77,9 +83,9 @@ class Run:
     name: str  # its folder below the suite's
     method: str  # name of the weights
     mode: str  # 'frozen' or 'finetune'
-    # Which of the method's checkpoints, from 0; random weights are drawn anew
-    # by each seed.
-    pretrain_seed: int
+    # Which of the method's checkpoints, from 0; None of random weights, which
+    # are drawn anew by each seed.
+    pretrain_seed: int | None
     seed: int
     folder: Path  # its work_dir
     config: Config
@@ -166,8 +172,9 @@ def code_fingerprint() -> str:
         finder.import_hook(f'mmdensecl.{name}')
     digest = hashlib.sha256()
     for _, module in sorted(finder.modules.items()):
-        if module.__file__:
-            source = Path(module.__file__).read_text(encoding='utf-8')
+        file = getattr(module, '__file__', None)  # a package may have none
+        if file:
+            source = Path(file).read_text(encoding='utf-8')
             digest.update(ast.unparse(ast.parse(source)).encode() + b'\0')
     return digest.hexdigest()
 
@@ -284,17 +291,18 @@ def plan_runs(
         # Further runs of a probe would measure the same weights again.
         own_seeds = seeds if cfg.get('train_cfg') else seeds[:1]
         for seed, (method, number, checkpoint) in product(own_seeds, units):
-            own, weights, part = copy.deepcopy(cfg), ('none', None), ''
+            own, part = copy.deepcopy(cfg), ''
             if checkpoint:
                 # With its hash: the file is read again, days later.
-                weights = str(checkpoint.path), checkpoint.sha256
+                set_pretrained(own, str(checkpoint.path), checkpoint.sha256)
                 part = f'pretrain{number}/'
-            set_pretrained(own, *weights)
+            else:
+                set_pretrained(own, 'none')
             own.randomness = dict(own.get('randomness') or {}, seed=seed)
             check_name('method', method)
             name = f'{task.name}/{mode}/{method}/{part}seed{seed}'
-            number = number if checkpoint else seed
-            key = name, method, mode, number, seed, setup.work_dir / name
+            which = number if checkpoint else None
+            key = name, method, mode, which, seed, setup.work_dir / name
             runs.append(Run(*key, own, settings, task, checkpoint, missing))
     return sorted(runs, key=lambda run: run.seed)
 

@@ -42,9 +42,11 @@ def curves(runs: Sequence[dict], metric: dict, heading: str) -> str:
     figure = Figure((9.2, 2.9), layout='constrained')
     left, right = figure.subplots(1, 2)
     for run in runs:
-        loss, scores, last = {}, {}, None
+        loss: dict[int, float] = {}
+        scores: dict[int, float] = {}
+        last = None
         for row in log_rows(run['folder']):
-            step = row.get('step')
+            step = row.get('step', 0)
             if 'loss' in row:
                 # mmengine counts validations in epochs where training is.
                 last = step if 'epoch' in row else None
@@ -84,12 +86,21 @@ def sweep_figure(
         for number, (mode, table) in enumerate(modes.items()):
             own = table[table.index.isin(at)].rename(at).sort_index()
             own = own.astype(dict(std=float))
-            style = dict(color=f'C{number}', ls='-' if numbers else '')
-            style |= dict(capsize=4, marker='o', label=mode)
-            ax.errorbar(own.index, own['mean'], own['std'], **style)
+            color, line = f'C{number}', '-' if numbers else ''
+            ax.errorbar(
+                own.index,
+                own['mean'],
+                own['std'],
+                color=color,
+                ls=line,
+                label=mode,
+                capsize=4,
+                marker='o',
+            )
             if RANDOM in table.index:
-                style = dict(color=f'C{number}', label=f'{mode}, random')
-                ax.axhline(table['mean'][RANDOM], ls='--', **style)
+                label = f'{mode}, random'
+                level = table['mean'][RANDOM]
+                ax.axhline(level, ls='--', color=color, label=label)
         if sweep['axis'] == 'log':
             ax.set_xscale('log')
             ax.minorticks_off()

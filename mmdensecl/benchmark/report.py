@@ -14,16 +14,17 @@ from markdown_it import MarkdownIt
 
 from .plots import curves, examples, sweep_figure
 from .results import Results, load_results
-from .stats import RANDOM, compare
+from .stats import compare
 
 MODES = dict(frozen='frozen', finetune='fine-tuned')
 NONE = '\N{EN DASH}'
-GUIDE = """n: pre-trainings x seeds. ±: standard deviation over pre-trainings,
-where there are several, else over seeds. Differences to {}: with their 95 %
-interval over pre-trainings, where both methods have several (random weights
-are drawn anew by each seed), else over the differences seed by seed. Not told
-apart: the interval includes 0, or there is none. Bold: better than, and told
-apart from, all others. Published numbers are not ours."""
+GUIDE = """n: pre-trainings x downstream seeds; each seed draws random weights
+anew. ±: standard deviation over pre-trainings, where there are several, else
+over seeds. Differences to {}: with their 95 % interval, which counts how much
+pre-trainings of one method differ (one variance for all rows of a table) and
+how much random draws do. Not told apart: the interval includes 0, or there is
+none. Bold: better than, and told apart from, all others. Published numbers are
+not ours."""
 
 
 @dataclass
@@ -69,18 +70,21 @@ def sections(results: Results, baseline: str) -> Iterator[Section]:
 
 def _notes(part: Section, baseline: str) -> Iterator[str]:
     """What a reader must know of a table."""
+    told: dict[tuple[str, str], int] = {}
     for run in part.runs:
         for remark in (run['result'] or {}).get('remarks', ()):
-            yield f'{run["method"]}, seed {run["seed"]}: {remark}.'
+            key = run['method'], remark
+            told[key] = told.get(key, 0) + 1
         if run['status'] == 'failed':
             yield f'{run["name"]} failed; its seed counts for no method.'
+    for (method, remark), count in told.items():
+        total = sum(run['method'] == method for run in part.runs)
+        yield f'{method}, {count} of {total} runs: {remark}.'
     table = part.main
-    single = (table['over'] == 'seeds') & (table['pretrainings'] == 1)
-    names = table.index[single & (table.index != RANDOM)]
-    if len(names):
+    if len(table) and table['pretrainings'].max() == 1:
         yield (
-            f'Of {", ".join(names)} there is one pre-training: how far '
-            'another one would be from it is not known.'
+            'No method has a second pre-training: how far one would be from '
+            'the first is not known, and no interval here counts it.'
         )
     for method in table.index[(table['low'] == 0) & (table['high'] == 0)]:
         yield f'{method} and {baseline} are equal to the last digit.'
@@ -135,7 +139,10 @@ def rows_of(part: Section, baseline: str) -> list[list[str]]:
     rows = {name: [name, NONE] for name in dict.fromkeys(names)}
     heads = ['weights', 'n']
     for name, row in part.main.iterrows():
-        rows[name][1] = f'{row["pretrainings"]} x {row["seeds"]}'
+        count = row['pretrainings']
+        rows[name][1] = f'{count} x {row["seeds"]}'
+        if not count:
+            rows[name][1] = f'{row["seeds"]} draws'
     for metric in part.task['metrics']:
         table = part.tables[metric['name']]
         digits, unit = decimals(table), f' ({metric["unit"]})'
@@ -168,7 +175,8 @@ def rows_of(part: Section, baseline: str) -> list[list[str]]:
 
 def details(results: Results) -> dict[str, dict]:
     """Where the numbers come from, by title."""
-    weights, settings, shared, failed = {}, {}, {}, {}
+    weights: dict[str, dict] = {}
+    settings, shared, failed = {}, {}, {}
     for run in results.runs:
         if run['status'] == 'failed':
             failed[run['name']] = run['failure']
@@ -177,8 +185,9 @@ def details(results: Results) -> dict[str, dict]:
             kept['length'] = run['result']['length']
             shared = {key: kept.pop(key) for key in ('code', 'stack')}
             settings[f'{run["task"]}, {MODES[run["mode"]]}'] = kept
-            found = run['result']['weights'] or 'random, drawn by the seed'
-            weights.setdefault(run['method'], {})[run['pretrain_seed']] = found
+            number, found = run['pretrain_seed'], run['result']['weights']
+            key = 'drawn by each seed' if number is None else number
+            weights.setdefault(run['method'], {})[key] = found
     parts = {
         'Runs that failed': failed,
         'Weights, by pre-training seed': weights,
@@ -198,7 +207,7 @@ def markdown(
     lines += ['', GUIDE.format(baseline), '']
     for part in parts:
         lines += [f'## {part.title}', '', part.task['model'], '']
-        lines += _table(rows_of(part, baseline))
+        lines += table_lines(rows_of(part, baseline))
         lines += [*(f'* {note}' for note in part.notes), '']
         lines += _images(part) if images else []
     lines += ['## Where these numbers come from', '']
@@ -208,7 +217,8 @@ def markdown(
     return '\n'.join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown; the first row has the heads."""
     rows = [rows[0], ['---', *['---:'] * (len(rows[0]) - 1)], *rows[1:]]
     cells = ((x.replace('|', '\\|') for x in row) for row in rows)
     return [*(f'| {" | ".join(row)} |' for row in cells), '']
@@ -224,7 +234,11 @@ def _images(part: Section) -> list[str]:
     shown = [[f'![{k}]({x})' for x in found[k]] for k in found]
     table = [[*found], *zip(*shown, strict=True)]
     address = curves(done, metric, metric['name'])
-    return [f'![Curves]({address})', '', *(_table(table) if found else [])]
+    return [
+        f'![Curves]({address})',
+        '',
+        *(table_lines(table) if found else []),
+    ]
 
 
 def write_report(
@@ -249,7 +263,8 @@ def write_report(
         raise ValueError(
             f'There is no method "{baseline}", only {", ".join(methods)}'
         )
-    parts, frames, panels = [*sections(results, baseline)], [], {}
+    parts, frames = [*sections(results, baseline)], []
+    panels: dict[str, dict[str, pd.DataFrame]] = {}
     for part in parts:
         for name, table in part.tables.items():
             frame = table.rename_axis('method').reset_index()

@@ -138,6 +138,7 @@ def load_results(folder: str | Path) -> Results:
             value *= metric['scale']
             rows.append([*(run[x] for x in KEY), metric['name'], value])
     values = pd.DataFrame(rows, columns=[*KEY, 'metric', 'value'])
+    values = values.astype(dict(pretrain_seed='Int64'))
     return Results(folder, suite, runs, values)
 
 
@@ -160,7 +161,8 @@ def check_planned(folder: Path, planned: Sequence[Run]) -> None:
         return
     again = {run.name for run in planned}
     for old in load_results(folder).runs:
-        result, changed = old['result'], []
+        result = old['result']
+        changed: list[str] = []
         if not result or old['name'] in again:
             continue
         for run in planned:
@@ -169,8 +171,8 @@ def check_planned(folder: Path, planned: Sequence[Run]) -> None:
             for key in keys:
                 one, other = result['settings'].get(key), run.settings[key]
                 changed += differences(one, other, f'.{key}')
-            key = 'method', 'pretrain_seed'
-            if run.checkpoint and all(old[x] == run.key[x] for x in key):
+            same = (old[x] == run.key[x] for x in ('method', 'pretrain_seed'))
+            if run.checkpoint and all(same):
                 one, other = result['sha256'], run.checkpoint.sha256
                 changed += differences(one, other, '.checkpoint')
             if changed:

@@ -99,9 +99,10 @@ def trained(run: Run) -> bool:
     """Whether a training has come to its last checkpoint."""
     # The note is written after the checkpoint.
     note = run.folder / 'last_checkpoint'
-    last = note.is_file() and find_latest_checkpoint(str(run.folder))
-    path = run.last_checkpoint
-    return bool(last) and Path(last).name == path.name and path.is_file()
+    if not note.is_file():
+        return False
+    last, path = find_latest_checkpoint(str(run.folder)), run.last_checkpoint
+    return Path(last or '').name == path.name and path.is_file()
 
 
 def discard(run: Run) -> None:
@@ -225,8 +226,9 @@ class Benchmark:
                 result = read_json(other.folder / 'result.json')
                 if result and not result['resumed']:
                     return result['seconds']
-        on_cpu = run.task and run.settings['device'] == 'cpu'
-        return run.task.seconds.get(run.mode) if on_cpu else None
+        if run.task is None or run.settings['device'] != 'cpu':
+            return None
+        return run.task.seconds.get(run.mode)
 
     def left(self, runs: Sequence[Run]) -> str:
         """How long runs will take, where anything tells."""

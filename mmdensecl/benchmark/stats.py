@@ -1,76 +1,128 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Means over seeds, differences to a baseline, and what they allow to say.
 
-A method's values are first averaged over downstream seeds within each of its
-pre-training seeds. Where both methods have at least two pre-trainings, the
-interval of their difference is Welch's t over these averages: pre-trainings
-are independent draws, and both methods share the downstream seeds. Else it is
-the t interval of the differences seed by seed, which says nothing of what
-another pre-training would give. Random weights are drawn anew for each
-downstream seed, so each seed counts as a pre-training of theirs.
+All methods run the same downstream seeds, so what a seed does to all of them
+cancels in a difference. What another pre-training would change does not: the
+variance between pre-trainings of a method, each averaged over the downstream
+seeds, is pooled over all methods of a table (one-way analysis of variance),
+because two or three values say next to nothing of their own spread.
+
+Random weights have no pre-training; each downstream seed draws them anew.
+Their part of a variance is that of the differences seed by seed. So it is
+where no method has a second pre-training: such an interval says nothing of
+what another pre-training would give. Variances of both kinds are added, with
+the degrees of freedom of Welch and Satterthwaite.
 """
 
-import warnings
+import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
-RANDOM = 'random'
-COLUMNS = 'mean std pretrainings seeds difference low high over verdict best'
+COLUMNS = (
+    'mean std pretrainings seeds margin difference low high over verdict best'
+)
+DRAWN = -1  # in the place of a pre-training seed
+
+
+class Variance(NamedTuple):
+    """An estimate of a variance, and its degrees of freedom."""
+
+    value: float
+    freedom: int
+
+
+def half_width(*parts: Variance) -> float | None:
+    """Half of the interval of a mean with the sum of these variances.
+
+    Returns:
+        None where one is not known.
+    """
+    if not all(part.freedom and math.isfinite(part.value) for part in parts):
+        return None
+    total = sum(part.value for part in parts)
+    if not total:
+        return 0.0
+    freedom = total**2 / sum(x.value**2 / x.freedom for x in parts)
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    return float(t * math.sqrt(total))
 
 
 def by_seed(values: pd.DataFrame) -> pd.DataFrame:
-    """Seeds by (method, pre-training); random weights are one column."""
-    random = values['method'] == RANDOM
-    flat = values.assign(pretrain_seed=values['pretrain_seed'].mask(random, 0))
+    """Seeds by (method, pre-training); drawn weights are one column."""
+    flat = values.astype(dict(pretrain_seed=float)).fillna(
+        dict(pretrain_seed=DRAWN)
+    )
     columns = ['method', 'pretrain_seed']
     return flat.pivot(index='seed', columns=columns, values='value')
 
 
-def samples(table: pd.DataFrame, method: str) -> np.ndarray:
-    """One value for each pre-training."""
-    axis = int(method == RANDOM)
-    return table[method].mean(axis=axis, skipna=False).to_numpy()
-
-
-def difference(table: pd.DataFrame, method: str, base: str) -> dict:
-    """The difference of two methods by the module's rule.
+def pooled(table: pd.DataFrame) -> Variance:
+    """Between the pre-trainings of a method, one for all methods.
 
     Args:
         table: From :func:`by_seed`, of seeds that all have run.
-        method: The one.
-        base: What is subtracted.
+    """
+    means = table.mean(skipna=False).drop(DRAWN, level=1, errors='ignore')
+    means = means[np.isfinite(means)]
+    methods = means.groupby(level='method')
+    freedom = int((methods.size() - 1).sum())
+    squares = ((means - methods.transform('mean')) ** 2).sum()
+    return Variance(squares / freedom if freedom else math.nan, freedom)
+
+
+def variances(
+    table: pd.DataFrame, between: Variance, method: str, base: str | None
+) -> tuple[str, list[Variance]]:
+    """Of the mean of a method, or of its difference to another.
+
+    Returns:
+        Over what, 'pre-trainings', 'seeds' or '', and the parts.
+    """
+    used = [method] if base is None else [method, base]
+    trained = [table[x] for x in used if DRAWN not in table[x]]
+    over, parts = 'seeds', []
+    if between.freedom and trained:
+        shares = sum(1 / x.shape[1] for x in trained)
+        over = 'pre-trainings'
+        parts.append(Variance(between.value * shares, between.freedom))
+    if not parts or len(trained) < len(used):
+        paired = table[method].mean(axis=1)
+        if base is not None:
+            paired = paired - table[base].mean(axis=1)
+        parts.append(Variance(paired.var() / len(paired), len(paired) - 1))
+    return over, parts
+
+
+def difference(
+    table: pd.DataFrame, between: Variance, method: str, base: str
+) -> dict:
+    """The difference of two methods by the module's rule.
 
     Returns:
         ``difference``; ``low`` and ``high`` of its interval, if there is one;
-        ``over``: 'pre-trainings', 'seeds' or ''; ``verdict``: 'above',
-        'below' or 'not told apart'.
+        ``over`` what; ``verdict``: 'above', 'below' or 'not told apart'.
     """
-    own, other = samples(table, method), samples(table, base)
-    found = dict(difference=own.mean() - other.mean(), low=None, high=None)
-    found |= dict(over='', verdict='not told apart')
-    paired = table[method].mean(axis=1), table[base].mean(axis=1)
-    if not np.isfinite(found['difference']):
-        return found
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of values that are all the same
-        if min(len(own), len(other)) > 1:
-            found['over'] = 'pre-trainings'
-            test = stats.ttest_ind(own, other, equal_var=False)
-        elif len(table) > 1:
-            found['over'], test = 'seeds', stats.ttest_rel(*paired)
-        else:
-            return found
-        found['low'], found['high'] = test.confidence_interval(CONFIDENCE)
-    if found['low'] > 0 or found['high'] < 0:
-        found['verdict'] = 'above' if found['low'] > 0 else 'below'
-    return found
+    value = float(table[method].to_numpy().mean())
+    value -= float(table[base].to_numpy().mean())
+    over, parts = variances(table, between, method, base)
+    margin = half_width(*parts) if math.isfinite(value) else None
+    if margin is None:
+        found = dict(difference=value, low=None, high=None, over='')
+        return dict(found, verdict='not told apart')
+    low, high = value - margin, value + margin
+    verdict = 'above' if low > 0 else 'below' if high < 0 else 'not told apart'
+    return dict(
+        difference=value, low=low, high=high, over=over, verdict=verdict
+    )
 
 
+@np.errstate(invalid='ignore')  # of what is not finite
 def compare(
-    values: pd.DataFrame, baseline: str, better: str = 'higher'
+    values: pd.DataFrame, baseline: str | None, better: str = 'higher'
 ) -> pd.DataFrame:
     """A metric of one task and mode, a row for each method.
 
@@ -78,30 +130,34 @@ def compare(
     that is not finite makes the mean so.
 
     Args:
-        values: ``method``, ``pretrain_seed``, ``seed`` and ``value``.
+        values: ``method``, ``pretrain_seed`` (none of random weights),
+            ``seed`` and ``value``.
         baseline: Method to which the others are compared.
         better: 'higher' or 'lower', which decides what is best.
 
     Returns:
         By method: ``mean``; ``std``, over pre-trainings where there are
         several, else over seeds; how many ``pretrainings`` and ``seeds``;
-        :func:`difference` to the baseline; ``best``, whether it is told apart
-        from all others, in the good direction.
+        ``margin``, half of the mean's own interval; :func:`difference` to the
+        baseline; ``best``, whether it is told apart from all others, in the
+        good direction.
     """
     complete = by_seed(values.assign(value=1.0)).dropna().index
     table, rows = by_seed(values).loc[complete], {}
     methods = [*dict.fromkeys(values['method'])] if len(table) else []
+    between = pooled(table)
     for method in methods:
-        own = samples(table, method)
-        spread = own if len(own) > 1 else table[method].mean(axis=1)
-        found = {x: difference(table, method, x) for x in methods}
+        own = table[method]
+        spread = own.mean(axis=int(own.shape[1] == 1), skipna=False)
+        found = {x: difference(table, between, method, x) for x in methods}
         del found[method]
         good = 'above' if better == 'higher' else 'below'
         rows[method] = dict(
-            mean=table[method].to_numpy().mean(),
+            mean=own.to_numpy().mean(),
             std=np.std(spread, ddof=1) if len(spread) > 1 else None,
-            pretrainings=1 if method == RANDOM else len(own),
+            pretrainings=0 if DRAWN in own else own.shape[1],
             seeds=len(table),
+            margin=half_width(*variances(table, between, method, None)[1]),
             best=bool(found)
             and all(x['verdict'] == good for x in found.values()),
             **found.get(baseline, {}),

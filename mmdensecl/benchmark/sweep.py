@@ -101,7 +101,7 @@ def find_sweep(
         )
     if key:
         sweep = Sweep(check_name('sweep', key), key, chosen, key)
-    else:
+    elif name:
         sweep = Sweep(name, **known[name])
         sweep = replace(sweep, values=chosen or sweep.values)
     if len(sweep.methods) < 2:
@@ -187,12 +187,13 @@ def plan_pretraining(
         settings['images'] = images
         first = (cfg.get('randomness') or {}).get('seed') or 0
         for number in range(seeds):
-            own = copy.deepcopy(cfg)
+            made = copy.deepcopy(cfg)
             seed = first + number
-            own.randomness = dict(own.get('randomness') or {}, seed=seed)
+            made.randomness = dict(made.get('randomness') or {}, seed=seed)
             name = f'pretrain/{method}/pretrain{number}'
-            key = name, method, '', number, seed, setup.work_dir / name
-            runs.append(Run(*key, own, settings))
+            folder = setup.work_dir / name
+            run = Run(name, method, '', number, seed, folder, made, settings)
+            runs.append(run)
     return runs
 
 

@@ -19,17 +19,18 @@ def calls(folder):
 def values_of(**methods):
     """A table of values: of a method a list, or a list for each pre-training.
 
-    Random weights have one pre-training for each seed.
+    Random weights have no pre-training.
     """
     rows = []
     for method, found in methods.items():
         found = found if isinstance(found[0], (list, tuple)) else [found]
         for number, values in enumerate(found):
             for seed, value in enumerate(values):
-                pretrain = seed if method == 'random' else number
+                pretrain = None if method == 'random' else number
                 rows.append((method, pretrain, seed, value))
     names = ['method', 'pretrain_seed', 'seed', 'value']
     frame = pd.DataFrame(rows, columns=names)
+    frame = frame.astype(dict(pretrain_seed='Int64'))
     return frame.dropna(subset=['value']).reset_index(drop=True)
 
 
@@ -44,9 +45,9 @@ def write_results(
     settings = dict(code='c', stack=dict(torch='2.11'), data=None, config='d')
     for _, row in values_of(**values).iterrows():
         key = dict(row.drop('value'), task='seg', mode='frozen')
-        name = (
-            f'seg/frozen/{row["method"]}/{row["pretrain_seed"]}_{row["seed"]}'
-        )
+        number = row['pretrain_seed']
+        key['pretrain_seed'] = None if pd.isna(number) else int(number)
+        name = f'seg/frozen/{row["method"]}/{number}_{row["seed"]}'
         suite['runs'][name] = key
         result = dict(settings=settings, seed=row['seed'], sha256=None)
         result.update(metrics={m['key']: row['value'] for m in metrics})

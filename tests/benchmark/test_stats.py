@@ -3,11 +3,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from made_up import values_of
 from scipy.stats import t
 
-from mmdensecl.benchmark.stats import compare
+from mmdensecl.benchmark.stats import by_seed, compare, difference, pooled
 
 RANDOM, ONE = (9.0, 10.0, 11.0), (14.3, 15.0, 16.0)
 TWO = ((14.0, 15.0, 16.0), (16.0, 17.0, 18.0))  # means 15 and 17
@@ -22,37 +23,78 @@ def test_one_pretraining_is_paired_by_seed():
     assert row['difference'] == pytest.approx(5.1)
     assert (row['low'], row['high']) == pytest.approx((4.6697347, 5.5302653))
     assert (row['over'], row['verdict']) == ('seeds', 'above')
-    assert (row['pretrainings'], row['seeds']) == (1, 3)
+    assert table['pretrainings'].tolist() == [0, 1]
+    assert table['seeds'].tolist() == [3, 3]
 
 
-def test_several_pretrainings_are_counted():
-    """Welch's t over the means of pre-trainings, by its formula."""
-    table = compare(values_of(random=RANDOM, ours=TWO), 'random')
-    row = table.loc['ours']
-    assert (row['mean'], row['pretrainings']) == (16, 2)
-    assert row['over'] == 'pre-trainings'
-    assert row['std'] == pytest.approx(math.sqrt(2))  # of 15 and 17
-    a, b = 2 / 2, 1 / 3  # variances of both means
-    freedom = (a + b) ** 2 / (a**2 / 1 + b**2 / 2)
-    half = t.ppf(0.975, freedom) * math.sqrt(a + b)
-    assert (row['low'], row['high']) == pytest.approx((6 - half, 6 + half))
-    # One pre-training alone would have said far more than is known.
-    alone = compare(values_of(random=RANDOM, ours=TWO[0]), 'random')
-    assert alone.loc['ours', 'high'] - alone.loc['ours', 'low'] < half
-
-
-def test_both_methods_need_several():
-    values = values_of(one=ONE, two=TWO)
-    row = compare(values, 'one').loc['two']
-    # Seed by seed: (14 + 16) / 2 - 14.3 and so on.
-    assert row['over'] == 'seeds' and row['difference'] == pytest.approx(0.9)
+def test_the_spread_of_pretrainings_is_pooled():
+    """By hand: a pair alone would have t = 12.7, three pairs have 3.2."""
+    pairs = dict(a=(15, 17), b=(20, 20.6), c=(11, 12))
+    shift = np.array([-1.0, 0.2, 0.8])  # of the seeds, the same for all
+    values = {
+        name: [tuple(mean + shift) for mean in pair]
+        for name, pair in pairs.items()
+    }
+    table = compare(values_of(**values), 'a')
+    assert table['mean'].tolist() == pytest.approx([16, 20.3, 11.5])
+    variance = (2**2 + 0.6**2 + 1**2) / 2 / 3  # of a pair half a square each
+    half = t.ppf(0.975, 3) * math.sqrt(variance * (1 / 2 + 1 / 2))
+    for name, value in dict(b=4.3, c=-4.5).items():
+        row = table.loc[name]
+        assert row['difference'] == pytest.approx(value)
+        assert row['high'] - value == pytest.approx(half)
+        assert value - row['low'] == pytest.approx(half)
+        assert row['over'] == 'pre-trainings'
+    assert table.loc['b', 'std'] == pytest.approx(0.6 / math.sqrt(2))
+    margin = half / math.sqrt(2)
+    assert table['margin'].tolist() == pytest.approx([margin] * 3)
+    # A single pre-training is as far from its method's mean as the others.
+    one = compare(values_of(**{**values, 'd': values['b'][0]}), 'a')
+    variance *= 1 + 1 / 2
+    half = t.ppf(0.975, 3) * math.sqrt(variance)
+    row = one.loc['d']
+    assert row['high'] - row['difference'] == pytest.approx(half)
+    assert (row['pretrainings'], row['over']) == (1, 'pre-trainings')
 
 
 def test_random_weights_are_drawn_by_each_seed():
-    values = values_of(ours=TWO, random=RANDOM)
-    row = compare(values, 'ours').loc['random']
-    assert row['over'] == 'pre-trainings' and row['verdict'] != 'above'
-    assert row['pretrainings'] == 1 and row['difference'] == -6
+    table = compare(values_of(random=RANDOM, ours=TWO), 'random')
+    row = table.loc['ours']
+    assert (row['mean'], row['pretrainings']) == (16, 2)
+    assert row['std'] == pytest.approx(math.sqrt(2))  # of 15 and 17
+    # What both have in common goes: seed by seed the difference is 6.
+    half = t.ppf(0.975, 1) * math.sqrt(2 / 2)
+    assert (row['low'], row['high']) == pytest.approx((6 - half, 6 + half))
+    # Seed by seed 8, 6, 4: the variance of their mean is added, 4 / 3.
+    table = compare(values_of(random=(7.0, 10.0, 13.0), ours=TWO), 'random')
+    a, b = 2 / 2, 4 / 3
+    half = t.ppf(0.975, (a + b) ** 2 / (a**2 / 1 + b**2 / 2))
+    half *= math.sqrt(a + b)
+    row = table.loc['ours']
+    assert (row['low'], row['high']) == pytest.approx((6 - half, 6 + half))
+    assert row['over'] == 'pre-trainings'
+    assert table['pretrainings'].tolist() == [0, 2]
+    other = compare(values_of(ours=TWO, random=(7.0, 10.0, 13.0)), 'ours')
+    assert other.loc['random', 'low'] == pytest.approx(-row['high'])
+    # One draw says nothing of the next one.
+    alone = values_of(random=(7.0,), ours=((14.0,), (16.0,)))
+    assert math.isnan(compare(alone, 'random').loc['ours', 'low'])
+
+
+def test_intervals_hold_the_truth():
+    """About 95 % of them; by seeds alone it would be a quarter."""
+    rng, held = np.random.default_rng(0), []
+    for _ in range(150):
+        seeds, found = rng.normal(0, 3, 3), {}
+        for name in 'abcd':
+            own = rng.normal(0, 1, (2, 1)) + rng.normal(0, 0.3, (2, 3))
+            found[name] = [*map(tuple, own + seeds)]
+        found['random'] = tuple(rng.normal(0, 0.5, 3) + seeds)
+        table = by_seed(values_of(**found))
+        for name in ('b', 'random'):
+            row = difference(table, pooled(table), name, 'a')
+            held.append(row['low'] <= 0 <= row['high'])
+    assert 0.91 < np.mean(held) < 0.99
 
 
 @pytest.mark.parametrize('ours, verdict', [

@@ -140,7 +140,7 @@ def test_from_images_to_a_plot(run_sweep, place, monkeypatch):
     report = folder / 'tiny/report'
     summary = pd.read_csv(report / 'summary.csv')
     assert summary['method'].tolist() == ['random', 'lambda_0', 'lambda_0.3']
-    assert summary['pretrainings'].tolist() == [1, 2, 2]
+    assert summary['pretrainings'].tolist() == [0, 2, 2]
     assert summary['model.loss_lambda'].tolist()[1:] == [0, 0.3]
     with Image.open(report / 'sweep.png') as image:
         assert image.width >= 600 and len(image.getcolors(1 << 24)) > 9

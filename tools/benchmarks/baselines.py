@@ -1,8 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The models that the scripts here compare, as their authors publish them."""
+
 import logging
 from pathlib import Path
-from typing import Dict, List
 
 import mmcv
 import numpy as np
@@ -19,7 +19,8 @@ from torch import Tensor
 # refuses; it still wraps one of its own. No slower.
 _adjust_hue = mmcv.adjust_hue
 mmcv.adjust_hue = lambda image, factor, *args, **kwargs: _adjust_hue(
-    image, np.float64(factor), *args, **kwargs)
+    image, np.float64(factor), *args, **kwargs
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 OURS = {
@@ -77,10 +78,10 @@ def build(cfg: Config, device: str) -> nn.Module:
     return model.to(device).train()
 
 
-def views(batch: int, size: int, device: str) -> Dict[str, list]:
+def views(batch: int, size: int, device: str) -> dict[str, list]:
     """A batch as the data preprocessor gives it: two normalised views."""
     generator = torch.Generator().manual_seed(0)
-    inputs: List[Tensor] = [
+    inputs: list[Tensor] = [
         torch.randn(batch, 3, size, size, generator=generator).to(device)
         for _ in range(2)
     ]
@@ -88,6 +89,12 @@ def views(batch: int, size: int, device: str) -> Dict[str, list]:
     for _ in range(batch):
         sample = DataSample()
         sample.set_metainfo(
-            dict(views=[(0., 0., size, size, 0.), (9., 9., size, size, 1.)]))
+            dict(
+                views=[
+                    (0.0, 0.0, size, size, 0.0),
+                    (9.0, 9.0, size, size, 1.0),
+                ]
+            )
+        )
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)

@@ -1,10 +1,12 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What the ranks send each other in a step, ours beside mmpretrain's."""
+
 import argparse
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import baselines
 import measure
@@ -15,32 +17,46 @@ import torch.multiprocessing as mp
 PEER = 'mmpretrain DenseCL'
 NAMES = [*baselines.OURS, *baselines.MMPRETRAIN]
 # None of them uses these; if one does some day, it must not go unnoticed.
-UNCOUNTED = ('all_gather_into_tensor', 'all_gather_object', 'all_to_all',
-             'gather', 'reduce', 'reduce_scatter', 'scatter', 'send', 'recv')
+UNCOUNTED = (
+    'all_gather_into_tensor',
+    'all_gather_object',
+    'all_to_all',
+    'gather',
+    'reduce',
+    'reduce_scatter',
+    'scatter',
+    'send',
+    'recv',
+)
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(
         'Bytes that a rank receives, and collective calls, in one step with '
         'ResNet-50: counted in gloo processes on this CPU, without the '
         "gradients' all-reduce, which is the same for all",
-        timing=False)
+        timing=False,
+    )
     parser.add_argument('--ranks', type=int, nargs='+', default=[2, 4])
     parser.add_argument(
         '--extrapolate',
         type=int,
         nargs='*',
         default=[8, 64],
-        help='numbers of ranks to compute from the sizes of the messages')
+        help='numbers of ranks to compute from the sizes of the messages',
+    )
     parser.add_argument(
-        '--batch', type=int, default=8, help='images of a rank')
+        '--batch', type=int, default=8, help='images of a rank'
+    )
     parser.add_argument('--size', type=int, default=224, help='of a view')
     parser.add_argument(
         '--baselines',
         nargs='+',
         choices=NAMES,
         default=NAMES,
-        help=f'who is counted; {PEER} always is')
+        help=f'who is counted; {PEER} always is',
+    )
     parser.add_argument('--plot', help='file to draw the bytes into')
     args = measure.parse(parser)
     if min(args.ranks) < 2:
@@ -58,6 +74,7 @@ class Call(NamedTuple):
             those that were asked for, of the others what their definition
             says.
     """
+
     name: str
     size: int
     received: int
@@ -74,21 +91,25 @@ def expected(call: Call, ranks: int) -> float:
         float: As by ring algorithms, which receive least.
     """
     others = ranks - 1
-    return call.size * dict(
-        all_gather=others,
-        all_reduce=2 * others / ranks,
-        all_to_all_single=others / ranks,
-        broadcast=others / ranks)[call.name]
+    return (
+        call.size
+        * dict(
+            all_gather=others,
+            all_reduce=2 * others / ranks,
+            all_to_all_single=others / ranks,
+            broadcast=others / ranks,
+        )[call.name]
+    )
 
 
 @contextmanager
-def watched() -> Iterator[List[Call]]:
+def watched() -> Iterator[list[Call]]:
     """Note the collective calls of this process.
 
     Yields:
         List[Call]: Grows with each.
     """
-    calls: List[Call] = []
+    calls: list[Call] = []
     rank, ranks = dist.get_rank(), dist.get_world_size()
     originals = {}
 
@@ -111,8 +132,8 @@ def watched() -> Iterator[List[Call]]:
 
     # Where in the arguments this rank's tensor is.
     for name, place in dict(
-            all_gather=1, all_reduce=0, all_to_all_single=0,
-            broadcast=0).items():
+        all_gather=1, all_reduce=0, all_to_all_single=0, broadcast=0
+    ).items():
         watch(name, place)
 
     def unknown(*_: Any, **__: Any) -> None:
@@ -128,12 +149,14 @@ def watched() -> Iterator[List[Call]]:
             setattr(dist, name, original)
 
 
-def work(rank: int, ranks: int, name: str, batch: int, size: int,
-         folder: str) -> None:
+def work(
+    rank: int, ranks: int, name: str, batch: int, size: int, folder: str
+) -> None:
     """One rank: the second of two steps is watched and written down."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=ranks)
+        'gloo', f'file://{folder}/store', rank=rank, world_size=ranks
+    )
     model = baselines.build(baselines.config(name), 'cpu')
     data = baselines.views(batch, size, 'cpu')
     for _ in range(2):
@@ -144,37 +167,44 @@ def work(rank: int, ranks: int, name: str, batch: int, size: int,
     dist.destroy_process_group()
 
 
-def count(name: str, ranks: int, batch: int, size: int) -> List[List[Call]]:
+def count(name: str, ranks: int, batch: int, size: int) -> list[list[Call]]:
     """The calls of each rank in a step."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (ranks, name, batch, size, folder), nprocs=ranks)
-        return [[Call(*x) for x in torch.load(f'{folder}/{rank}.pt')]
-                for rank in range(ranks)]
+        return [
+            [Call(*x) for x in torch.load(f'{folder}/{rank}.pt')]
+            for rank in range(ranks)
+        ]
 
 
-def summary(calls: List[Call]) -> str:
+def summary(calls: list[Call]) -> str:
     """How often each collective was called."""
     counts = Counter(call.name for call in calls)
     return ', '.join(f'{n} {name}' for name, n in sorted(counts.items()))
 
 
 def main() -> None:
+    """Count the bytes, at each number of ranks."""
     args = parse_args()
     names = [x for x in NAMES if x in (*args.baselines, PEER)]
-    received: Dict[Tuple[str, int], float] = {}
-    calls: Dict[str, List[Call]] = {}
+    received: dict[tuple[str, int], float] = {}
+    calls: dict[str, list[Call]] = {}
     for name in names:
         for ranks in args.ranks:
             each = count(name, ranks, args.batch, args.size)
-            received[name, ranks] = sum(call.received for rank in each
-                                        for call in rank) / ranks
+            received[name, ranks] = (
+                sum(call.received for rank in each for call in rank) / ranks
+            )
             calls[name] = each[0]
         for ranks in args.extrapolate:
             received[name, ranks] = sum(
-                expected(call, ranks) for call in calls[name])
+                expected(call, ranks) for call in calls[name]
+            )
     report = measure.Report(
         f'Received by a rank in a step of ResNet-50, {args.batch} images at '
-        f'{args.size} on each', args)
+        f'{args.size} on each',
+        args,
+    )
     for ranks in [*args.ranks, *args.extrapolate]:
         for name in names:
             report.add(
@@ -184,22 +214,26 @@ def main() -> None:
                 MiB=received[name, ranks] / measure.MIB,
                 ratio=received[name, ranks] / received[PEER, ranks],
                 exchanges=len(calls[name]),
-                calls=summary(calls[name]))
+                calls=summary(calls[name]),
+            )
     report.show()
     if args.plot:
         draw(report.rows, args.plot)
 
 
-def draw(rows: List[Dict[str, Any]], path: str) -> None:
+def draw(rows: list[dict[str, Any]], path: str) -> None:
     """Bytes against ranks, both axes logarithmic."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(5, 3.6))
     for name in dict.fromkeys(row['what'] for row in rows):
         points = sorted(
-            (row['ranks'], row['MiB']) for row in rows if row['what'] == name)
-        axis.loglog(*zip(*points), 'o-', label=name)
+            (row['ranks'], row['MiB']) for row in rows if row['what'] == name
+        )
+        axis.loglog(*zip(*points, strict=True), 'o-', label=name)
     ticks = sorted({row['ranks'] for row in rows})
     axis.set_xticks(ticks, [str(x) for x in ticks])
     axis.minorticks_off()

@@ -1,12 +1,14 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Images a second of the two-view augmentation, ours beside others'."""
+
 import argparse
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import baselines
 import cv2
@@ -34,20 +36,25 @@ Run = Callable[[], Any]
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(
-        'Images a second of one core: from a file to two augmented views')
+        'Images a second of one core: from a file to two augmented views'
+    )
     parser.set_defaults(threads=1)
     parser.add_argument(
         '--images',
         type=Path,
-        help='folder of JPEGs, by default drawn ones of 500 x 400 pixels')
+        help='folder of JPEGs, by default drawn ones of 500 x 400 pixels',
+    )
     parser.add_argument(
-        '--num-images', type=int, default=48, help='images of a round')
+        '--num-images', type=int, default=48, help='images of a round'
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--profile',
         action='store_true',
-        help='instead, each operation with each library')
+        help='instead, each operation with each library',
+    )
     args = measure.parse(parser)
     if args.num_images < 1:
         parser.error(f'--num-images must be at least 1, got {args.num_images}')
@@ -64,25 +71,28 @@ def draw_jpegs(folder: Path, count: int, seed: int) -> None:
     for i in range(count):
         height, width = ((400, 500), (500, 400))[i % 2]
         frequency = np.hypot(
-            np.fft.fftfreq(height)[:, None],
-            np.fft.rfftfreq(width)[None])
+            np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+        )
         frequency[0, 0] = np.inf  # the mean is set below
         noise = np.fft.rfft2(rng.standard_normal((4, height, width)))
         common, *own = np.fft.irfft2(noise / frequency, (height, width))
         image = np.stack([common + 0.3 * x for x in own], axis=2)
         image = 115 + 55 * image / image.std()
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
-            folder / f'{i:05d}.jpg', quality=80)
+            folder / f'{i:05d}.jpg', quality=80
+        )
 
 
-def list_jpegs(folder: Path, count: int) -> List[Path]:
+def list_jpegs(folder: Path, count: int) -> list[Path]:
     """The first images of a folder, in the order of names."""
     found = sorted(
-        x for x in folder.rglob('*') if x.suffix.lower() in ('.jpg', '.jpeg'))
+        x for x in folder.rglob('*') if x.suffix.lower() in ('.jpg', '.jpeg')
+    )
     if not found:
         raise FileNotFoundError(
             f'No .jpg or .jpeg below "{folder}". Point --images at a folder '
-            'of JPEGs, or leave it out.')
+            'of JPEGs, or leave it out.'
+        )
     return found[:count]
 
 
@@ -91,7 +101,8 @@ def our_pipeline(name: str) -> Callable[[Path], Any]:
     cfg = baselines.config(str(baselines.CONFIGS / name))
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     return lambda path: pipeline(
-        dict(img_bytes=path.read_bytes(), img_path=str(path), sample_idx=0))
+        dict(img_bytes=path.read_bytes(), img_path=str(path), sample_idx=0)
+    )
 
 
 def peer_pipeline() -> Callable[[Path], Any]:
@@ -104,22 +115,28 @@ def peer_pipeline() -> Callable[[Path], Any]:
 def pil_blur(image: Image.Image) -> Image.Image:
     """The authors' GaussianBlur."""
     return image.filter(
-        ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
+        ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0))
+    )
 
 
-def torchvision_chain(library: ModuleType, blur: Callable,
-                      tensors: bool) -> Callable[[Path], Any]:
+def torchvision_chain(
+    library: ModuleType, blur: Callable, tensors: bool
+) -> Callable[[Path], Any]:
     """The authors' augmentation, on tensors or on PIL's images."""
     to_tensor = library.PILToTensor()
-    view = library.Compose([
-        library.RandomResizedCrop(SIZE, scale=(0.2, 1.0)),
-        library.RandomApply([library.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        library.RandomGrayscale(p=0.2),
-        library.RandomApply([blur], p=0.5),
-        library.RandomHorizontalFlip(),
-    ])
+    view = library.Compose(
+        [
+            library.RandomResizedCrop(SIZE, scale=(0.2, 1.0)),
+            library.RandomApply(
+                [library.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8
+            ),
+            library.RandomGrayscale(p=0.2),
+            library.RandomApply([blur], p=0.5),
+            library.RandomHorizontalFlip(),
+        ]
+    )
 
-    def run(path: Path) -> List[torch.Tensor]:
+    def run(path: Path) -> list[torch.Tensor]:
         image = decode_rgb(path.read_bytes())
         if tensors:
             image = to_tensor(image)
@@ -129,7 +146,7 @@ def torchvision_chain(library: ModuleType, blur: Callable,
     return run
 
 
-def on_all(pipeline: Callable, items: List[Any]) -> Run:
+def on_all(pipeline: Callable, items: list[Any]) -> Run:
     """One round of a pipeline."""
 
     def run() -> None:
@@ -139,7 +156,7 @@ def on_all(pipeline: Callable, items: List[Any]) -> Run:
     return run
 
 
-def device_part(paths: List[Path], device: str) -> Run:
+def device_part(paths: list[Path], device: str) -> Run:
     """One round of what the model's device does for DeviceViews."""
     cfg = baselines.config(str(baselines.CONFIGS / OURS_ON_DEVICE))
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
@@ -147,61 +164,68 @@ def device_part(paths: List[Path], device: str) -> Run:
     packed = [pipeline(path) for path in paths]
     size = cfg.train_dataloader.batch_size
     batches = [
-        pseudo_collate(packed[i:i + size])
+        pseudo_collate(packed[i : i + size])
         for i in range(0, len(packed), size)
     ]
     return on_all(lambda batch: preprocessor(batch, True), batches)
 
 
-def compare(args: argparse.Namespace, paths: List[Path]) -> None:
+def compare(args: argparse.Namespace, paths: list[Path]) -> None:
     """Print whole pipelines, from the file to the tensors."""
     pipelines = {
-        'mmdensecl':
-        our_pipeline(OURS),
-        "mmdensecl, a worker's part of DeviceViews":
-        our_pipeline(OURS_ON_DEVICE),
-        PEER:
-        peer_pipeline(),
-        "torchvision on PIL, the authors'":
-        torchvision_chain(transforms, pil_blur, tensors=False),
-        'torchvision v2 on tensors':
-        torchvision_chain(v2, v2.GaussianBlur(13, (0.1, 2.0)), tensors=True),
-        'decoding alone':
-        lambda path: decode_rgb(path.read_bytes()),
+        'mmdensecl': our_pipeline(OURS),
+        "mmdensecl, a worker's part of DeviceViews": our_pipeline(
+            OURS_ON_DEVICE
+        ),
+        PEER: peer_pipeline(),
+        "torchvision on PIL, the authors'": torchvision_chain(
+            transforms, pil_blur, tensors=False
+        ),
+        'torchvision v2 on tensors': torchvision_chain(
+            v2, v2.GaussianBlur(13, (0.1, 2.0)), tensors=True
+        ),
+        'decoding alone': lambda path: decode_rgb(path.read_bytes()),
     }
     runs = {name: on_all(run, paths) for name, run in pipelines.items()}
     runs[f"mmdensecl, DeviceViews' own part, {args.device}"] = device_part(
-        paths, args.device)
+        paths, args.device
+    )
     seconds = measure.take_turns(runs, args.rounds, args.device)
     report = measure.Report(
-        f'Two views of {SIZE} pixels from each of {len(paths)} JPEGs', args)
+        f'Two views of {SIZE} pixels from each of {len(paths)} JPEGs', args
+    )
     for name, times in seconds.items():
         report.add(
             name,
             images_a_second=len(paths) / median(times),
             ms_an_image=1000 * median(times) / len(paths),
-            speed_ratio=measure.ratio(seconds[PEER], times))
+            speed_ratio=measure.ratio(seconds[PEER], times),
+        )
     report.show()
 
 
 def read_with_opencv(data: bytes) -> np.ndarray:
-    return cv2.imdecode(
-        np.frombuffer(data, np.uint8),
-        cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
+    """Decode a JPEG."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    assert image is not None
+    return image[..., ::-1]
 
 
 def read_with_torchvision(data: bytes) -> torch.Tensor:
+    """Decode a JPEG."""
     # Of a bytearray, as torch warns of memory that it must not write to.
     return decode_jpeg(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8),
-        ImageReadMode.RGB)
+        torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB
+    )
 
 
 class Inputs(NamedTuple):
     """One image in all the forms that the libraries take."""
+
     data: bytes
     photo: Image.Image
-    box: Tuple[int, int, int, int]  # left, top, right, bottom
+    box: tuple[int, int, int, int]  # left, top, right, bottom
     view: Image.Image
     array: np.ndarray  # the same view, (SIZE, SIZE, 3)
     tensor: torch.Tensor  # the same view, (3, SIZE, SIZE)
@@ -213,32 +237,41 @@ def make_inputs(path: Path) -> Inputs:
     photo = decode_rgb(data)
     width, height = photo.size
     box = (width // 10, height // 8, width * 9 // 10, height * 7 // 8)
-    view = photo.crop(box).resize((SIZE, SIZE), Image.BILINEAR)
-    return Inputs(data, photo, box, view, np.array(view),
-                  F.pil_to_tensor(view).contiguous())
+    view = photo.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return Inputs(
+        data,
+        photo,
+        box,
+        view,
+        np.array(view),
+        F.pil_to_tensor(view).contiguous(),
+    )
 
 
 def crop_array(x: Inputs) -> np.ndarray:
+    """The crop as an array."""
     left, top, right, bottom = x.box
     return np.asarray(x.photo)[top:bottom, left:right]
 
 
 # Each takes Inputs. The first of each is the reference; `mmdensecl` is what
 # render_view does, in the libraries that won here.
-OPERATIONS: Dict[str, Dict[str, Callable[[Inputs], Any]]] = {
+OPERATIONS: dict[str, dict[str, Callable[[Inputs], Any]]] = {
     'decode': {
         'PIL': lambda x: decode_rgb(x.data),
         'OpenCV': lambda x: read_with_opencv(x.data),
         'torchvision': lambda x: read_with_torchvision(x.data),
     },
     'crop, resize': {
-        'PIL':
-        lambda x: x.photo.crop(x.box).resize((SIZE, SIZE), Image.BILINEAR),
-        'mmdensecl (torchvision v2)':
-        lambda x: render.crop_and_resize(x.photo, x.box, SIZE),
-        'OpenCV, INTER_AREA':
-        lambda x: cv2.resize(
-            crop_array(x), (SIZE, SIZE), interpolation=cv2.INTER_AREA),
+        'PIL': lambda x: x.photo.crop(x.box).resize(
+            (SIZE, SIZE), Image.Resampling.BILINEAR
+        ),
+        'mmdensecl (torchvision v2)': lambda x: render.crop_and_resize(
+            x.photo, x.box, SIZE
+        ),
+        'OpenCV, INTER_AREA': lambda x: cv2.resize(
+            crop_array(x), (SIZE, SIZE), interpolation=cv2.INTER_AREA
+        ),
     },
     'brightness': {
         'PIL': lambda x: F.adjust_brightness(x.view, 1.3),
@@ -262,20 +295,20 @@ OPERATIONS: Dict[str, Dict[str, Callable[[Inputs], Any]]] = {
     },
     'gray': {
         'PIL': lambda x: F.rgb_to_grayscale(x.view, 3),
-        'mmdensecl (OpenCV)':
-        lambda x: cv2.cvtColor(x.array, cv2.COLOR_RGB2GRAY),
+        'mmdensecl (OpenCV)': lambda x: cv2.cvtColor(
+            x.array, cv2.COLOR_RGB2GRAY
+        ),
         'torchvision v2': lambda x: F2.rgb_to_grayscale(x.tensor, 3),
     },
     'blur, sigma 1.5': {
-        'PIL':
-        lambda x: x.view.filter(ImageFilter.GaussianBlur(1.5)),
-        'mmdensecl (OpenCV)':
-        lambda x: render.blur(x.array, 1.5),
-        'OpenCV, GaussianBlur':
-        lambda x: cv2.GaussianBlur(
-            x.array, (0, 0), 1.5, borderType=cv2.BORDER_REPLICATE),
-        'torchvision v2':
-        lambda x: F2.gaussian_blur(x.tensor, [13, 13], [1.5]),
+        'PIL': lambda x: x.view.filter(ImageFilter.GaussianBlur(1.5)),
+        'mmdensecl (OpenCV)': lambda x: render.blur(x.array, 1.5),
+        'OpenCV, GaussianBlur': lambda x: cv2.GaussianBlur(
+            x.array, (0, 0), 1.5, borderType=cv2.BORDER_REPLICATE
+        ),
+        'torchvision v2': lambda x: F2.gaussian_blur(
+            x.tensor, [13, 13], [1.5]
+        ),
     },
     'flip': {
         'PIL': lambda x: F.hflip(x.view),
@@ -283,13 +316,11 @@ OPERATIONS: Dict[str, Dict[str, Callable[[Inputs], Any]]] = {
         'torchvision v2': lambda x: F2.horizontal_flip(x.tensor),
     },
     'to a tensor': {
-        'PIL':
-        lambda x: F.pil_to_tensor(x.view).contiguous(),
-        'mmdensecl (OpenCV)':
-        lambda x: render.to_tensor(x.array),
-        'numpy':
-        lambda x: torch.from_numpy(
-            np.ascontiguousarray(x.array.transpose(2, 0, 1))),
+        'PIL': lambda x: F.pil_to_tensor(x.view).contiguous(),
+        'mmdensecl (OpenCV)': lambda x: render.to_tensor(x.array),
+        'numpy': lambda x: torch.from_numpy(
+            np.ascontiguousarray(x.array.transpose(2, 0, 1))
+        ),
     },
 }
 
@@ -301,12 +332,14 @@ def levels(result: Any) -> np.ndarray:
     return np.atleast_3d(np.asarray(result)).astype(int)
 
 
-def profile(args: argparse.Namespace, paths: List[Path]) -> None:
+def profile(args: argparse.Namespace, paths: list[Path]) -> None:
     """Print each operation alone, and how far it is from PIL's."""
     inputs = [make_inputs(path) for path in paths]
     report = measure.Report(
         f'Operations of one view of {SIZE} pixels, means of {len(paths)} '
-        'JPEGs; differences to the first row of each in grey levels', args)
+        'JPEGs; differences to the first row of each in grey levels',
+        args,
+    )
     for operation, ways in OPERATIONS.items():
         runs = {name: on_all(run, inputs) for name, run in ways.items()}
         seconds = measure.take_turns(runs, args.rounds, args.device)
@@ -322,11 +355,13 @@ def profile(args: argparse.Namespace, paths: List[Path]) -> None:
                 microseconds=round(1e6 * median(times) / len(inputs)),
                 speed_ratio=measure.ratio(seconds[reference], times),
                 mean_difference=float(np.mean([x.mean() for x in apart])),
-                largest=int(max(x.max() for x in apart)))
+                largest=int(max(x.max() for x in apart)),
+            )
     report.show()
 
 
 def main() -> None:
+    """Time each part of reading an image, and the whole."""
     args = parse_args()
     cv2.setNumThreads(0)
     init_default_scope('mmpretrain')

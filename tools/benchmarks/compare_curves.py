@@ -4,12 +4,13 @@
 Each run is one of tools/train.py with the same seed. Another seed's run says
 how far apart curves lie that differ by nothing but chance.
 """
+
 import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import measure
@@ -29,12 +30,14 @@ class Run(NamedTuple):
         config (str): A config file.
         options (list[str]): For ``--cfg-options``.
     """
+
     name: str
     config: str
-    options: List[str]
+    options: list[str]
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = measure.make_parser(__doc__, timing=False)
     parser.add_argument('config', help='config file of the reference run')
     parser.add_argument(
@@ -44,7 +47,8 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('NAME', 'FILE'),
-        help='compare with another config file')
+        help='compare with another config file',
+    )
     parser.add_argument(
         '--variant',
         dest='variants',
@@ -52,17 +56,20 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('NAME', 'KEY=VALUE'),
-        help='compare with the reference config and other settings')
+        help='compare with the reference config and other settings',
+    )
     parser.add_argument('--epochs', type=int, default=1, help='of each run')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
-        '--work-dir', type=Path, default='work_dirs/compare_curves')
+        '--work-dir', type=Path, default='work_dirs/compare_curves'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='settings of all runs, such as data_root=/path/to/images')
+        help='settings of all runs, such as data_root=/path/to/images',
+    )
     args = measure.parse(parser)
     if args.epochs < 1:
         parser.error(f'--epochs must be at least 1, got {args.epochs}')
@@ -72,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def list_runs(args: argparse.Namespace) -> List[Run]:
+def list_runs(args: argparse.Namespace) -> list[Run]:
     """The reference, what it is compared with, and another seed."""
     return [
         Run('reference', args.config, []),
@@ -99,7 +106,7 @@ def train(run: Run, args: argparse.Namespace) -> np.ndarray:
         'default_hooks.checkpoint.interval=-1',
         'default_hooks.checkpoint.save_last=False',
         *args.cfg_options,
-        *run.options
+        *run.options,
     ]
     print(f'{run.name}: {folder}', flush=True)
     path = args.work_dir / f'{folder.name}.log'
@@ -113,13 +120,16 @@ def train(run: Run, args: argparse.Namespace) -> np.ndarray:
 
 
 def main() -> None:
+    """Train all, and compare their losses."""
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     curves = {run.name: train(run, args) for run in list_runs(args)}
     reference = curves['reference']
     report = measure.Report(
         f'Loss over {len(reference)} steps of {Path(args.config).name}; '
-        'differences to the reference', args)
+        'differences to the reference',
+        args,
+    )
     tail = max(1, len(reference) // 10)
     for name, losses in curves.items():
         difference = losses - reference
@@ -132,22 +142,25 @@ def main() -> None:
             mean_distance=float(apart.mean()),
             largest_distance=float(apart.max()),
             shift=float(difference.mean()),
-            standard_error=float(difference.std() / len(difference)**0.5))
+            standard_error=float(difference.std() / len(difference) ** 0.5),
+        )
     report.show()
     draw(curves, args.work_dir / 'curves.png')
 
 
-def draw(curves: Dict[str, Any], path: Path) -> None:
+def draw(curves: dict[str, Any], path: Path) -> None:
     """All curves in one figure, and their differences below."""
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained')
+        2, 1, figsize=(6.4, 5.2), sharex=True, layout='constrained'
+    )
     for name, losses in curves.items():
-        line, = top.plot(losses, label=name, linewidth=1)
+        (line,) = top.plot(losses, label=name, linewidth=1)
         if name != 'reference':
             bottom.semilogy(
                 np.abs(losses - curves['reference']).clip(min=1e-8),
                 color=line.get_color(),
-                linewidth=1)
+                linewidth=1,
+            )
     top.set_ylabel('loss')
     top.legend(fontsize=8)
     bottom.set_ylabel('distance to the reference')

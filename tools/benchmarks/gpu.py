@@ -21,6 +21,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import measure
 import torch
@@ -43,8 +44,9 @@ MINI = 'configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
 AUTHORS = ['4.29 / 4.39', '4.84 / 4.75', '4.96 / 4.79', '4.98 / 4.78']
 PIECE = 15 * 2**20  # bytes
 # mmpretrain's own recipe on a folder, with our cast to bfloat16.
+INSTALLED = Path(str(getattr(find_spec('mmpretrain'), 'origin', ''))).parent
 MMPRETRAIN = f"""
-_base_ = ('{Path(find_spec('mmpretrain').origin).parent}/.mim/configs/densecl/'
+_base_ = ('{INSTALLED}/.mim/configs/densecl/'
           'densecl_resnet50_8xb32-coslr-200e_in1k.py')
 custom_imports = dict(imports=['baselines'])
 optim_wrapper = dict(type='mmdensecl.BFloat16OptimWrapper')
@@ -127,7 +129,7 @@ class Session:
         self.log = self.out / 'gpu.log'
         self.log.write_text('', 'utf-8')
         self.cuda = torch.cuda.is_available()
-        self.context = multiprocessing.get_context('forkserver')
+        self.context: Any = multiprocessing.get_context('forkserver')
         self.context.set_forkserver_preload(PRELOAD.split())
         if self.cuda:  # may a fork use it?
             process = self.context.Process(target=touch_gpu)
@@ -164,7 +166,7 @@ class Session:
 
     def write(self) -> None:
         """All that is known so far, as Markdown."""
-        git = ['git', '-C', ROOT, 'describe', '--always', '--dirty']
+        git = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty']
         commit = subprocess.run(git, capture_output=True, text=True).stdout
         commit = self.args.commit or commit.strip() or 'unknown'
         device = torch.cuda.get_device_name() if self.cuda else NOT_RUN

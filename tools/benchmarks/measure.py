@@ -6,6 +6,7 @@ and what is reported is the median over the rounds of the ratio to the baseline
 in the same round. Memory is the growth of the peak: of the process on a CPU,
 a fresh one for each, of torch's allocator on a GPU.
 """
+
 import argparse
 import json
 import platform
@@ -14,11 +15,13 @@ import re
 import statistics
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import (Any, Callable, ContextManager, Dict, Iterable, List,
-                    Mapping, Optional, Sequence)
+from typing import (
+    Any,
+)
 
 import torch
 
@@ -32,8 +35,9 @@ DTYPES = {
 }
 
 
-def make_parser(description: str,
-                timing: bool = True) -> argparse.ArgumentParser:
+def make_parser(
+    description: str, timing: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the flags that the scripts share.
 
     Args:
@@ -46,20 +50,24 @@ def make_parser(description: str,
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        '--out', type=Path, help='JSON file to write the numbers to')
+        '--out', type=Path, help='JSON file to write the numbers to'
+    )
     if not timing:
         return parser
     parser.add_argument(
         '--device',
         choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+    )
     parser.add_argument(
         '--rounds',
         type=int,
         default=7,
-        help='timed rounds, after one that is not')
+        help='timed rounds, after one that is not',
+    )
     parser.add_argument(
-        '--threads', type=int, help="torch's threads, by default all cores")
+        '--threads', type=int, help="torch's threads, by default all cores"
+    )
     return parser
 
 
@@ -76,15 +84,16 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def precision(name: str, device: str) -> ContextManager:
+def precision(name: str, device: str) -> AbstractContextManager:
     """Autocast to a type of ``DTYPES``; nothing for float32."""
     if name == 'float32':
         return nullcontext()
     return torch.autocast(device, DTYPES[name])
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int,
-               device: str) -> Dict[str, List[float]]:
+def take_turns(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of each run in each round, every round in another order.
 
     Args:
@@ -95,7 +104,7 @@ def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int,
     Returns:
         Dict[str, List[float]]: By the runs' names.
     """
-    seconds: Dict[str, List[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     for turn in range(rounds + 1):
         # Who comes after whom matters: memory and caches are as it left them.
@@ -112,13 +121,15 @@ def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int,
 
 def ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
     """Median over the rounds of ours to the peer's in the same round."""
-    return statistics.median(a / b for a, b in zip(ours, peer))
+    return statistics.median(a / b for a, b in zip(ours, peer, strict=True))
 
 
-def extra_memory(make: Callable[..., Callable[[], Any]],
-                 device: str,
-                 *args: Any,
-                 whole: bool = False) -> int:
+def extra_memory(
+    make: Callable[..., Callable[[], Any]],
+    device: str,
+    *args: Any,
+    whole: bool = False,
+) -> int:
     """Bytes by which the peak of the memory grows while something runs.
 
     Args:
@@ -142,8 +153,13 @@ def extra_memory(make: Callable[..., Callable[[], Any]],
         return pool.apply(_grown, (make, device, threads, whole, *args))
 
 
-def _grown(make: Callable[..., Callable[[], Any]], device: str,
-           threads: Optional[int], whole: bool, *args: Any) -> int:
+def _grown(
+    make: Callable[..., Callable[[], Any]],
+    device: str,
+    threads: int | None,
+    whole: bool,
+    *args: Any,
+) -> int:
     if threads:
         torch.set_num_threads(threads)
     start = _reset_peak(device)
@@ -162,10 +178,9 @@ def _reset_peak(device: str) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    try:
+    # Where this is not Linux, a peak of the making hides one of the run.
+    with suppress(OSError):
         Path('/proc/self/clear_refs').write_bytes(b'5')
-    except OSError:  # not Linux: a peak of the making hides one of the run
-        pass
     return _peak(device)
 
 
@@ -175,10 +190,12 @@ def _peak(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     status = Path('/proc/self/status')
     if status.exists():
-        kib, = re.findall(r'VmHWM:\s+(\d+) kB',
-                          status.read_text(encoding='utf-8'))
+        (kib,) = re.findall(
+            r'VmHWM:\s+(\d+) kB', status.read_text(encoding='utf-8')
+        )
         return int(kib) * 1024
     import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
 
@@ -201,16 +218,22 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same columns as a table, a float with three digits."""
 
     def line(cells: Iterable[Any]) -> str:
-        return '| ' + ' | '.join(
-            f'{x:.3g}' if isinstance(x, float) else str(x)
-            for x in cells) + ' |'
+        return (
+            '| '
+            + ' | '.join(
+                f'{x:.3g}' if isinstance(x, float) else str(x) for x in cells
+            )
+            + ' |'
+        )
 
     names = [name.replace('_', ' ') for name in rows[0]]
-    return '\n'.join([
-        line(names),
-        line(['---'] * len(names)),
-        *(line(row.values()) for row in rows),
-    ])
+    return '\n'.join(
+        [
+            line(names),
+            line(['---'] * len(names)),
+            *(line(row.values()) for row in rows),
+        ]
+    )
 
 
 class Report:
@@ -224,15 +247,16 @@ class Report:
     def __init__(self, title: str, args: argparse.Namespace) -> None:
         self.title = title
         self.settings = {k: v for k, v in vars(args).items() if k != 'out'}
-        self.out: Optional[Path] = args.out
+        self.out: Path | None = args.out
         on_gpu = getattr(args, 'device', 'cpu') == 'cuda'
         self.environment = dict(
             device=torch.cuda.get_device_name() if on_gpu else _processor(),
             threads=getattr(args, 'threads', None),
             python=platform.python_version(),
             torch=torch.__version__,
-            mmdensecl=mmdensecl.__version__)
-        self.rows: List[Dict[str, Any]] = []
+            mmdensecl=mmdensecl.__version__,
+        )
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, what: str, **columns: Any) -> None:
         """One row; every row of a table has the same columns.
@@ -259,7 +283,11 @@ class Report:
                         title=self.title,
                         settings=self.settings,
                         environment=self.environment,
-                        rows=self.rows),
+                        rows=self.rows,
+                    ),
                     indent=1,
-                    default=str) + '\n',
-                encoding='utf-8')
+                    default=str,
+                )
+                + '\n',
+                encoding='utf-8',
+            )

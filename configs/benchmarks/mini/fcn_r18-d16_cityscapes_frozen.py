@@ -1,3 +1,0 @@
-_base_ = './fcn_r18-d16_cityscapes.py'
-
-model = dict(backbone=dict(frozen_stages=4, norm_eval=True))
