@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmdensecl.engine import merge_options, override_data_root
 
 from .plan import FLAGS, Checkpoint, Run, Setup, check_options, share_batch
+from .results import differences, read_json
 from .suite import check_name
 
 WARM_UP = 'mmdensecl.LambdaWarmupHook'
@@ -195,6 +196,29 @@ def plan_pretraining(
             run = Run(name, method, '', number, seed, folder, made, settings)
             runs.append(run)
     return runs
+
+
+def check_others(runs: Sequence[Run], folder: Path) -> None:
+    """Refuse trainings beside those of other images, code or versions.
+
+    Args:
+        runs: Of this call, whose own folders are not looked at.
+        folder: Of the sweep.
+    """
+    planned = {run.folder for run in runs}
+    for path in sorted(folder.glob('pretrain/*/*/plan/run.json')):
+        if path.parents[1] in planned:
+            continue
+        old = (read_json(path) or {}).get('settings', {})
+        new = {**runs[0].settings, 'config': old.get('config')}
+        changed = [*differences(old, new)]
+        if changed:
+            raise ValueError(
+                f'"{path.parents[1]}" was trained with other settings:\n  '
+                + '\n  '.join(changed)
+                + '\nRepeat it with --redo in a call that names its value and '
+                'seed too, remove it, or take another --work-dir'
+            )
 
 
 def _warm_up(cfg: Config, sweep: Sweep, value: Any, images: int) -> None:

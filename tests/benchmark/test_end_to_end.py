@@ -44,7 +44,8 @@ def test_own_config(tmp_path, weights):
     head.update(num_classes=2, norm_cfg=dict(type='BN'), in_index=3)
     model = dict(type='EncoderDecoder', decode_head=head)
     model['backbone'] = dict(type='ResNet', depth=18, style='pytorch')
-    model['data_preprocessor'] = dict(type='SegDataPreProcessor')
+    model['data_preprocessor'] = dict(type='SegDataPreProcessor',
+                                      size=(32, 32))  # fmt: skip
     model.update(train_cfg=dict(), test_cfg=dict(mode='whole'))
     optimizer = dict(type='SGD', lr=0.1)
     cfg = dict(default_scope='mmseg', model=model)

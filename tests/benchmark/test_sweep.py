@@ -123,7 +123,8 @@ def test_plan(place, config):
 
 def test_from_images_to_a_plot(run_sweep, place, monkeypatch):
     code, text = run_sweep('--dry-run')
-    assert code == 0 and not calls(place / 'out')
+    assert code == 0, text
+    assert not calls(place / 'out')
     assert 'waiting, det/finetune/lambda_0.3/pretrain0/seed0' in text
     seeds = '--seeds', 2, '--pretrain-seeds', 2
     # A broken pre-training stops neither the rest nor a later call.
@@ -156,8 +157,13 @@ def test_from_images_to_a_plot(run_sweep, place, monkeypatch):
     write_pictures(place / 'images', 5, size=8)
     code, text = run_sweep(*seeds)
     assert code == 2 and 'settings.data.files: 4 -> 5' in text
-    code, text = run_sweep('--redo')
+    assert 'lambda_0.5/pretrain0" was trained with other settings' in text
+    every = ('lambda', '--values', '0', '0.3', '0.5')
+    code, text = run_sweep(*seeds, what=every)
+    assert code == 2 and 'Take another --work-dir' in text
+    code, text = run_sweep(*seeds, '--redo', what=every)
     assert code == 0 and 'discarding pretrain/lambda_0/pretrain0' in text
+    assert len(calls(folder)) == 6 + 7 * 2
 
 
 @pytest.mark.parametrize('what, words', [
