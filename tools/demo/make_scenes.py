@@ -98,6 +98,13 @@ def draw_piece(
     return pixels[top : top + size, left : left + size]
 
 
+def relight(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give pixels another mean and standard deviation."""
+    found = pixels.astype(float)
+    found = (found - found.mean()) / max(found.std(), 1)
+    return (rng.uniform(*MEAN) + rng.uniform(*STD) * found).clip(0, 255)
+
+
 def draw_path(size: int, rng: np.random.Generator) -> np.ndarray:
     """Mask of a winding path from side to side."""
     across, along = np.mgrid[:size, :size] / size
@@ -179,10 +186,7 @@ class Garden:
             left: int = 0,
         ) -> None:
             place = np.s_[top : top + len(mask), left : left + len(mask)]
-            found = pixels[mask].astype(float)
-            found = (found - found.mean()) / max(found.std(), 1)
-            found = rng.uniform(*MEAN) + rng.uniform(*STD) * found
-            image[place][mask] = found.clip(0, 255)
+            image[place][mask] = relight(pixels[mask], rng)
             labels[place][mask] = tuple(COLORS).index(name)
 
         def ground(name: str) -> np.ndarray:
