@@ -89,7 +89,7 @@ def draw_piece(
             [round(x * scale) for x in region.size], Image.Resampling.LANCZOS
         )
     )
-    pixels = np.rot90(pixels, rng.integers(4))
+    pixels = np.rot90(pixels, int(rng.integers(4)))
     # Mirrored where the region ends.
     pixels = np.pad(
         pixels, [(0, max(0, size - x)) for x in pixels.shape], 'symmetric'
@@ -167,10 +167,11 @@ class Garden:
             pixels = draw_piece(self.regions[name], side, rng)
             mask = draw_outline(name, side, rng)
         turn = rng.uniform(0, 360)
-        return tuple(
+        pixels, mask = (
             np.asarray(Image.fromarray(x).resize((side, side)).rotate(turn))
             for x in (pixels, mask)
         )
+        return pixels, mask
 
     def compose(self, number: int, seed: int) -> Scene:
         """Compose a scene, by random numbers of its own."""

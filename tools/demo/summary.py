@@ -53,20 +53,23 @@ def draw_pairs(root: Path) -> Pairs:
         views.append(pack(draw(dict(scene, sample_idx=seed, seed=seed))))
     batch = default_collate(views)
     where = stack_views(batch['data_samples'], torch.device('cpu'))
-    return Pairs(*batch['inputs'], where)
+    query, key = batch['inputs']
+    return Pairs(query, key, where)
 
 
-def encode(network: FrozenBackbone, pairs: Pairs) -> list[Features]:
+def encode(network: FrozenBackbone, pairs: Pairs) -> tuple[Features, Features]:
     """The features of both views."""
-    found = []
-    for views in (pairs.query, pairs.key):
-        maps = torch.stack(network.extract_dense([*views]))
-        found.append(backbone_features(maps))
-    return found
+    query, key = (
+        backbone_features(torch.stack(network.extract_dense([*views])))
+        for views in (pairs.query, pairs.key)
+    )
+    return query, key
 
 
 def draw(
-    features: Mapping[str, list[Features]], pairs: Pairs, path: Path
+    features: Mapping[str, tuple[Features, Features]],
+    pairs: Pairs,
+    path: Path,
 ) -> None:
     """Draw a row for each network and a column for each pair."""
     figure, axes = plt.subplots(
@@ -110,8 +113,10 @@ def main() -> None:
     ]
     draw(dict(untrained=random[0], trained=trained), pairs, args.out)
 
-    before = [match_accuracy(*x, pairs.views) for x in random]
-    after = match_accuracy(*trained, pairs.views)
+    after, *before = (
+        match_accuracy(query, key, pairs.views)
+        for query, key in (trained, *random)
+    )
     found = compare(after, mean_accuracy(before))
     table = Table(title=f'Matches in {found.pairs} pairs of unseen views')
     table.add_column('the match of a cell is taken by')
