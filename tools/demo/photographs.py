@@ -39,6 +39,11 @@ class Photograph(NamedTuple):
     border: int = 0
 
 
+def _hopper() -> np.ndarray:
+    path = get_sample_data('grace_hopper.jpg', asfileobj=False)
+    return np.asarray(Image.open(path))
+
+
 def _motorcycle() -> np.ndarray:
     return skimage.data.stereo_motorcycle()[0]
 
@@ -62,10 +67,7 @@ PHOTOGRAPHS = dict(
     ),
     grass=Photograph(skimage.data.grass, f'{CC0}, DeTexturePro'),
     gravel=Photograph(skimage.data.gravel, f'{CC0}, CC0Textures'),
-    hopper=Photograph(
-        lambda: np.asarray(Image.open(get_sample_data('grace_hopper.jpg'))),
-        f'{PUBLIC}, US Navy',
-    ),
+    hopper=Photograph(_hopper, f'{PUBLIC}, US Navy'),
     hubble=Photograph(
         skimage.data.hubble_deep_field, f'{PUBLIC}, NASA', scale=0.7
     ),

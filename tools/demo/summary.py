@@ -11,6 +11,7 @@ import argparse
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -52,7 +53,7 @@ def draw_pairs(root: Path) -> Pairs:
         seed = len(views)
         views.append(pack(draw(dict(scene, sample_idx=seed, seed=seed))))
     batch = default_collate(views)
-    where = stack_views(batch['data_samples'], torch.device('cpu'))
+    where: Any = stack_views(batch['data_samples'], torch.device('cpu'))
     query, key = batch['inputs']
     return Pairs(query, key, where)
 
