@@ -281,7 +281,7 @@ def test_mocov2_is_densecl_without_the_dense_branch(name):
         'densecl_r50_8xb32-coslr-200e.py',
         'densecl_r50_8xb32-coslr-800e_coco.py',
         'mini/densecl_r18w16_1xb64-coslr-11e.py',
-        'demo/densecl_r18_1xb32-coslr-20e_tiles.py',
+        'demo/densecl_r18w16_1xb64-coslr-40e_tiles.py',
     ],
 )
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ STOP = dict(epoch=1, step=2)
 CONFIG = f"""
 import sys
 sys.path.append('.')
-_base_ = '{ROOT}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
+_base_ = '{ROOT}/configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'
 custom_imports = dict(imports=['counters'])
 model = dict(
     queue_len=24, neck=dict(in_channels=32, hid_channels=16),
@@ -51,6 +51,7 @@ train_dataloader['dataset']['pipeline'] = [
     dict(type='mmdensecl.DecodeRGB'),
     dict(type='mmdensecl.TwoViews', size=32),
     dict(type='mmdensecl.PackViews')]
+optim_wrapper = dict(enabled=False)  # float32 on any processor
 train_cfg = dict(max_epochs={EPOCHS})
 default_hooks = dict(logger=dict(interval=1))
 custom_hooks = _base_.custom_hooks + [dict(type='mmdensecl.TraceSteps')]

@@ -33,7 +33,7 @@ EPOCHS, STEPS = 3, 2
 TIME_LIMIT = 300
 
 CONFIG = f"""
-_base_ = '{ROOT}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
+_base_ = '{ROOT}/configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'
 data_root = 'pictures'
 model = dict(
     queue_len=16, neck=dict(in_channels=32, hid_channels=16),
@@ -47,6 +47,7 @@ train_dataloader['dataset']['pipeline'] = [
     dict(type='mmdensecl.DecodeRGB'),
     dict(type='mmdensecl.TwoViews', size=32),
     dict(type='mmdensecl.PackViews')]
+optim_wrapper = dict(enabled=False)  # float32 on any processor
 train_cfg = dict(max_epochs={EPOCHS})
 default_hooks = dict(logger=dict(interval=1))
 # A machine that stays silent is given up after so many seconds.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 
 CONFIG = f"""
-_base_ = '{ROOT}/configs/demo/densecl_r18_1xb32-coslr-20e_tiles.py'
+_base_ = '{ROOT}/configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'
 data_root = 'nowhere'
 model = dict(
     queue_len=14, neck=dict(in_channels=32, hid_channels=16),
@@ -29,6 +29,7 @@ train_dataloader['dataset']['pipeline'] = [
     dict(type='mmdensecl.DecodeRGB'),
     dict(type='mmdensecl.TwoViews', size=32),
     dict(type='mmdensecl.PackViews')]
+optim_wrapper = dict(enabled=False)  # float32 on any processor
 train_cfg = dict(max_epochs=2)
 default_hooks = dict(logger=dict(interval=1))
 """
@@ -39,7 +40,7 @@ _base_ = './tiny.py'
 model = dict(
     channels_last=True, compile_encoders=dict(backend='aot_eager'),
     data_preprocessor=dict(type='mmdensecl.DeviceViews', size=32))
-optim_wrapper = dict(type='mmdensecl.BFloat16OptimWrapper')
+optim_wrapper = dict(enabled=True)
 train_dataloader = dict(collate_fn=dict(type='pseudo_collate'))
 train_dataloader['dataset'] = dict(pipeline=[
     dict(type='mmdensecl.DecodeRGB'),

@@ -1,0 +1,55 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""A tenth of the demo's training already helps a frozen probe."""
+
+from statistics import fmean
+
+import pytest
+import torch
+from runs import ROOT, tool
+
+from mmdensecl.evaluation.dense_probes import SegmentationImages, dense_probes
+from mmdensecl.transfer.feature_extractor import as_rgb, load_backbone
+
+CONFIG = ROOT / 'configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'
+EPOCHS = 4  # of 40
+SEEDS = range(3)
+MARGIN = 2.0  # mIoU
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The demo's tiles, and a third of its scenes."""
+    tool('demo/make_tiles.py', 'tiles', cwd=tmp_path)
+    counts = '--train', 32, '--val', 16
+    tool('demo/make_scenes.py', 'scenes', *counts, cwd=tmp_path)
+    return tmp_path
+
+
+def gain(checkpoint, scenes):
+    """mIoU of a linear probe above that on random weights, for each seed."""
+    data = SegmentationImages(scenes, as_rgb, max_images=100)
+    trained = load_backbone(checkpoint)
+    cells = data.extract(trained.extract_dense)
+    gains = []
+    for seed in SEEDS:
+        random = trained.untrained(torch.stack(data.images['train']), seed)
+        after, before = (
+            dense_probes(**x, num_classes=data.num_classes, seed=seed)
+            for x in (cells, data.extract(random.extract_dense))
+        )
+        gains.append(after['linear'] - before['linear'])
+    return gains
+
+
+@pytest.mark.slow
+def test_a_tenth_of_the_training_beats_random_weights(folder):
+    options = [
+        'data_root=tiles',
+        f'train_cfg.max_epochs={EPOCHS}',
+        f'param_scheduler.T_max={EPOCHS}',
+    ]
+    flags = '--work-dir', 'out', '--cfg-options'
+    tool('train.py', CONFIG, *flags, *options, cwd=folder)
+    checkpoint = folder / f'out/epoch_{EPOCHS}.pth'
+    gains = gain(checkpoint, folder / 'scenes/VOCdevkit/VOC2012')
+    assert fmean(gains) > MARGIN, gains
