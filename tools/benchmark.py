@@ -238,7 +238,7 @@ def run_suite(args: argparse.Namespace, console: Console) -> int:
     )
     keep, redo = not args.drop_checkpoints, args.redo and not args.dry_run
     with runner.only_one(top / (chosen or suite).name):
-        if trainings:
+        if chosen:
             sweep.check_others(trainings, top / chosen.name)
         discard_stale(trainings if redo else (), console)
         runs = planned()

@@ -227,16 +227,33 @@ def task_config(task: Task, mode: str, setup: Setup) -> Config:
         return cfg
     if task.layout:
         share_batch(cfg, setup.processes)
-    # The log tells the score at the end from others by its step.
-    logger = cfg.setdefault('default_hooks', {}).setdefault('logger', {})
-    logger.setdefault('type', 'LoggerHook')
-    logger['log_metric_by_epoch'] = 'max_epochs' in cfg.train_cfg
+    _keep_results(cfg)
     hooks.append(dict(type='mmdensecl.PredictedClassesHook'))
     drawer = str((cfg.get('visualizer') or {}).get('type'))
     if drawer.endswith(('DetLocalVisualizer', 'SegLocalVisualizer')):
         hooks.append(dict(type='mmdensecl.SamplePredictionsHook'))
     cfg.custom_hooks = hooks
     return cfg
+
+
+def _keep_results(cfg: Config) -> None:
+    """Let a training write what a result is read from."""
+    # What a ConfigDict's setdefault returns is not what it keeps.
+    default = dict(cfg.get('default_hooks') or {})
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    # The log tells the score at the end from others by its step.
+    logger = dict(type='LoggerHook') | dict(default.get('logger') or {})
+    default['logger'] = dict(logger, log_metric_by_epoch=by_epoch)
+    quarter = max(1, cfg.train_cfg.get('max_iters', 0) // 4)
+    saver = dict(type='CheckpointHook', by_epoch=by_epoch)
+    saver['interval'] = 1 if by_epoch else quarter
+    default['checkpoint'] = saver | dict(default.get('checkpoint') or {})
+    cfg.default_hooks = default
+    if cfg.get('visualizer'):
+        backends = [*(cfg.visualizer.get('vis_backends') or [])]
+        if not any('LocalVisBackend' in str(x['type']) for x in backends):
+            backends.append(dict(type='LocalVisBackend'))
+        cfg.visualizer.vis_backends = backends
 
 
 def _place_weights(cfg: Config) -> list[str]:

@@ -40,7 +40,7 @@ def curves(runs: Sequence[dict], metric: dict, heading: str) -> str:
     """Loss and metric over the training, a line for each run."""
     methods = [*dict.fromkeys(run['method'] for run in runs)]
     figure = Figure((9.2, 2.9), layout='constrained')
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     for run in runs:
         loss: dict[int, float] = {}
         scores: dict[int, float] = {}
@@ -86,21 +86,12 @@ def sweep_figure(
         for number, (mode, table) in enumerate(modes.items()):
             own = table[table.index.isin(at)].rename(at).sort_index()
             own = own.astype(dict(std=float))
-            color, line = f'C{number}', '-' if numbers else ''
-            ax.errorbar(
-                own.index,
-                own['mean'],
-                own['std'],
-                color=color,
-                ls=line,
-                label=mode,
-                capsize=4,
-                marker='o',
-            )
+            style: dict[str, Any] = dict(color=f'C{number}', label=mode)
+            style |= dict(ls='-' if numbers else '', capsize=4, marker='o')
+            ax.errorbar(own.index, own['mean'], own['std'], **style)
             if RANDOM in table.index:
-                label = f'{mode}, random'
-                level = table['mean'][RANDOM]
-                ax.axhline(level, ls='--', color=color, label=label)
+                style = dict(color=f'C{number}', label=f'{mode}, random')
+                ax.axhline(table['mean'][RANDOM], ls='--', **style)
         if sweep['axis'] == 'log':
             ax.set_xscale('log')
             ax.minorticks_off()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -142,7 +143,7 @@ def rows_of(part: Section, baseline: str) -> list[list[str]]:
         count = row['pretrainings']
         rows[name][1] = f'{count} x {row["seeds"]}'
         if not count:
-            rows[name][1] = f'{row["seeds"]} draws'
+            rows[name][1] = f'{row["seeds"]} draw' + 's' * (row['seeds'] > 1)
     for metric in part.task['metrics']:
         table = part.tables[metric['name']]
         digits, unit = decimals(table), f' ({metric["unit"]})'
@@ -175,7 +176,7 @@ def rows_of(part: Section, baseline: str) -> list[list[str]]:
 
 def details(results: Results) -> dict[str, dict]:
     """Where the numbers come from, by title."""
-    weights: dict[str, dict] = {}
+    weights: dict[str, Any] = {}
     settings, shared, failed = {}, {}, {}
     for run in results.runs:
         if run['status'] == 'failed':
@@ -186,8 +187,10 @@ def details(results: Results) -> dict[str, dict]:
             shared = {key: kept.pop(key) for key in ('code', 'stack')}
             settings[f'{run["task"]}, {MODES[run["mode"]]}'] = kept
             number, found = run['pretrain_seed'], run['result']['weights']
-            key = 'drawn by each seed' if number is None else number
-            weights.setdefault(run['method'], {})[key] = found
+            if found:
+                weights.setdefault(run['method'], {})[number] = found
+            else:
+                weights[run['method']] = 'drawn by each seed'
     parts = {
         'Runs that failed': failed,
         'Weights, by pre-training seed': weights,

@@ -142,6 +142,7 @@ class TestOwnConfig:
         text = text.replace('depth=18, init_cfg=dict(', 'depth=18, x=dict(')
         text += "model['backbone']['pretrained'] = 'torchvision://resnet18'\n"
         text += "model['roi_head'] = dict(shared_head=dict(type='ResLayer'))\n"
+        text += "visualizer = dict(type='Visualizer')\n"
         (place / 'mine.py').write_text(text)
         return place / 'mine.py'
 
@@ -167,6 +168,11 @@ class TestOwnConfig:
             tuned.custom_hooks
         )
         assert frozen.find_unused_parameters
+        # Its result can be read and it can resume, whatever it lacks.
+        assert tuned.default_hooks.logger.log_metric_by_epoch is False
+        assert tuned.default_hooks.checkpoint.interval == 2
+        backends = [dict(type='LocalVisBackend')]
+        assert tuned.visualizer.vis_backends == backends
         assert tuned.data_root == 'data/coco/'  # its own paths
         assert tuned.train_dataloader.batch_size == 2  # and batch
 

@@ -67,6 +67,7 @@ def test_never_more_than_is_known(tmp_path):
     assert '**' not in text
     text = report(tmp_path / 'b', random=RANDOM[:1], ours=OURS[:1])
     assert '| ours | 1 x 1 | 14.3 | +5.3, not told apart |' in text
+    assert '| random | 1 draw |' in text
     note = 'No method has a second pre-training'
     text = report(tmp_path / 'c', random=RANDOM, ours=RANDOM, notes=['no sky'])
     assert 'ours and random are equal to the last digit' in text

@@ -156,7 +156,7 @@ def test_from_images_to_a_plot(run_sweep, place, monkeypatch):
     assert [*sweep['values'].values()] == [0, 0.3, 0.5]
     write_pictures(place / 'images', 5, size=8)
     code, text = run_sweep(*seeds)
-    assert code == 2 and 'settings.data.files: 4 -> 5' in text
+    assert code == 2 and 'data.files: 4 -> 5' in text
     assert 'lambda_0.5/pretrain0" was trained with other settings' in text
     every = ('lambda', '--values', '0', '0.3', '0.5')
     code, text = run_sweep(*seeds, what=every)

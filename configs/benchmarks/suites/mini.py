@@ -1,7 +1,7 @@
 # Small transfer tasks, minutes a run on a CPU core, for the quarter-width
 # ResNet-18 of configs/mini. They compare rows with each other; their numbers
-# are no published protocol's. There is no detection: at this size a detector
-# learns next to nothing, so its rows could not be told apart.
+# are no published protocol's. There is no detection: trained for minutes,
+# detectors measured next to nothing (docs/benchmarks.md).
 # `seconds` are rough ones of a core of a small machine.
 name = 'mini'
 title = 'Small transfer benchmark'

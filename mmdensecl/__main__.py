@@ -1,0 +1,9 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""`python -m mmdensecl`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())
