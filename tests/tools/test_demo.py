@@ -12,7 +12,7 @@ from mmdensecl.transfer.feature_extractor import as_rgb, load_backbone
 
 CONFIG = ROOT / 'configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'
 # Of 40. After 4, features are not yet told apart from random weights (gains of
-# 0.8 and -2.8 mIoU with two seeds); after 10 the gain was 2.7.
+# 0.8 and -2.8 mIoU with two seeds); after 10 the gains were 2.7 and 2.8.
 EPOCHS = 10
 SEEDS = range(3)
 
@@ -53,4 +53,4 @@ def test_a_quarter_of_the_training_beats_random_weights(folder):
     tool('train.py', CONFIG, *flags, *options, cwd=folder)
     checkpoint = folder / f'out/epoch_{EPOCHS}.pth'
     gains = gain(checkpoint, folder / 'scenes/VOCdevkit/VOC2012')
-    assert fmean(gains) > 0, gains
+    assert fmean(gains) > 1, gains
