@@ -93,19 +93,19 @@ def neighbor_cells(
         key: Key cells, normalised, (N, C, R).
         k: How many, 1 to R.
         mutual: Whether only those count that have the query cell among their
-            own k most similar. Defaults to False.
+            own k most similar.
         min_similarity: Cosine similarity below which a key cell does not
-            count. Defaults to None.
+            count.
 
     Returns:
         (N, P) for one neighbour, else (N, P, k). Without a threshold each
         image has mutual ones, its most similar pair at least.
     """
-    similarity = similarities(query, key)
-    index = _top(similarity, k, dim=2)
+    similarity = similarities(query, key)  # (N, P, R)
+    index = _top(similarity, k, dim=2)  # (N, P, k)
     valid = None
     if mutual:
-        back = _top(similarity, min(k, similarity.size(1)), dim=1)
+        back = _top(similarity, min(k, similarity.size(1)), dim=1)  # (N, k, R)
         chosen = torch.zeros_like(similarity, dtype=torch.bool)
         valid = chosen.scatter_(1, back, True).gather(2, index)
     if min_similarity is not None:
@@ -116,15 +116,7 @@ def neighbor_cells(
 
 
 def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
-    """Nearest key cells, valid where the key cell's nearest is the query.
-
-    Args:
-        query: Query cells, normalised, (N, C, P).
-        key: Key cells, normalised, (N, C, R).
-
-    Returns:
-        Each image has at least one mutual pair, its most similar.
-    """
+    """Nearest key cells, valid where the key cell's nearest is the query."""
     return neighbor_cells(query, key, k=1, mutual=True)
 
 
@@ -145,7 +137,7 @@ class KeyPositions(NamedTuple):
 def stack_views(
     data_samples: Sequence | None, device: torch.device
 ) -> Tensor | None:
-    """The two views of each sample as one tensor.
+    """The two views of each sample as one tensor, (N, 2, 5).
 
     Args:
         data_samples: Samples that carry ``views``, two rows of five numbers,
@@ -153,7 +145,7 @@ def stack_views(
         device: Where the tensor goes.
 
     Returns:
-        (N, 2, 5), float32; None if a sample has no views.
+        None if a sample has no views.
     """
     if not data_samples or not all('views' in s for s in data_samples):
         return None
@@ -170,13 +162,10 @@ def locate_positions(
     """Find the centres of the query's cells in the key's grid.
 
     Args:
-        query_view: Views of the query crops, (N, 5).
-        key_view: Views of the key crops, (N, 5).
+        query_view: Crops of the query views, (N, 5).
+        key_view: Crops of the key views, (N, 5).
         query_shape: Height and width of the query's grid.
         key_shape: Height and width of the key's grid.
-
-    Returns:
-        One position for each query cell.
     """
     height, width = query_shape
     x = (torch.arange(width, device=query_view.device) + 0.5) / width
@@ -226,16 +215,7 @@ class MatchingRule:
     reads_backbone = True
 
     def __call__(self, query: Features, key: Features, views: Views) -> Match:
-        """Match the cells of N pairs of views.
-
-        Args:
-            query: Features of the query views.
-            key: Features of the key views.
-            views: Crop coordinates, where the data carries them.
-
-        Returns:
-            The key cell of each query cell.
-        """
+        """Match the cells of N pairs of views."""
         raise NotImplementedError
 
 
@@ -245,12 +225,8 @@ class BackboneSimilarity(MatchingRule):
 
     Args:
         weight_power: Matches count by their cosine similarity to this power
-            (negative ones not at all), after PixCon (WACV 2024), which
-            reweights matched cells by similarity. Defaults to 0: all count
-            the same, as published.
-
-    Raises:
-        ValueError: ``weight_power`` is negative.
+            (negative ones not at all), after PixCon (WACV 2024). At 0 all
+            count the same, as published.
     """
 
     def __init__(self, weight_power: float = 0.0) -> None:
@@ -280,11 +256,8 @@ class BalancedSimilarity(MatchingRule):
     A remedy against matches that crowd on few cells, ours, not published.
 
     Args:
-        epsilon: Softness of the assignment. Defaults to 0.05, SwAV's.
-        num_iters: Iterations of Sinkhorn-Knopp. Defaults to 3, SwAV's.
-
-    Raises:
-        ValueError: ``epsilon`` is not above 0 or ``num_iters`` below 1.
+        epsilon: Softness of the assignment; the default is SwAV's.
+        num_iters: Iterations of Sinkhorn-Knopp; the default is SwAV's.
     """
 
     def __init__(self, epsilon: float = 0.05, num_iters: int = 3) -> None:
@@ -304,10 +277,7 @@ class BalancedSimilarity(MatchingRule):
 
 @TASK_UTILS.register_module()
 class ProjectionSimilarity(MatchingRule):
-    """Nearest cell by the dense projections themselves.
-
-    One of the matching ablations of the DenseCL paper.
-    """
+    """Nearest cell by the dense projections, an ablation of the paper."""
 
     reads_backbone = False
 
@@ -332,8 +302,7 @@ class NearestNeighbors(MatchingRule):
 
     Pixels of one object share a category, so a query cell has more than one
     positive. Our interpretation of DSC's pixel neighbours
-    (https://arxiv.org/abs/2109.07756); with one neighbour it is
-    :class:`BackboneSimilarity`.
+    (https://arxiv.org/abs/2109.07756).
 
     Args:
         k: Neighbours of a query cell. Defaults to 4: a query cell that lies
@@ -342,10 +311,6 @@ class NearestNeighbors(MatchingRule):
             own k nearest. Defaults to False, as DenseCL's are one-way.
         min_similarity: Cosine similarity below which a neighbour does not
             count. Defaults to None: no value suits the whole of a run.
-
-    Raises:
-        ValueError: ``k`` is below 1 or above the number of the key's cells,
-            or ``min_similarity`` is not in [-1, 1].
     """
 
     def __init__(
@@ -405,9 +370,6 @@ class GeometricMatch(MatchingRule):
 
     From the crop and flip coordinates that the transforms carry. Query cells
     whose centre the key does not show take no part in the dense loss.
-
-    Raises:
-        ValueError: The batch carries no views.
     """
 
     reads_backbone = False

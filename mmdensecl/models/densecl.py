@@ -33,23 +33,16 @@ class DenseCL(MoCoV2):
 
     Args:
         correspondence: Config of the matching rule, see
-            :mod:`mmdensecl.models.correspondence`. Defaults to
-            ``dict(type='mmdensecl.BackboneSimilarity')``.
-        loss_lambda: Weight of the dense loss, 0 to 1. Defaults to 0.5.
+            :mod:`mmdensecl.models.correspondence`.
+        loss_lambda: Weight of the dense loss, 0 to 1.
         dense_negatives: What the dense queue holds: 'pooled', the mean dense
             projection of each image, as published; or 'cells', projections of
             single cells of each image, drawn at random, after DenseCL++
-            (https://arxiv.org/abs/2210.05063). Defaults to 'pooled'.
+            (https://arxiv.org/abs/2210.05063).
         cells_per_image: Cells that each image gives to the dense queue with
-            'cells'. The queue keeps its length, so that it spans fewer
-            images. Defaults to 1.
+            'cells'. The queue keeps its length, so it spans fewer images.
         **kwargs: The arguments of :class:`MoCoV2`; the neck must be one like
             :class:`DenseCLNeck`.
-
-    Raises:
-        ValueError: ``loss_lambda`` is not in [0, 1], ``dense_negatives`` is
-            unknown, ``cells_per_image`` is below 1 or above the number of
-            cells, or the backbone gives no 4-D map.
     """
 
     def __init__(
@@ -79,14 +72,13 @@ class DenseCL(MoCoV2):
         self.correspondence = TASK_UTILS.build(correspondence)
         self.dense_queue = FeatureQueue(*self.queue.keys.shape)
         self.cells_per_image = cells_per_image
-        self.cell_sampler = None
-        if dense_negatives == 'cells':
-            self.cell_sampler = SyncedGenerator()
+        self.cell_sampler = (
+            SyncedGenerator() if dense_negatives == 'cells' else None
+        )
 
     def encode(
         self, backbone: nn.Module, neck: nn.Module, images: Tensor
     ) -> Features:
-        """Features of one batch of views, (N, 3, H, W), by one encoder."""
         feature_map = last_map(backbone(images))
         if feature_map.dim() != 4:
             raise ValueError(
@@ -119,7 +111,6 @@ class DenseCL(MoCoV2):
         key: Features,
         data_samples: list[DataSample] | None,
     ) -> dict[str, Tensor]:
-        """Losses and metrics of a step; the queues stay as they are."""
         outputs = super().contrast(query, key, data_samples)
         device = query.global_proj.device
         views = stack_views(data_samples, device)

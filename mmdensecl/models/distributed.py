@@ -26,9 +26,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 class SyncedGenerator(nn.Module):
     """Random numbers that are equal on all ranks and after a resume.
 
-    The ranks do not communicate: what is drawn depends on a seed that they
-    agree on at the first step and on the number of the draw. Both are saved
-    with the weights of the model.
+    What is drawn depends on a seed that the ranks agree on at the first step
+    and on the number of the draw. Both are saved with the weights.
     """
 
     def __init__(self) -> None:
@@ -53,11 +52,7 @@ class SyncedGenerator(nn.Module):
     def next_generator(
         self, device: torch.device | str = 'cpu'
     ) -> torch.Generator:
-        """Return a freshly seeded generator for the next draw.
-
-        Args:
-            device: Where it draws. Defaults to 'cpu'.
-        """
+        """Return a freshly seeded generator for the next draw."""
         generator = torch.Generator(device)
         # Torch mixes nearby seeds well; the prime keeps runs whose seeds
         # differ by little from sharing draws at shifted steps.
@@ -106,9 +101,6 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
 
     Returns:
         Rows ``order[rank * N:(rank + 1) * N]`` of the global batch.
-
-    Raises:
-        ValueError: ``order`` has another length.
     """
     rank, world_size = get_dist_info()
     if len(order) != len(x) * world_size:
@@ -152,17 +144,11 @@ class BatchShuffle(SyncedGenerator):
     Batch norm sees the images of one rank together. Were the two views of an
     image normalised with the same companions, the statistics would give the
     pair away, so the keys are mixed over the ranks and sorted back afterwards.
-    All ranks draw the same permutation, and a resumed run continues the
-    sequence. With a single rank there is nobody to swap with and nothing
-    happens.
+    With a single rank nothing happens.
     """
 
     def draw(self, size: int) -> Tensor:
-        """Draw the next permutation of ``size`` rows.
-
-        On the CPU, which must know how many rows go to whom; the device is
-        never waited for.
-        """
+        """Draw the next permutation, on the CPU, which plans the exchange."""
         return torch.randperm(size, generator=self.next_generator())
 
     def shuffle(
@@ -172,7 +158,7 @@ class BatchShuffle(SyncedGenerator):
 
         Args:
             x: This process's rows, (N, ...).
-            virtual_ranks: Groups of a process. Defaults to 1.
+            virtual_ranks: Groups of a process.
 
         Returns:
             As many rows from anywhere, and the order that :meth:`unshuffle`
@@ -191,12 +177,8 @@ class BatchShuffle(SyncedGenerator):
         """Return what was computed from shuffled rows to their owners.
 
         Args:
-            tensors: Any number of (N, ...) tensors; they travel as one
-                message.
+            tensors: Any number of (N, ...); they travel as one message.
             order: From :meth:`shuffle`.
-
-        Returns:
-            The tensors in the owners' order.
         """
         if order is None:
             return tensors
@@ -213,9 +195,6 @@ def running_stats_kept(module: nn.Module) -> Iterator[None]:
 
     Each rank of a distributed run updates its own, and those of the first
     rank are saved; so only the first virtual rank may update them.
-
-    Args:
-        module: Its batch norms still normalise by the batch.
     """
     norms = [
         m
@@ -237,9 +216,6 @@ def auto_virtual_ranks(batch_size: int) -> int:
     Several processes need none. One process gets groups of 32 images, the
     published number, and at least two groups, as one has nobody to shuffle
     with; no group has a single image.
-
-    Args:
-        batch_size: Images of this process.
     """
     if get_dist_info()[1] > 1:
         return 1
@@ -254,7 +230,7 @@ def mean_over_positives(
     Args:
         x: One value of a row, (M, ), or of each of its positives, (M, k).
         weight: What each counts, bool or float, of the shape of ``x``. None
-            means 1. Defaults to None.
+            means 1.
 
     Returns:
         The means of the rows, (M, ), 0 where nothing counts; and the weight
@@ -278,7 +254,6 @@ def mean_over_ranks(x: Tensor, weight: Tensor | None = None) -> Tensor:
     Args:
         x: A value of each row of this process, (M, ).
         weight: What each counts, bool or float, (M, ). None means 1.
-            Defaults to None.
 
     Returns:
         A scalar, 0 where nothing counts, whose mean over the processes is the

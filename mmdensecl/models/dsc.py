@@ -27,32 +27,22 @@ from .modules import Features, gather_positions
 class DSC(DenseCL):
     """DenseCL with several neighbours and categories across images.
 
-    Our interpretation of the paper `Dense Semantic Contrast for
-    Self-Supervised Visual Representation Learning
-    <https://arxiv.org/abs/2109.07756>`_: its code was never published and its
-    abstract alone was at hand, so none of its numbers is claimed. The loss is
-    ``(1 - loss_lambda) * global + loss_lambda * neighbours + category_weight *
-    category``. With one neighbour and ``category_weight=0`` this is DenseCL,
-    bit for bit, also from the same seed.
+    None of the paper's numbers is claimed: its code was never published. The
+    loss is ``(1 - loss_lambda) * global + loss_lambda * neighbours +
+    category_weight * category``. With one neighbour and ``category_weight=0``
+    this is DenseCL, bit for bit, also from the same seed.
 
     Args:
-        category: Config of a category head:
-            :class:`KMeansCategoryHead` is DSC-KM,
-            :class:`PrototypeCategoryHead` DSC-PM.
-        category_weight: Weight of the category loss. Defaults to 0.5,
-            that of the other two losses.
-        num_samples: Query cells of a image, drawn anew in
-            each step, that take part in the category loss; None means all.
-            Defaults to 16: a third of a 7 x 7 grid, so that a head of a large
-            batch needs no more memory than the encoders leave.
+        category: Config of a category head: :class:`KMeansCategoryHead` is
+            DSC-KM, :class:`PrototypeCategoryHead` DSC-PM.
+        category_weight: Weight of the category loss; the default is that of
+            the other two.
+        num_samples: Query cells of an image, drawn anew in each step, that
+            take part in the category loss; None means all. Defaults to 16, a
+            third of a 7 x 7 grid, to bound the memory of a large batch.
         correspondence: Config of the matching rule, which gives the
             neighbours. An anchor's partner in the category loss is its first.
-            Defaults to ``dict(type='mmdensecl.NearestNeighbors')``.
         **kwargs: The arguments of :class:`DenseCL`.
-
-    Raises:
-        ValueError: ``category_weight`` is negative, or ``num_samples`` is
-            below 1 or above the number of cells.
     """
 
     def __init__(
@@ -166,9 +156,7 @@ class CategoryHead(BaseModule):
             generator: In the same state on all ranks.
 
         Returns:
-            The scalar loss of
-            :func:`mmdensecl.models.distributed.mean_over_ranks` and the
-            metrics of :func:`mmdensecl.models.metrics.category_metrics`.
+            The scalar of ``mean_over_ranks`` and the ``category_metrics``.
         """
         with torch.autocast(query_points.device.type, enabled=False):
             if query_points.itemsize < 4:
@@ -202,9 +190,8 @@ class CategoryHead(BaseModule):
             generator: In the same state on all ranks.
 
         Returns:
-            Losses, (M, ); the category of each
-            point, (G, ); and the categories' centres, normalised and without
-            gradient, (K, D).
+            Losses, (M, ); the category of each point, (G, ); and the
+            categories' centres, normalised and without gradient, (K, D).
         """
         raise NotImplementedError
 
@@ -213,25 +200,18 @@ class CategoryHead(BaseModule):
 class KMeansCategoryHead(CategoryHead):
     """DSC-KM: k-means over the mini-batch, then supervised contrast.
 
-    Our interpretation of the paper. The key points of all ranks are clustered
-    anew in each step (spherical k-means, which is k-means by the similarity
-    that the losses use). An anchor's label is the cluster of its partner, its
-    positives are all key points of that cluster, from whichever image.
+    The key points of all ranks are clustered anew in each step (spherical
+    k-means). An anchor's label is the cluster of its partner, its positives
+    are all key points of that cluster, from whichever image.
 
     Args:
-        num_clusters: Clusters of a mini-batch. Defaults to 64: of the
-            order of the classes of COCO, and 64 points each at 256 images
-            with 16 points.
-        num_iters: Iterations of k-means. Defaults to 10: after a
-            k-means++ start little moves later.
-        temperature: Divides the similarities. Defaults to 0.2, as in
-            the other two losses.
-        init_cfg: Initialisation. Defaults to
-            None; the head has no parameters.
-
-    Raises:
-        ValueError: An argument is out of range, or there are fewer points
-            than clusters.
+        num_clusters: Clusters of a mini-batch. Defaults to 64: of the order
+            of the classes of COCO, and 64 points each at 256 images with 16
+            points.
+        num_iters: Iterations of k-means. Defaults to 10: after a k-means++
+            start little moves later.
+        temperature: Divides the similarities.
+        init_cfg: Unused; the head has no parameters.
     """
 
     def __init__(
@@ -256,7 +236,6 @@ class KMeansCategoryHead(CategoryHead):
         own: slice,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`CategoryHead.contrast`."""
         if len(points) < self.num_clusters:
             raise ValueError(
                 f'k-means cannot find num_clusters={self.num_clusters} '
@@ -276,30 +255,22 @@ class KMeansCategoryHead(CategoryHead):
 class PrototypeCategoryHead(CategoryHead):
     """DSC-PM: learnt prototypes with balanced assignment.
 
-    Our interpretation of the paper. Prototypes are directions that live on
-    from step to step. The key points of all ranks are assigned to them so
-    that each prototype gets as much (Sinkhorn-Knopp, which is what keeps all
-    from falling into one), and an anchor predicts the assignment of its
-    partner (the swapped prediction of SwAV, https://arxiv.org/abs/2006.09882,
-    one way, as the key encoder is not trained). The prototypes learn from that
-    prediction.
+    Prototypes are directions that live on from step to step. The key points
+    of all ranks are assigned to them so that each prototype gets as much
+    (Sinkhorn-Knopp, which is what keeps all from falling into one), and an
+    anchor predicts the assignment of its partner (the swapped prediction of
+    SwAV, https://arxiv.org/abs/2006.09882, one way, as the key encoder is not
+    trained). The prototypes learn from that prediction.
 
     Args:
-        num_prototypes: Categories of the dataset. Defaults to 64, as
-            many as DSC-KM has clusters.
-        feat_dim: Channels of the dense projections. Defaults to 128,
-            the model's own default.
-        epsilon: How soft the assignment is. Defaults to 0.05, SwAV's.
-        sinkhorn_iters: Iterations of Sinkhorn-Knopp. Defaults to 3,
-            SwAV's.
-        temperature: Divides the anchors' similarities. Defaults to
-            0.1, SwAV's.
-        init_cfg: Initialisation. Defaults to
-            None: random directions.
-
-    Raises:
-        ValueError: An argument is out of range, or ``feat_dim`` is not that
-            of the points.
+        num_prototypes: Categories of the dataset. Defaults to 64, as many as
+            DSC-KM has clusters.
+        feat_dim: Channels of the dense projections.
+        epsilon: How soft the assignment is; SwAV's by default, as the next
+            two.
+        sinkhorn_iters: Iterations of Sinkhorn-Knopp.
+        temperature: Divides the anchors' similarities.
+        init_cfg: Initialisation; None: random directions.
     """
 
     def __init__(
@@ -331,7 +302,6 @@ class PrototypeCategoryHead(CategoryHead):
         own: slice,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`CategoryHead.contrast`."""
         feat_dim = self.prototypes.size(1)
         if points.size(1) != feat_dim:
             raise ValueError(

@@ -24,14 +24,12 @@ MAX_ROWS = 2048
 
 
 class InfoNCEResult(NamedTuple):
-    """What InfoNCE says of each of M query rows.
+    """InfoNCE of M query rows.
 
     Attributes:
-        loss: Loss of each row, shape (M, ), or of each of its k positives,
-            shape (M, k), with gradient.
+        loss: Of each row, (M, ), or of each of its k positives, (M, k).
         positive: Similarity to the row's own key or keys, of the same shape.
-        hardest_negative: Largest similarity to a key of the queue, shape
-            (M, ).
+        hardest_negative: Largest similarity to a key of the queue, (M, ).
     """
 
     loss: Tensor
@@ -45,12 +43,12 @@ class QueueStatistics(NamedTuple):
     Attributes:
         peak: Largest logit, (M, ).
         total: Sum of exp(logit - peak), (M, ).
-        weighted: Sum of exp(logit - peak) * key, (M, D), if it is wanted.
+        weighted: Sum of exp(logit - peak) * key, (M, D).
     """
 
     peak: Tensor
     total: Tensor
-    weighted: Tensor | None
+    weighted: Tensor
 
 
 def _full_precision(
@@ -78,19 +76,15 @@ def info_nce_reference(
 
     (MoCo, eq. 1; DenseCL, eq. 1 for vectors and eq. 2 for grid cells.) A row
     with several positives has such a loss for each, and none of them is a
-    negative of another. It holds all logits at once, three times over with
-    autograd; :func:`info_nce` gives the same numbers without. It stays as what
-    the tests compare with.
+    negative of another. It holds all logits at once; the tests compare
+    :func:`info_nce` with it.
 
     Args:
-        query: Queries, shape (M, D).
-        key: The positive key of each query, shape (M, D), or its k keys, shape
+        query: Queries, (M, D).
+        key: The positive key of each query, (M, D), or its k keys,
             (M, k, D). No gradient flows into them.
-        queue: Negative keys, shape (K, D). No gradient either.
+        queue: Negative keys, (K, D). No gradient either.
         temperature: :math:`\tau`.
-
-    Returns:
-        Loss and similarities of each row.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key, queue = _full_precision(query, key, queue)
@@ -113,7 +107,6 @@ def info_nce_reference(
 def stream_queue(
     query: Tensor,
     queue: Tensor,
-    with_weighted: bool,
     block_size: int | None = None,
     product_type: torch.dtype | None = None,
 ) -> QueueStatistics:
@@ -126,15 +119,10 @@ def stream_queue(
     Args:
         query: Queries over the temperature, (M, D).
         queue: Keys, (K, D), of the same type.
-        with_weighted: Whether the weighted sum is wanted.
-        block_size: Keys in a block; by default as many as make `MAX_LOGITS`
+        block_size: Keys in a block; None: as many as make `MAX_LOGITS`
             logits.
-        product_type: Type that the two matrix products of a block multiply
-            and give; what is summed over blocks stays in the type of `query`.
-            Defaults to None, the type of `query`.
-
-    Returns:
-        Statistics in the type of `query`.
+        product_type: Type of the matrix products; the sums over blocks stay
+            in the type of `query`. None means that type.
     """
     product_type = product_type or query.dtype
     if block_size is None:
@@ -142,25 +130,18 @@ def stream_queue(
         block_size = max(1, most // max(1, min(len(query), MAX_ROWS)))
     with torch.autocast(query.device.type, enabled=False):
         parts = [
-            _stream(rows, queue.to(product_type), with_weighted, block_size)
+            _stream(rows, queue.to(product_type), block_size)
             for rows in query.split(MAX_ROWS)
         ]
     if len(parts) == 1:
         return parts[0]
-    peaks, totals, weighted = zip(*parts, strict=True)
-    return QueueStatistics(
-        torch.cat(peaks),
-        torch.cat(totals),
-        torch.cat(weighted) if with_weighted else None,
-    )
+    return QueueStatistics(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _stream(
-    query: Tensor, queue: Tensor, with_weighted: bool, block_size: int
-) -> QueueStatistics:
+def _stream(query: Tensor, queue: Tensor, block_size: int) -> QueueStatistics:
     peak = query.new_full((len(query),), -torch.inf)  # (M, )
     total = torch.zeros_like(peak)  # (M, )
-    weighted = torch.zeros_like(query) if with_weighted else None  # (M, D)
+    weighted = torch.zeros_like(query)  # (M, D)
     rows = query.to(queue)
     # One buffer: fresh memory for each block costs a CPU more than the maths.
     buffer = rows.new_empty(len(query), min(block_size, len(queue)))
@@ -171,12 +152,11 @@ def _stream(
         decay = torch.exp(peak - new_peak)
         weights = logits.sub_(new_peak[:, None]).exp_()  # (M, B)
         total = total * decay + weights.sum(dim=1)
-        if weighted is not None:
-            weighted.mul_(decay[:, None])
-            if weights.dtype == block.dtype:
-                weighted.addmm_(weights, block)
-            else:
-                weighted.add_(torch.mm(weights.to(block), block))
+        weighted.mul_(decay[:, None])
+        if weights.dtype == block.dtype:
+            weighted.addmm_(weights, block)
+        else:
+            weighted.add_(torch.mm(weights.to(block), block))
         peak = new_peak
     return QueueStatistics(peak, total, weighted)
 
@@ -186,8 +166,7 @@ class _InfoNCE(torch.autograd.Function):
 
     The gradient of a row is (softmax-weighted mean of the queue - positive
     key) / temperature, times the softmax weight of the whole queue, so the
-    forward pass has all that the backward pass needs, and nothing of the size
-    of the logits is kept.
+    forward pass has all that the backward pass needs.
     """
 
     @staticmethod
@@ -200,11 +179,8 @@ class _InfoNCE(torch.autograd.Function):
         block_size: int | None,
         product_type: torch.dtype | None,
     ):
-        with_grad = ctx.needs_input_grad[0]
         query = query / temperature
-        negatives = stream_queue(
-            query, queue, with_grad, block_size, product_type
-        )
+        negatives = stream_queue(query, queue, block_size, product_type)
         positive = (_beside(query, key) * key).sum(dim=-1)
         # How far the queue's log-sum-exp lies above the positive: the loss is
         # the logistic one of that gap. Small terms come last.
@@ -212,13 +188,11 @@ class _InfoNCE(torch.autograd.Function):
             torch.log(negatives.total), key
         )
         loss = -F.logsigmoid(-gap)
-        if with_grad:
-            assert negatives.weighted is not None  # as asked for
-            mean = negatives.weighted / negatives.total[:, None]
-            weight = torch.sigmoid(gap) / temperature
-            ctx.save_for_backward(
-                (_beside(mean, key) - key).mul_(weight[..., None])
-            )
+        mean = negatives.weighted / negatives.total[:, None]  # (M, D)
+        weight = torch.sigmoid(gap) / temperature
+        ctx.save_for_backward(
+            (_beside(mean, key) - key).mul_(weight[..., None])
+        )
         positive = positive * temperature
         hardest = negatives.peak * temperature
         ctx.mark_non_differentiable(positive, hardest)
@@ -244,22 +218,17 @@ def info_nce(
     """Blockwise InfoNCE: the logits never exist all at once.
 
     The value and the gradient of :func:`info_nce_reference`, exact up to
-    rounding, without logits that grow with the queue. All sums are in float32,
-    also of half-precision input; float64 stays float64. Under autocast the
-    products with the queue are in autocast's type, those with the positives
-    are not. Second derivatives are not there: the gradient counts as a
-    constant.
+    rounding; differentiable once. All sums are in float32, also of
+    half-precision input; float64 stays float64. Under autocast the products
+    with the queue are in autocast's type, those with the positives are not.
 
     Args:
-        query: Queries, shape (M, D).
-        key: The positive key of each query, shape (M, D), or its k keys, shape
+        query: Queries, (M, D).
+        key: The positive key of each query, (M, D), or its k keys,
             (M, k, D). No gradient flows into them.
-        queue: Negative keys, shape (K, D). No gradient either.
+        queue: Negative keys, (K, D). No gradient either.
         temperature: Divides the similarities.
         block_size: Keys in a block, see :func:`stream_queue`.
-
-    Returns:
-        Loss and similarities of each row.
     """
     query, key, queue = _full_precision(query, key, queue)
     device = query.device.type
@@ -282,9 +251,6 @@ class InfoNCE(nn.Module):
             MoCo-v2's and DenseCL's.
         form: 'stream' computes the logits in blocks, 'reference' holds all of
             them; 'auto' is 'stream'.
-
-    Raises:
-        ValueError: `temperature` is not above 0, or `form` is unknown.
     """
 
     FORMS = 'auto', 'stream', 'reference'
@@ -308,9 +274,6 @@ class InfoNCE(nn.Module):
         """Shapes: query (M, D), key (M, D) or (M, k, D), queue (K, D)."""
         function = info_nce_reference if self.form == 'reference' else info_nce
         return function(query, key, queue, self.temperature)
-
-    def extra_repr(self) -> str:
-        return f'temperature={self.temperature}, form={self.form!r}'
 
 
 def sup_con(
@@ -352,14 +315,11 @@ def sup_con(
 class ContrastiveHead(BaseModule):
     """Contrast query rows with their keys and a queue of negatives.
 
-    One head serves the global and the dense branch: a row is an image in
-    the first and a grid cell in the second.
+    A row is an image in the global branch and a grid cell in the dense one.
 
     Args:
-        loss: Config of the loss. Defaults to
-            ``dict(type='mmdensecl.InfoNCE')``.
-        init_cfg: Initialisation. Defaults to
-            None; the head has no parameters.
+        loss: Config of the loss.
+        init_cfg: Unused; the head has no parameters.
     """
 
     def __init__(
@@ -388,13 +348,10 @@ class ContrastiveHead(BaseModule):
                 keys, (M, k, D).
             queue: Normalised negatives, (K, D).
             weight: What each positive counts, bool or float, (M, ) or (M, k).
-                None means 1. Defaults to None.
+                None means 1.
 
         Returns:
-            The scalar loss of
-            :func:`mmdensecl.models.distributed.mean_over_ranks`, 0 where no
-            row has a positive; and the metrics of
-            :func:`mmdensecl.models.metrics.contrast_metrics`.
+            The scalar of ``mean_over_ranks`` and the ``contrast_metrics``.
         """
         result = self.loss_module(query, key, queue)
         loss = mean_over_ranks(*mean_over_positives(result.loss, weight))
