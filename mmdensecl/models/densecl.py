@@ -16,6 +16,7 @@ from .moco import MoCoV2
 from .modules import (
     FeatureQueue,
     Features,
+    check_at_least,
     gather_positions,
     l2_normalize,
     last_map,
@@ -64,10 +65,7 @@ class DenseCL(MoCoV2):
                 "dense_negatives must be 'pooled' or 'cells', "
                 f'got {dense_negatives!r}'
             )
-        if cells_per_image < 1:
-            raise ValueError(
-                f'cells_per_image must be at least 1, got {cells_per_image}'
-            )
+        check_at_least(1, cells_per_image=cells_per_image)
         self.loss_lambda = loss_lambda
         self.correspondence = TASK_UTILS.build(correspondence)
         self.dense_queue = FeatureQueue(*self.queue.keys.shape)

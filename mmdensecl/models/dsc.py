@@ -20,7 +20,12 @@ from .densecl import DenseCL
 from .distributed import SyncedGenerator, draw_positions, mean_over_ranks
 from .losses import sup_con
 from .metrics import category_metrics
-from .modules import Features, gather_positions
+from .modules import (
+    Features,
+    check_at_least,
+    check_positive,
+    gather_positions,
+)
 
 
 @MODELS.register_module()
@@ -55,14 +60,9 @@ class DSC(DenseCL):
         **kwargs,
     ) -> None:
         super().__init__(*args, correspondence=correspondence, **kwargs)
-        if category_weight < 0:
-            raise ValueError(
-                f'category_weight must not be negative, got {category_weight}'
-            )
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(
-                f'num_samples must be None or at least 1, got {num_samples}'
-            )
+        check_at_least(0, category_weight=category_weight)
+        if num_samples is not None:
+            check_at_least(1, num_samples=num_samples)
         self.category_weight = category_weight
         self.num_samples = num_samples
         self.category_head = MODELS.build(category)
@@ -115,18 +115,6 @@ class DSC(DenseCL):
         return draw_positions(
             num_images, num_cells, self.num_samples, generator
         )
-
-
-def _check(least: float, **values: float) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f'{name} must be at least {least}, got {value}')
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f'{name} must be above 0, got {value}')
 
 
 class CategoryHead(BaseModule):
@@ -222,9 +210,9 @@ class KMeansCategoryHead(CategoryHead):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        _check(2, num_clusters=num_clusters)
-        _check(0, num_iters=num_iters)
-        _check_positive(temperature=temperature)
+        check_at_least(2, num_clusters=num_clusters)
+        check_at_least(0, num_iters=num_iters)
+        check_positive(temperature=temperature)
         self.num_clusters = num_clusters
         self.num_iters = num_iters
         self.temperature = temperature
@@ -283,9 +271,9 @@ class PrototypeCategoryHead(CategoryHead):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        _check(2, num_prototypes=num_prototypes)
-        _check(1, feat_dim=feat_dim, sinkhorn_iters=sinkhorn_iters)
-        _check_positive(epsilon=epsilon, temperature=temperature)
+        check_at_least(2, num_prototypes=num_prototypes)
+        check_at_least(1, feat_dim=feat_dim, sinkhorn_iters=sinkhorn_iters)
+        check_positive(epsilon=epsilon, temperature=temperature)
         self.epsilon = epsilon
         self.sinkhorn_iters = sinkhorn_iters
         self.temperature = temperature

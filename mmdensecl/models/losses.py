@@ -14,6 +14,7 @@ from mmdensecl.registry import MODELS
 
 from .distributed import mean_over_positives, mean_over_ranks
 from .metrics import contrast_metrics
+from .modules import check_positive
 
 # Logits of a block: they should stay in a CPU's cache, and keep a GPU busy
 # for longer than launching the next kernels takes.
@@ -38,17 +39,11 @@ class InfoNCEResult(NamedTuple):
 
 
 class QueueStatistics(NamedTuple):
-    """Sums over the queue for each of M queries.
+    """Sums over the queue for each of M queries."""
 
-    Attributes:
-        peak: Largest logit, (M, ).
-        total: Sum of exp(logit - peak), (M, ).
-        weighted: Sum of exp(logit - peak) * key, (M, D).
-    """
-
-    peak: Tensor
-    total: Tensor
-    weighted: Tensor
+    peak: Tensor  # largest logit, (M, )
+    total: Tensor  # sum of exp(logit - peak), (M, )
+    weighted: Tensor  # sum of exp(logit - peak) * key, (M, D)
 
 
 def _full_precision(
@@ -257,10 +252,7 @@ class InfoNCE(nn.Module):
 
     def __init__(self, temperature: float = 0.2, form: str = 'auto') -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(
-                f'temperature of InfoNCE must be above 0, got {temperature}'
-            )
+        check_positive(temperature=temperature)
         if form not in self.FORMS:
             raise ValueError(
                 f'form of InfoNCE must be one of {self.FORMS}, got {form!r}'

@@ -99,6 +99,20 @@ def gather_positions(x: Tensor, index: Tensor) -> Tensor:
     return rows if index.dim() == 2 else rows.unflatten(0, (-1, index.size(2)))
 
 
+def check_at_least(least: float, **values: float) -> None:
+    """Raise ValueError if one of the named arguments is too small."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f'{name} must be at least {least}, got {value}')
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError if one of the named arguments is not above 0."""
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f'{name} must be above 0, got {value}')
+
+
 class FeatureQueue(nn.Module):
     """First-in-first-out memory of normalised keys (MoCo, section 3.2).
 
@@ -118,11 +132,7 @@ class FeatureQueue(nn.Module):
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
-        if length < 1 or dim < 1:
-            raise ValueError(
-                'A queue needs a length and a dim of at least '
-                f'1, got length={length}, dim={dim}'
-            )
+        check_at_least(1, length=length, dim=dim)
         keys = F.normalize(torch.randn(length, dim), dim=1)
         self.register_buffer('keys', keys)
         self.register_buffer('enqueued', torch.zeros((), dtype=torch.long))

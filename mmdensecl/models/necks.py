@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mmdensecl.registry import MODELS
 
+from .modules import check_at_least
+
 
 @MODELS.register_module()
 class DenseCLNeck(BaseModule):
@@ -42,10 +44,8 @@ class DenseCLNeck(BaseModule):
         ),
     ) -> None:
         super().__init__(init_cfg)
-        if num_grid is not None and num_grid < 1:
-            raise ValueError(
-                f'num_grid must be None or at least 1, got {num_grid}'
-            )
+        if num_grid is not None:
+            check_at_least(1, num_grid=num_grid)
         self.num_grid = num_grid
         self.mlp = nn.Sequential(
             nn.Linear(in_channels, hid_channels),

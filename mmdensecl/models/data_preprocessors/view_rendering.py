@@ -118,22 +118,13 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """What is done to which of M views, on their device.
+    """What is done to which of M views, on their device."""
 
-    Attributes:
-        blends: Arguments of :func:`blend`, (rounds, 3, M, 1, 1, 1).
-        hues: Of each round the views whose hue is turned, and how far, (n,)
-            and (n, 1, 1, 1).
-        blurred: The views that are blurred.
-        sigma: How much.
-        reach: Of the boxes of the blur, 0 where nothing is blurred.
-    """
-
-    blends: Tensor
-    hues: list[tuple[Tensor, Tensor]]
-    blurred: Tensor
-    sigma: Tensor
-    reach: int
+    blends: Tensor  # arguments of `blend`, (rounds, 3, M, 1, 1, 1)
+    hues: list[tuple[Tensor, Tensor]]  # of each round: views, turns
+    blurred: Tensor  # which views are, (B, )
+    sigma: Tensor  # of their blur, (B, )
+    reach: int  # of the boxes of the blur, 0 where nothing is blurred
 
 
 def make_plan(views: Sequence, device: torch.device) -> Plan:
