@@ -120,22 +120,6 @@ class TestSeveralPositives:
                 max(others)
             )
 
-    def test_the_queue_is_read_once(self, monkeypatch):
-        """For each query, however many positives it has."""
-        rows = []
-
-        def count(query, *args):
-            rows.append(len(query))
-            return stream_queue(query, *args)
-
-        monkeypatch.setattr(losses, 'stream_queue', count)
-        info_nce(
-            random_rows(3, 5),
-            random_rows(12, 5).view(3, 4, 5),
-            random_rows(7, 5),
-        )
-        assert rows == [3]
-
 
 class TestStreaming:
     @pytest.mark.parametrize('k', [None, 1, 3])
@@ -362,11 +346,6 @@ class TestMemory:
         monkeypatch.setattr(losses, 'MAX_ROWS', 4)
         for a, b in zip(stream_queue(query, queue), whole, strict=True):
             torch.testing.assert_close(a, b)
-
-    def test_batch_does_not_widen_the_blocks(self, monkeypatch):
-        monkeypatch.setattr(losses, 'MAX_ROWS', 6)
-        monkeypatch.setitem(losses.MAX_LOGITS, 'cpu', 6 * 32)
-        assert self.measure(info_nce, 4096).largest == 6 * 32
 
     def test_blocks_are_bounded(self, monkeypatch):
         """By a number of logits, whatever the batch; also in the module."""
