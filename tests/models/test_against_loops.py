@@ -126,12 +126,9 @@ class TestAgainstLoops:
         'loss_lambda, num_grid', [(0, None), (0.3, None), (0.3, 3), (1, 3)]
     )
     def test_densecl(self, loss_lambda, num_grid):
-        model = build_densecl(
-            loss_lambda=loss_lambda, num_grid=num_grid, momentum=0.01
-        )
-        loop = loop_of(
-            model, loss_lambda=loss_lambda, num_grid=num_grid, momentum=0.99
-        )
+        options = dict(loss_lambda=loss_lambda, num_grid=num_grid)
+        model = build_densecl(momentum=0.01, **options)
+        loop = loop_of(model, momentum=0.99, **options)
         assert_three_steps_agree(model, loop)
 
     def test_densecl_defaults(self):
@@ -141,14 +138,11 @@ class TestAgainstLoops:
         assert_three_steps_agree(model, loop)
 
     def test_densecl_reference_loss(self):
-        model = build_densecl(
-            head=dict(
-                type='mmdensecl.ContrastiveHead',
-                loss=dict(
-                    type='mmdensecl.InfoNCE', form='reference', temperature=0.5
-                ),
-            )
+        loss = dict(
+            type='mmdensecl.InfoNCE', form='reference', temperature=0.5
         )
+        head = dict(type='mmdensecl.ContrastiveHead', loss=loss)
+        model = build_densecl(head=head)
         loop = loop_of(model, temperature=0.5)
         assert_three_steps_agree(model, loop)
 
@@ -167,11 +161,8 @@ class TestAgainstLoops:
 
     @pytest.mark.parametrize('power', [1.0, 4.0])
     def test_matches_weighted_by_similarity(self, power):
-        model = build_densecl(
-            correspondence=dict(
-                type='mmdensecl.BackboneSimilarity', weight_power=power
-            )
-        )
+        rule = dict(type='mmdensecl.BackboneSimilarity', weight_power=power)
+        model = build_densecl(correspondence=rule)
         loop = loop_of(model, weight_power=power)
         assert_three_steps_agree(model, loop)
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,29 +177,19 @@ class TestStep:
     def test_several_neighbours(self, build_dsc):
         """The mean over the k best keys of each cell, written as a loop."""
         model = build_dsc().double()
-        query, key = views_of_step(0)
-        seen = {}
-        contrast_cells = model.contrast_cells
-
-        def spy(query, key, match):
-            seen.update(query=query, key=key)
-            return contrast_cells(query, key, match)
-
-        model.contrast_cells = spy
         queue = model.dense_queue.negatives.clone()
-        out = model.loss([query.double(), key.double()])
-        query, key = seen['query'], seen['key']
+        query, key = (
+            model.encode(model.backbone, model.neck, x.double())
+            for x in views_of_step(0)
+        )
+        match = model.correspondence(query, key, None)
+        out = model.contrast_cells(query, key, match)
         losses = []
         for n in range(3):
             for i in range(16):
-                cosine = [
-                    float(
-                        query.backbone_feats[n, :, i]
-                        @ key.backbone_feats[n, :, j]
-                    )
-                    for j in range(16)
-                ]
-                best = sorted(range(16), key=lambda j: -cosine[j])[:4]
+                feats = query.backbone_feats[n, :, i]
+                cosine = (feats @ key.backbone_feats[n]).tolist()
+                best = sorted(range(16), key=lambda j, x=cosine: -x[j])[:4]
                 q = query.dense_proj[n, :, i]
                 others = sum(math.exp(float(q @ x) / 0.2) for x in queue)
                 for j in best:
@@ -210,52 +201,54 @@ class TestStep:
 
 
 class TestAnchors:
-    def anchors(self, model, step=0):
-        seen = []
-        draw = model.draw_anchors
-        model.draw_anchors = lambda *args: seen.append(draw(*args)) or seen[-1]
-        model.loss(views_of_step(step))
-        model.draw_anchors = draw
-        return seen[0]
+    def seen(self, model):
+        """Features, match, anchors and points of one step."""
+        seen = {}
+
+        def spy(owner, name):
+            method = getattr(owner, name)
+
+            def call(*args):
+                seen[name] = args, method(*args)
+                return seen[name][1]
+
+            setattr(owner, name, call)
+            return method
+
+        draw = spy(model, 'draw_anchors')
+        cells = spy(model, 'contrast_cells')
+        points = spy(model.category_head, 'loss')
+        model.loss(views_of_step(0))
+        model.draw_anchors, model.contrast_cells = draw, cells
+        model.category_head.loss = points
+        return SimpleNamespace(
+            anchors=seen['draw_anchors'][1],
+            cells=seen['contrast_cells'][0],
+            points=seen['loss'][0],
+        )
 
     def test_distinct_and_new_in_each_step(self, build_dsc):
         model = build_dsc()
-        first, second = self.anchors(model), self.anchors(model)
+        first, second = (self.seen(model).anchors for _ in range(2))
         for anchors in (first, second):
             assert anchors.shape == (3, 6)
-            for cells in anchors.tolist():
-                assert len(set(cells)) == 6
-                assert set(cells) <= set(range(16))
-            # Each picture has cells of its own.
-            assert len({tuple(sorted(x)) for x in anchors.tolist()}) == 3
+            rows = {tuple(sorted(x)) for x in anchors.tolist()}
+            assert len(rows) == 3  # each image has cells of its own
+            assert all(len(set(x)) == 6 for x in rows)
         assert not torch.equal(first, second)
 
     def test_partners_are_the_best_matches(self, build_dsc):
-        model, seen = build_dsc(), {}
-        contrast_cells, loss = model.contrast_cells, model.category_head.loss
-
-        def spy_cells(query, key, match):
-            seen.update(query=query, key=key, match=match)
-            return contrast_cells(query, key, match)
-
-        def spy_loss(*args):
-            seen['points'] = args
-            return loss(*args)
-
-        model.contrast_cells = spy_cells
-        model.category_head.loss = spy_loss
-        anchors = self.anchors(model)
-        query, key, valid, _ = seen['points']
+        seen = self.seen(build_dsc())
+        query, key, valid, _ = seen.points
+        features, partners, match = seen.cells
         assert valid is None
         for n in range(3):
-            for i, cell in enumerate(anchors[n]):
-                assert torch.equal(
-                    query[6 * n + i], seen['query'].dense_proj[n, :, cell]
-                )
-                partner = seen['match'].index[n, cell, 0]
-                assert torch.equal(
-                    key[6 * n + i], seen['key'].dense_proj[n, :, partner]
-                )
+            for i, cell in enumerate(seen.anchors[n]):
+                expected = features.dense_proj[n, :, cell]
+                assert torch.equal(query[6 * n + i], expected)
+                partner = match.index[n, cell, 0]
+                expected = partners.dense_proj[n, :, partner]
+                assert torch.equal(key[6 * n + i], expected)
 
     def test_torch_s_own_generator_stays(self, build_dsc):
         model = build_dsc()

@@ -96,13 +96,3 @@ class TestContrastiveHead:
         assert (query.grad[2] == 0).all()
         loss, _ = ContrastiveHead().loss(query, key, self.queue)
         assert loss.item() == pytest.approx((3 * a + 2 * b + c) / 6)
-
-    def test_no_valid_row(self):
-        query = self.query.requires_grad_()
-        loss, monitors = ContrastiveHead().loss(
-            query, self.key, self.queue, torch.zeros(3, dtype=torch.bool)
-        )
-        assert loss == 0
-        loss.backward()
-        assert (query.grad == 0).all()
-        assert all(torch.isfinite(x) for x in monitors.values())
