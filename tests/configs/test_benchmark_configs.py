@@ -142,22 +142,19 @@ def checkpoint(tmp_path_factory):
 
 def shrink(cfg: Config) -> None:
     """Small pictures, few proposals, one iteration; the model stays."""
-    small = (64, 64)
+    small, size = (64, 64), (96, 64)
+    transforms = dict(
+        Resize=dict(scale=size),
+        RandomResize=dict(scale=size),
+        RandomChoiceResize=dict(scales=[size]),
+        RandomCrop=dict(crop_size=small),
+        Pad=dict(size=small),
+    )
+    # A score of 0 is one to report; without any COCO has no metrics.
+    few = dict(nms_pre=40, max_per_img=8, num=4, score_thr=0.0)
     for node in walk([cfg[key] for key in cfg]):
-        if node.get('type') in ('Resize', 'RandomResize'):
-            node['scale'] = (96, 64)
-        elif node.get('type') == 'RandomChoiceResize':
-            node['scales'] = [(96, 64)]
-        elif node.get('type') == 'RandomCrop':
-            node['crop_size'] = small
-        elif node.get('type') == 'Pad':
-            node['size'] = small
-        # A score of 0 is one to report; without any COCO has no metrics.
-        for key, value in dict(
-            nms_pre=40, max_per_img=8, num=4, score_thr=0.0
-        ).items():
-            if key in node:
-                node[key] = value
+        node.update(transforms.get(node.get('type'), {}))
+        node.update({k: v for k, v in few.items() if k in node})
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = small
         if cfg.model.test_cfg.mode == 'slide':
@@ -264,7 +261,6 @@ class TestStep:
         assert heads and heads <= moved
         if '-c4' in run.name:
             assert 'roi_head.shared_head.norm.weight' in moved
-            assert run.model.roi_head.shared_head.norm.num_features == 2048
         assert any('head' in x and x.endswith('weight') for x in moved)
 
     def test_losses_and_metrics(self, run):
@@ -310,6 +306,9 @@ class TestProtocol:
         cfg, expected = shipped.cfg, shipped.expected
         assert cfg.train_cfg.type == 'IterBasedTrainLoop'
         assert cfg.train_cfg.max_iters == expected.iters
+        assert cfg.train_dataloader.batch_size == expected.batch
+        total = expected.gpus * expected.batch
+        assert cfg.auto_scale_lr.base_batch_size == total
         assert cfg.optim_wrapper.type == 'OptimWrapper'
         optimizer = cfg.optim_wrapper.optimizer
         assert (
@@ -357,6 +356,30 @@ class TestProtocol:
         )
         assert tuple(resize.scale) == (1333, 800)
         assert not any(x.type in ('Resize', 'RandomCrop') for x in steps)
+
+    def test_model(self, shipped):
+        model, expected = shipped.cfg.model, shipped.expected
+        nodes = list(walk(model))
+        classes = {x.num_classes for x in nodes if 'num_classes' in x}
+        assert classes == {expected.classes}
+        norms = {x.norm_cfg.type for x in nodes if 'norm_cfg' in x}
+        assert norms == {'SyncBN'}
+        if shipped.cfg.default_scope == 'mmseg':
+            heads = [model.decode_head, model.auxiliary_head]
+            assert [x.type for x in heads] == ['FCNHead', 'FCNHead']
+            assert heads[1].loss_decode.loss_weight == 0.4
+            align = {x.align_corners for x in heads}
+            assert align == {expected.align_corners}
+            assert model.test_cfg == expected.test
+        elif '-fpn' in shipped.name:
+            head = model.roi_head.bbox_head
+            assert head.type == 'Shared4Conv1FCBBoxHead'
+            assert model.neck.type == 'FPN'
+        else:
+            assert 'neck' not in model
+            shared = model.roi_head.shared_head
+            assert shared.type == 'mmdensecl.ResLayerExtraNorm'
+            assert model.rpn_head.anchor_generator.scales == [2, 4, 8, 16, 32]
 
     def test_weights_are_asked_for(self, shipped):
         """Without --pretrained it stops, and says what to do."""

@@ -24,6 +24,8 @@ EVERYTHING = sorted(
 )
 # Those of pre-training.
 SHIPPED = [name for name in EVERYTHING if not name.startswith('benchmarks/')]
+# What decides how long, on what and how fast a run learns.
+RECIPE = ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg')
 # The tests of the others.
 COVERED_BY = {
     'benchmarks/mini': 'tests/configs/test_mini_configs.py',
@@ -70,25 +72,13 @@ def test_trains_a_step(name, pictures, tmp_path):
     scalars = runner.message_hub.log_scalars
     assert scalars['train/loss'].current() > 0
     # What a run shows, and that it is finite.
-    expected = {
-        'global_pos_sim',
-        'global_neg_sim',
-        'global_acc',
-        'feat_std',
-        'queue_fill',
-    }
+    expected = 'global_pos_sim global_neg_sim global_acc feat_std queue_fill'
     if isinstance(model, DenseCL):
-        expected |= {
-            'dense_pos_sim',
-            'dense_neg_sim',
-            'dense_acc',
-            'position_r2',
-            'match_coverage',
-            'match_acc',
-        }
+        expected += ' dense_pos_sim dense_neg_sim dense_acc position_r2'
+        expected += ' match_coverage match_acc'
     if isinstance(model, DSC):
-        expected |= {'category_used', 'category_entropy', 'category_agreement'}
-    for key in expected:
+        expected += ' category_used category_entropy category_agreement'
+    for key in expected.split():
         value = scalars[f'train/{key}'].current()
         assert value == value and abs(value) <= 100, key
 
@@ -221,22 +211,10 @@ def test_one_gpu_recipe_is_the_published_one(algorithm):
 def test_mocov2_is_densecl_without_the_dense_branch(name):
     dense = load(f'{name}.py')
     moco = load(f'{name}.py'.replace('densecl', 'mocov2'))
-    for key in (
-        'train_dataloader',
-        'optim_wrapper',
-        'param_scheduler',
-        'train_cfg',
-        'custom_hooks',
-        'default_hooks',
-    ):
+    for key in (*RECIPE, 'custom_hooks', 'default_hooks'):
         assert dense[key] == moco[key]
-    for key in (
-        'backbone',
-        'head',
-        'queue_len',
-        'momentum',
-        'data_preprocessor',
-    ):
+    shared = ('backbone', 'head', 'queue_len', 'momentum', 'data_preprocessor')
+    for key in shared:
         assert dense.model[key] == moco.model[key]
     assert 'loss_lambda' not in moco.model
 
@@ -329,13 +307,7 @@ def test_mini_ablations_cost_the_same(name):
     algorithm = Path(name).name.split('_')[0]
     base = load(f'mini/{algorithm}_{MINI}.py')
     cfg = load(name)
-    for key in (
-        'train_dataloader',
-        'optim_wrapper',
-        'param_scheduler',
-        'train_cfg',
-        'randomness',
-    ):
+    for key in (*RECIPE, 'randomness'):
         assert cfg[key] == base[key]
     assert cfg.model.neck == base.model.neck
     assert cfg.model.backbone.base_channels == 16

@@ -132,17 +132,8 @@ def tool(monkeypatch, tmp_path):
     def run(cfg: Config, *flags: str) -> dict:
         cfg.dump(tmp_path / 'config.py')
         out = tmp_path / 'out.json'
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'test.py',
-                str(tmp_path / 'config.py'),
-                *flags,
-                '--out',
-                str(out),
-            ],
-        )
+        argv = ['test.py', str(tmp_path / 'config.py'), *flags]
+        monkeypatch.setattr(sys, 'argv', [*argv, '--out', str(out)])
         module.main()
         return json.loads(out.read_text())
 
