@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from loop_densecl import TinyBackbone
 
 BOTH = pytest.mark.parametrize('name', ['DenseCL', 'MoCoV2'])
 
@@ -32,10 +33,15 @@ def steps(model, number=3):
     return losses
 
 
-def twins(build_tiny, name, **options):
+# Two convolutions: a ResNet takes long to compile.
+SMALL = dict(type=TinyBackbone, channels=32)
+
+
+def twins(build_tiny, name, shared=None, **options):
     """A model without any, and one with options and the same weights."""
-    plain = build_tiny(name, channels_last=False)
-    other = build_tiny(name, **options)
+    shared = shared or {}
+    plain = build_tiny(name, channels_last=False, **shared)
+    other = build_tiny(name, **shared, **options)
     other.load_state_dict(copy.deepcopy(plain.state_dict()))
     return plain, other
 
@@ -92,6 +98,11 @@ class TestChannelsLast:
 
 
 class TestCompile:
+    OPTIONS = dict(
+        shared=dict(backbone=SMALL),
+        compile_encoders=dict(backend='aot_eager'),
+    )
+
     @pytest.fixture(autouse=True)
     def nothing_compiled_before(self):
         """Torch gives up on code that it has compiled for several models."""
@@ -99,8 +110,7 @@ class TestCompile:
 
     @BOTH
     def test_same_training(self, build_tiny, name):
-        options = dict(backend='aot_eager')
-        plain, other = twins(build_tiny, name, compile_encoders=options)
+        plain, other = twins(build_tiny, name, **self.OPTIONS)
         assert steps(other) == pytest.approx(steps(plain), rel=1e-4)
 
     def test_both_encoders_are_compiled_once(self, build_tiny):
@@ -110,7 +120,9 @@ class TestCompile:
             graphs.append(graph)
             return graph.forward
 
-        model = build_tiny(compile_encoders=dict(backend=backend))
+        model = build_tiny(
+            backbone=SMALL, compile_encoders=dict(backend=backend)
+        )
         assert not graphs  # not before the first step
         steps(model, 1)
         first = len(graphs)
@@ -120,8 +132,7 @@ class TestCompile:
 
     def test_names_and_copies(self, build_tiny):
         """Checkpoints do not know; a copy can be made and trained."""
-        options = dict(backend='aot_eager')
-        plain, other = twins(build_tiny, 'MoCoV2', compile_encoders=options)
+        plain, other = twins(build_tiny, 'MoCoV2', **self.OPTIONS)
         steps(other, 1)
         assert list(other.state_dict()) == list(plain.state_dict())
         assert steps(copy.deepcopy(other), 1)
@@ -152,7 +163,9 @@ class TestVirtualRanks:
     )
     def test_same_training(self, build_tiny, options):
         torch.compiler.reset()
-        plain, other = twins(build_tiny, 'DenseCL', virtual_ranks=2, **options)
+        shared = dict(backbone=SMALL)
+        options = dict(options, virtual_ranks=2)
+        plain, other = twins(build_tiny, 'DenseCL', shared, **options)
         plain.virtual_ranks = 2
         for model in (plain, other):
             model.batch_shuffle.seed = 3
