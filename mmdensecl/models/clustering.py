@@ -67,11 +67,8 @@ def spherical_kmeans(
 ) -> Tensor:
     """Centres of clusters by cosine similarity, (num_clusters, D).
 
-    Args:
-        points: Normalised, (G, D).
-        num_clusters: Number of centres, at most G.
-        num_iters: Iterations after the start.
-        generator: Of the points' device, for the start.
+    From a k-means++ start, which the generator decides; at least as many
+    points as clusters.
     """
     centers = kmeans_plusplus(points, num_clusters, generator)
     for _ in range(num_iters):
@@ -83,16 +80,9 @@ def sinkhorn(scores: Tensor, num_iters: int) -> Tensor:
     """Assign points to categories so that all categories get as much.
 
     Sinkhorn-Knopp as in SwAV (Caron et al. 2020, section 3.1): columns and
-    rows of exp(scores) are normalised in turn. In the log domain, where no
-    score is too large.
-
-    Args:
-        scores: Similarities over epsilon, (..., G, K).
-        num_iters: Number of iterations.
-
-    Returns:
-        Assignments, (..., G, K). Rows sum to 1, and columns, the more the
-        iterations the closer, to G / K.
+    rows of exp(scores), (..., G, K), similarities over epsilon, are normalised
+    in turn. In the log domain, where no score is too large. Rows sum to 1, and
+    columns, the more the iterations the closer, to G / K.
     """
     for _ in range(num_iters):
         scores = scores - scores.logsumexp(dim=-2, keepdim=True)

@@ -75,11 +75,8 @@ def nearest_cells(query: Tensor, key: Tensor) -> Tensor:
 def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     """Nearest key cells, valid where the key cell's nearest is the query.
 
-    Each image has at least one such pair, its most similar.
-
-    Args:
-        query: Query cells, normalised over channels, (N, C, P).
-        key: Key cells, normalised, (N, C, R).
+    Both normalised, (N, C, P) and (N, C, R). Each image has at least one such
+    pair, its most similar.
     """
     similarity = similarities(query, key)  # (N, P, R)
     index = similarity.argmax(dim=2)  # (N, P)
@@ -98,15 +95,12 @@ class KeyPositions(NamedTuple):
 def stack_views(
     data_samples: Sequence | None, device: torch.device
 ) -> Tensor | None:
-    """The two views of each sample as one tensor, (N, 2, 5).
+    """The two views of each sample as one tensor; None if one has none.
 
     Args:
         data_samples: Samples that carry ``views``, two rows of five numbers,
             as :class:`mmdensecl.datasets.PackViews` writes them.
         device: Where the tensor goes.
-
-    Returns:
-        None if a sample has no views.
     """
     if not data_samples or not all('views' in s for s in data_samples):
         return None
@@ -122,11 +116,8 @@ def locate_positions(
 ) -> KeyPositions:
     """Find the centres of the query's cells in the key's grid.
 
-    Args:
-        query_view: Crops of the query views, (N, 5).
-        key_view: Crops of the key views, (N, 5).
-        query_shape: Height and width of the query's grid.
-        key_shape: Height and width of the key's grid.
+    From the crops (N, 5) of both views, see `Views`, and height and width of
+    their grids.
     """
     height, width = query_shape
     x = (torch.arange(width, device=query_view.device) + 0.5) / width
@@ -146,15 +137,9 @@ def locate_positions(
 def within_one_cell(
     index: Tensor, truth: KeyPositions, key_shape: tuple[int, int]
 ) -> Tensor:
-    """Whether matched cells lie at most one cell from the true position.
+    """Whether matched cells (N, P) lie at most one cell from the truth.
 
-    Args:
-        index: Key cell of each query cell, (N, P).
-        truth: Where the query cells truly lie.
-        key_shape: Height and width of the key's grid.
-
-    Returns:
-        bool, (N, P); False where the key does not show the position.
+    False where the key does not show the position.
     """
     row = torch.div(index, key_shape[1], rounding_mode='floor')
     column = index % key_shape[1]

@@ -153,18 +153,9 @@ class DenseCL(MoCoV2):
         if self.cell_sampler is None:
             return key.dense_proj_mean[:, None]
         num_images, _, num_cells = key.dense_proj.shape
-        if self.cells_per_image > num_cells:
-            raise ValueError(
-                f'cells_per_image={self.cells_per_image} cells cannot be '
-                f'drawn from a grid of {key.shape[0]} x {key.shape[1]}. Lower '
-                'it, or enlarge the views or neck.num_grid.'
-            )
+        generator = self.cell_sampler.next_generator(key.dense_proj.device)
         index = draw_positions(
-            num_images,
-            num_cells,
-            self.cells_per_image,
-            self.cell_sampler.next_generator(key.dense_proj.device),
+            num_images, num_cells, self.cells_per_image, generator
         )
-        return gather_positions(key.dense_proj, index).unflatten(
-            0, (num_images, -1)
-        )
+        rows = gather_positions(key.dense_proj, index)  # (N * m, D)
+        return rows.unflatten(0, (num_images, -1))

@@ -64,20 +64,18 @@ class SyncedGenerator(nn.Module):
 def draw_positions(
     num_images: int, num_positions: int, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw distinct grid positions for each image of this process.
+    """Draw distinct grid positions for each image of this process, (N, count).
 
     Drawn for the images of all ranks, so that the number of ranks and
-    processes changes nothing.
-
-    Args:
-        num_images: Images of this process, N.
-        num_positions: Positions of a grid, P.
-        count: Positions to draw for an image, at most P.
-        generator: In the same state on all ranks; its device is the result's.
-
-    Returns:
-        Indices, long, (N, count).
+    processes changes nothing; the generator is in the same state on all ranks,
+    and its device is the result's.
     """
+    if count > num_positions:
+        raise ValueError(
+            f'{count} cells cannot be drawn from a grid of {num_positions}. '
+            'Lower model.num_samples or model.cells_per_image, or enlarge the '
+            'views or neck.num_grid.'
+        )
     rank, world_size = get_dist_info()
     lots = torch.rand(
         world_size * num_images,
@@ -97,17 +95,10 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     Args:
         x: This process's N rows; every process holds as many.
         order: A permutation of the N * world_size global rows, on the CPU,
-            the same on all processes.
-
-    Returns:
-        Rows ``order[rank * N:(rank + 1) * N]`` of the global batch.
+            the same on all processes. This one gets
+            ``order[rank * N:(rank + 1) * N]``.
     """
     rank, world_size = get_dist_info()
-    if len(order) != len(x) * world_size:
-        raise ValueError(
-            f'order must have {len(x)} x {world_size} entries, '
-            f'got {len(order)}'
-        )
     channels_last = x.dim() == 4 and x.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -154,15 +145,10 @@ class BatchShuffle(SyncedGenerator):
     def shuffle(
         self, x: Tensor, virtual_ranks: int = 1
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the rows of all ranks.
+        """Mix the rows (N, ...) of all ranks.
 
-        Args:
-            x: This process's rows, (N, ...).
-            virtual_ranks: Groups of a process.
-
-        Returns:
-            As many rows from anywhere, and the order that :meth:`unshuffle`
-            needs; None where there is one rank.
+        Gives as many rows from anywhere, and the order that :meth:`unshuffle`
+        needs; None where there is one rank.
         """
         world_size = get_dist_info()[1]
         if world_size * virtual_ranks == 1:
@@ -176,9 +162,7 @@ class BatchShuffle(SyncedGenerator):
     ) -> Sequence[Tensor]:
         """Return what was computed from shuffled rows to their owners.
 
-        Args:
-            tensors: Any number of (N, ...); they travel as one message.
-            order: From :meth:`shuffle`.
+        Any number of tensors (N, ...) travel as one message.
         """
         if order is None:
             return tensors
@@ -229,8 +213,7 @@ def mean_over_positives(
 
     Args:
         x: One value of a row, (M, ), or of each of its positives, (M, k).
-        weight: What each counts, bool or float, of the shape of ``x``. None
-            means 1.
+        weight: What each counts, bool or float; None means 1.
 
     Returns:
         The means of the rows, (M, ), 0 where nothing counts; and the weight
@@ -249,15 +232,15 @@ def mean_over_ranks(x: Tensor, weight: Tensor | None = None) -> Tensor:
     """Average rows over all processes such that DDP's mean is exact.
 
     DDP averages gradients over processes; each divides by the mean total
-    weight, so that two processes give the loss that one would.
+    weight, so that two processes give the loss that one would: the mean over
+    the processes is the weighted mean over the rows of all of them.
 
     Args:
         x: A value of each row of this process, (M, ).
         weight: What each counts, bool or float, (M, ). None means 1.
 
     Returns:
-        A scalar, 0 where nothing counts, whose mean over the processes is the
-        weighted mean over the rows of all of them.
+        A scalar, 0 where nothing counts.
     """
     if weight is None:
         return x.mean()

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.dist import all_gather, get_rank
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mmdensecl.registry import MODELS
 
@@ -20,12 +20,7 @@ from .densecl import DenseCL
 from .distributed import SyncedGenerator, draw_positions, mean_over_ranks
 from .losses import sup_con
 from .metrics import category_metrics
-from .modules import (
-    Features,
-    check_at_least,
-    check_positive,
-    gather_positions,
-)
+from .modules import Features, check_at_least, check_positive, gather_positions
 
 
 @MODELS.register_module()
@@ -89,29 +84,15 @@ class DSC(DenseCL):
             **outputs, loss_category=self.category_weight * loss, **metrics
         )
 
-    def draw_anchors(
-        self, query: Features, generator: torch.Generator
-    ) -> Tensor:
-        """Query cells for the category loss, each at most once.
+    def draw_anchors(self, query: Features, generator: Generator) -> Tensor:
+        """Query cells for the category loss, distinct, (N, num_samples).
 
-        Args:
-            query: Features of this process's N images.
-            generator: In the same state on all ranks.
-
-        Returns:
-            Indices, long, (N, num_samples).
+        The generator is in the same state on all ranks.
         """
         num_images, _, num_cells = query.dense_proj.shape
         if self.num_samples is None:
             every = torch.arange(num_cells, device=query.dense_proj.device)
             return every.expand(num_images, -1)
-        if self.num_samples > num_cells:
-            raise ValueError(
-                f'num_samples={self.num_samples} cells cannot be drawn from a '
-                f'grid of {query.shape[0]} x {query.shape[1]}. Lower '
-                'num_samples, set it to None for all cells, or enlarge the '
-                'views or neck.num_grid.'
-            )
         return draw_positions(
             num_images, num_cells, self.num_samples, generator
         )
@@ -129,7 +110,7 @@ class CategoryHead(BaseModule):
         query_points: Tensor,
         key_points: Tensor,
         weight: Tensor | None,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the anchors that have a partner, and what to log.
 
@@ -139,8 +120,7 @@ class CategoryHead(BaseModule):
             query_points: Anchors of this rank, normalised, (M, D).
             key_points: The partner of each anchor in the other view,
                 normalised, (M, D). No gradient flows into it.
-            weight: What each anchor counts, bool or float, (M, ). None
-                means 1.
+            weight: What each anchor counts, (M, ). None means 1.
             generator: In the same state on all ranks.
 
         Returns:
@@ -163,11 +143,7 @@ class CategoryHead(BaseModule):
             return mean_over_ranks(losses, weight), metrics
 
     def contrast(
-        self,
-        query: Tensor,
-        points: Tensor,
-        own: slice,
-        generator: torch.Generator,
+        self, query: Tensor, points: Tensor, own: slice, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each anchor.
 
@@ -218,11 +194,7 @@ class KMeansCategoryHead(CategoryHead):
         self.temperature = temperature
 
     def contrast(
-        self,
-        query: Tensor,
-        points: Tensor,
-        own: slice,
-        generator: torch.Generator,
+        self, query: Tensor, points: Tensor, own: slice, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         if len(points) < self.num_clusters:
             raise ValueError(
@@ -284,11 +256,7 @@ class PrototypeCategoryHead(CategoryHead):
         self.prototypes = nn.Parameter(F.normalize(directions, dim=1))
 
     def contrast(
-        self,
-        query: Tensor,
-        points: Tensor,
-        own: slice,
-        generator: torch.Generator,
+        self, query: Tensor, points: Tensor, own: slice, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         feat_dim = self.prototypes.size(1)
         if points.size(1) != feat_dim:

@@ -63,7 +63,7 @@ def _beside(x: Tensor, key: Tensor) -> Tensor:
 def info_nce_reference(
     query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
 ) -> InfoNCEResult:
-    r"""InfoNCE against a queue, written as in the papers.
+    r""":func:`info_nce` written as in the papers.
 
     .. math::
         L_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
@@ -73,13 +73,6 @@ def info_nce_reference(
     with several positives has such a loss for each, and none of them is a
     negative of another. It holds all logits at once; the tests compare
     :func:`info_nce` with it.
-
-    Args:
-        query: Queries, (M, D).
-        key: The positive key of each query, (M, D), or its k keys,
-            (M, k, D). No gradient flows into them.
-        queue: Negative keys, (K, D). No gradient either.
-        temperature: :math:`\tau`.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key, queue = _full_precision(query, key, queue)
@@ -285,16 +278,8 @@ def sup_con(
     (Khosla et al. 2020, eq. 2, :math:`L_{out}`.) Here the anchors are not
     among the points, so the sum in the denominator leaves none out.
 
-    Args:
-        query: Normalised anchors, (M, D).
-        points: Normalised points to compare with, (G, D).
-        query_labels: Label of each anchor, which at least one of the points
-            must have, (M, ).
-        point_labels: Label of each point, (G, ).
-        temperature: :math:`\tau`.
-
-    Returns:
-        Loss of each anchor, (M, ).
+    Normalised anchors (M, D) and points (G, D), labels (M, ) and (G, ); at
+    least one point has the label of each anchor. Gives losses (M, ).
     """
     logits = query @ points.t() / temperature  # (M, G)
     same = query_labels[:, None] == point_labels

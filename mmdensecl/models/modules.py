@@ -85,14 +85,9 @@ def backbone_features(maps: Tensor) -> Features:
 
 
 def gather_positions(x: Tensor, index: Tensor) -> Tensor:
-    """Gather vectors at given positions of each image, as rows.
+    """Gather vectors (N, D, R) at given positions of each image, as rows.
 
-    Args:
-        x: Vectors of positions, (N, D, R).
-        index: Positions, long, (N, P) or (N, P, k).
-
-    Returns:
-        (N * P, D) or (N * P, k, D).
+    From index (N, P) rows (N * P, D), from (N, P, k) rows (N * P, k, D).
     """
     flat = index.flatten(start_dim=1)[..., None].expand(-1, -1, x.size(1))
     rows = x.transpose(1, 2).gather(1, flat).flatten(0, 1)

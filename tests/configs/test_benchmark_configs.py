@@ -216,18 +216,6 @@ def test_each_has_its_frozen_form():
     )
 
 
-@pytest.mark.parametrize('name', [x for x in SHIPPED if is_frozen(x)])
-def test_frozen_differs_in_nothing_else(name):
-    cfg = load(name)
-    base = load(name.replace('_frozen', ''))
-    cfg.model.backbone.frozen_stages = -1
-    base.model.backbone.frozen_stages = -1
-    cfg.model.backbone.norm_eval = False
-    if '-c4' in name:
-        assert cfg.model.roi_head.shared_head.pop('frozen')
-    assert cfg.to_dict() == base.to_dict()
-
-
 class TestStep:
     def test_backbone_is_the_checkpoint(self, run, checkpoint):
         given = torch.load(checkpoint, weights_only=True)

@@ -113,8 +113,7 @@ class TestRanksOfAnyKind:
         for step in range(STEPS):
             for result in results:
                 assert_close(
-                    result[step]['gradients'],
-                    expected[0][step]['gradients'],
+                    result[step]['gradients'], expected[0][step]['gradients']
                 )
 
     def test_weights_queues_and_statistics(self, results, expected, name):

@@ -16,10 +16,7 @@ from mmdensecl.models import (
     ProjectionSimilarity,
     RandomMatch,
 )
-from mmdensecl.models.correspondence import (
-    mutual_nearest_cells,
-    nearest_cells,
-)
+from mmdensecl.models.correspondence import mutual_nearest_cells, nearest_cells
 from mmdensecl.models.modules import gather_positions, l2_normalize
 
 

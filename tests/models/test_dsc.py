@@ -442,7 +442,7 @@ class TestArguments:
         [
             (
                 dict(num_samples=17),
-                'num_samples=17 cells.*grid of 4 x 4. Lower num_samples, set',
+                '17 cells cannot be drawn from a grid of 16. Lower model.n',
             ),
             (
                 dict(

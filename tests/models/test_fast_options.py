@@ -99,8 +99,7 @@ class TestChannelsLast:
 
 class TestCompile:
     OPTIONS = dict(
-        shared=dict(backbone=SMALL),
-        compile_encoders=dict(backend='aot_eager'),
+        shared=dict(backbone=SMALL), compile_encoders=dict(backend='aot_eager')
     )
 
     @pytest.fixture(autouse=True)

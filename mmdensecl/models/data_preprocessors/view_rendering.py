@@ -82,15 +82,9 @@ def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
     """Kernels of what PIL calls Gaussian blur: a box, three times over.
 
     The box has a fraction of a pixel at either end, which makes the variance
-    right for any sigma (Gwosdek et al., SSVM 2011).
-
-    Args:
-        sigma: Standard deviations in pixels, (N, ).
-        reach: Pixels to either side of a box, at least 1 more than the
-            whole pixels of the largest sigma.
-
-    Returns:
-        (N, 6 * reach + 1), each of sum 1.
+    right for any sigma (Gwosdek et al., SSVM 2011). From sigmas (N, ) in
+    pixels (N, 6 * reach + 1), each of sum 1; a box reaches at least 1 more
+    than the whole pixels of the largest sigma to either side.
     """
     variance = sigma[:, None] ** 2 / 3  # of one box
     whole = ((12 * variance + 1).sqrt() / 2 - 0.5).floor()  # to either side
@@ -167,16 +161,13 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
 def render_views(
     sources: Sequence[Tensor], views: Sequence, size: int
 ) -> Tensor:
-    """Carry out drawn views, one of each source.
+    """Carry out drawn views, one of each source, (M, 3, size, size) in 0-255.
 
     Args:
         sources: M sources on one device, uint8, RGB, (3, H, W), each of a
             size of its own.
         views: M :class:`mmdensecl.datasets.transforms.View`.
         size: Side of the results in pixels.
-
-    Returns:
-        (M, 3, size, size), float32, 0-255.
     """
     plan = make_plan(views, sources[0].device)
     crops = []
