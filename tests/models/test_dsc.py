@@ -178,10 +178,11 @@ class TestStep:
         """The mean over the k best keys of each cell, written as a loop."""
         model = build_dsc().double()
         queue = model.dense_queue.negatives.clone()
-        query, key = (
-            model.encode(model.backbone, model.neck, x.double())
-            for x in views_of_step(0)
-        )
+        with torch.no_grad():
+            query, key = (
+                model.encode(model.backbone, model.neck, x.double())
+                for x in views_of_step(0)
+            )
         match = model.correspondence(query, key, None)
         out = model.contrast_cells(query, key, match)
         losses = []
