@@ -112,6 +112,42 @@ def train_ranks(folder, config, count, *flags, **env):
         yield [pool.submit(rank, number) for number in range(count)]
 
 
+METHODS = (
+    'MoCoV2',
+    'DenseCL',
+    'DenseCL_cells',
+    'DenseCL_mutual',
+    'DenseCL_weighted',
+    'DSC_KM',
+    'DSC_PM',
+)
+
+
+def method_cfgs(tiny_cfg, **own):
+    """A tiny config of each of `METHODS`."""
+    own['momentum'] = 0.1
+    dsc = dict(own, type='mmdensecl.DSC', num_samples=5)
+    mutual = dict(type='mmdensecl.MutualNearestNeighbor')
+    weighted = dict(type='mmdensecl.BackboneSimilarity', weight_power=2.0)
+    kmeans = dict(type='mmdensecl.KMeansCategoryHead', num_clusters=6)
+    prototypes = dict(
+        type='mmdensecl.PrototypeCategoryHead', num_prototypes=6, feat_dim=4
+    )
+    cells = dict(dense_negatives='cells', cells_per_image=2)
+    return dict(
+        MoCoV2=tiny_cfg('MoCoV2', **own),
+        DenseCL=tiny_cfg(**own),
+        DenseCL_cells=tiny_cfg(**cells, **own),
+        # The ranks have different numbers of cells with a positive.
+        DenseCL_mutual=tiny_cfg(
+            num_grid=3, loss_lambda=0.3, correspondence=mutual, **own
+        ),
+        DenseCL_weighted=tiny_cfg(correspondence=weighted, **own),
+        DSC_KM=tiny_cfg(category=kmeans, **dsc),
+        DSC_PM=tiny_cfg(category=prototypes, **dsc),
+    )
+
+
 def build(cfg, **changes):
     """A model in float64, the same in every process."""
     torch.manual_seed(0)

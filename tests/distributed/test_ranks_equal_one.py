@@ -4,11 +4,12 @@
 import pytest
 import torch
 import torch.nn as nn
-from ranks import assert_close, build, run_ranks, train
+from ranks import METHODS, assert_close, build, method_cfgs, run_ranks, train
 
 from mmdensecl.registry import MODELS
 
 RANKS, ROWS, STEPS = 2, 3, 3
+SHUFFLED = 'DenseCL', 'MoCoV2'
 
 
 def set_mode(model, frozen_norm):
@@ -66,8 +67,8 @@ def work(rank, world_size, cfgs):
             for step in range(STEPS)
         ]
         result[name] = train(set_mode(build(cfg), True), pairs)
-        for mode, frozen_norm in (('frozen', True), ('train', False)):
-            model = set_mode(build(cfg), frozen_norm)
+        for mode in ('frozen', 'train') if name in SHUFFLED else ():
+            model = set_mode(build(cfg), mode == 'frozen')
             result[f'{name}/keys/{mode}'] = encode_keys(model, rank)
         # Ranks with a seed of their own, as with mmengine's diff_rank_seed.
         torch.manual_seed(rank)
@@ -76,47 +77,10 @@ def work(rank, world_size, cfgs):
     return result
 
 
-NAMES = (
-    'DenseCL',
-    'DenseCL_grid',
-    'DenseCL_mutual',
-    'DSC_KM',
-    'DSC_PM',
-    'MoCoV2',
-)
-
-
 @pytest.fixture(scope='module')
 def cfgs(tiny_cfg):
     # Two steps of six keys go past the end of a queue of eight.
-    return {
-        'DenseCL': tiny_cfg(momentum=0.1),
-        'DenseCL_grid': tiny_cfg(num_grid=3, momentum=0.1, loss_lambda=0.3),
-        # The ranks have different numbers of cells with a positive.
-        'DenseCL_mutual': tiny_cfg(
-            momentum=0.1,
-            correspondence=dict(type='mmdensecl.MutualNearestNeighbor'),
-        ),
-        # Clusters over both ranks, and 30 of the 96 cells.
-        'DSC_KM': tiny_cfg(
-            type='mmdensecl.DSC',
-            momentum=0.1,
-            num_samples=5,
-            category=dict(type='mmdensecl.KMeansCategoryHead', num_clusters=6),
-        ),
-        'DSC_PM': tiny_cfg(
-            type='mmdensecl.DSC',
-            momentum=0.1,
-            num_samples=5,
-            correspondence=dict(type='mmdensecl.NearestNeighbors', k=2),
-            category=dict(
-                type='mmdensecl.PrototypeCategoryHead',
-                num_prototypes=6,
-                feat_dim=4,
-            ),
-        ),
-        'MoCoV2': tiny_cfg('MoCoV2', momentum=0.1),
-    }
+    return method_cfgs(tiny_cfg)
 
 
 @pytest.fixture(scope='module')
@@ -137,7 +101,7 @@ def queues(step):
     return {n: x for n, x in step['state'].items() if 'queue' in n}
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', METHODS)
 class TestRanksEqualOne:
     def test_losses(self, ranks, alone, name):
         """The mean over the ranks is the loss over all."""
@@ -184,33 +148,28 @@ def test_categories_of_ranks_are_one(ranks):
                 assert other == first
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SHUFFLED)
 class TestShuffledKeys:
     def test_nothing_changes_with_frozen_norm(self, ranks, name):
-        """A picture's key does not depend on the others, so it is back."""
+        """An image's key does not depend on the others, so it is back."""
         for result in ranks:
             keys = result[f'{name}/keys/frozen']
             assert_close(keys['mixed'], keys['alone'])
             assert not torch.equal(keys['shuffled'], keys['mixed'])
 
-    def test_pictures_share_statistics_with_other_ranks(self, ranks, name):
-        images = views_of_step(0)[1]
-        for rank, result in enumerate(ranks):
-            keys = result[f'{name}/keys/train']
-            owners = [
-                int((images == x).flatten(1).all(dim=1).nonzero()) // ROWS
-                for x in keys['images']
-            ]
-            assert set(owners) != {rank}
-            assert (keys['mixed'] - keys['alone']).abs().max() > 1e-3
-
-    def test_every_key_is_its_picture_s(self, ranks, name):
-        """Also where batch norm makes the batch matter."""
+    def test_images_share_statistics_with_other_ranks(self, ranks, name):
+        """And every key is its image's where batch norm makes them matter."""
         images = views_of_step(0)[1]
         results = [x[f'{name}/keys/train'] for x in ranks]
-        seen = torch.cat([x['images'] for x in results])
-        computed = torch.cat([x['shuffled'] for x in results])
-        returned = torch.cat([x['mixed'] for x in results])
-        for image, key in zip(images, returned, strict=True):
-            where = (seen == image).flatten(1).all(dim=1).nonzero()
-            assert torch.equal(computed[int(where)], key)
+        mixed, alone, seen, computed = (
+            torch.cat([x[key] for x in results])
+            for key in ('mixed', 'alone', 'images', 'shuffled')
+        )
+        same = (seen[:, None] == images).flatten(2).all(dim=2)  # seen, image
+        assert (same.sum(dim=0) == 1).all()
+        owners = same.int().argmax(dim=1) // ROWS
+        for rank in range(RANKS):
+            assert set(own(owners, rank).tolist()) != {rank}
+            difference = own(mixed, rank) - own(alone, rank)
+            assert difference.abs().max() > 1e-3
+        assert torch.equal(computed[same.int().argmax(dim=0)], mixed)

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason='for CPU ranks'),
 ]
 
-EPOCHS = 3
+EPOCHS = 2
 TIME_LIMIT = 300
 
 CONFIG = f"""

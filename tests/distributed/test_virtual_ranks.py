@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from ranks import assert_close, build, run_ranks, train
+from ranks import METHODS, assert_close, build, method_cfgs, run_ranks, train
 
 from mmdensecl.models.distributed import auto_virtual_ranks
 
@@ -36,36 +36,10 @@ def work(process, processes, cfgs):
     }
 
 
-NAMES = (
-    'MoCoV2',
-    'DenseCL',
-    'DenseCL_cells',
-    'DenseCL_weighted',
-    'DSC_KM',
-    'DSC_PM',
-)
-
-
 @pytest.fixture(scope='module')
 def cfgs(tiny_cfg):
-    kmeans = dict(type='mmdensecl.KMeansCategoryHead', num_clusters=6)
-    prototypes = dict(
-        type='mmdensecl.PrototypeCategoryHead', num_prototypes=6, feat_dim=4
-    )
-    weighted = dict(type='mmdensecl.BackboneSimilarity', weight_power=2.0)
     # Two steps of twelve keys go past the end of a queue of sixteen.
-    own = dict(momentum=0.1, queue_len=16)
-    dsc = dict(type='mmdensecl.DSC', num_samples=5, **own)
-    return dict(
-        MoCoV2=tiny_cfg('MoCoV2', **own),
-        DenseCL=tiny_cfg(**own),
-        DenseCL_cells=tiny_cfg(
-            dense_negatives='cells', cells_per_image=2, **own
-        ),
-        DenseCL_weighted=tiny_cfg(correspondence=weighted, **own),
-        DSC_KM=tiny_cfg(category=kmeans, **dsc),
-        DSC_PM=tiny_cfg(category=prototypes, **dsc),
-    )
+    return method_cfgs(tiny_cfg, queue_len=16)
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +64,7 @@ def one_process(cfgs):
     ]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', METHODS)
 class TestRanksOfAnyKind:
     @pytest.fixture(params=['one_process', 'two_processes'])
     def results(self, request, name):
