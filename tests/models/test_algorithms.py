@@ -64,29 +64,6 @@ def assert_trains(model, views=None, data_samples=None):
 
 
 class TestStep:
-    @BOTH
-    def test_outputs(self, build_tiny, name):
-        model = build_tiny(name)
-        outputs = assert_trains(model)
-        common = {
-            'loss_global',
-            'global_pos_sim',
-            'global_neg_sim',
-            'global_acc',
-            'feat_std',
-            'queue_fill',
-        }
-        dense = {
-            'loss_dense',
-            'dense_pos_sim',
-            'dense_neg_sim',
-            'dense_acc',
-            'position_r2',
-            'match_coverage',
-        }
-        assert set(outputs) == (common if name == 'MoCoV2' else common | dense)
-        assert 0 <= outputs['global_acc'] <= 100
-
     def test_the_objective_is_the_sum_of_the_losses(self, build_tiny):
         """mmengine sums whatever has "loss" in its name."""
         model = build_tiny()
