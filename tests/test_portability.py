@@ -114,8 +114,9 @@ def lacks_encoding(node):
     if isinstance(node.func, ast.Attribute):
         number = dict(read_text=0, write_text=1).get(node.func.attr)
         return number is not None and len(node.args) <= number
-    mode = [*node.args[1:2], *(x.value for x in node.keywords)]
-    binary = mode and 'b' in getattr(mode[0], 'value', '')
+    named = (x.value for x in node.keywords if x.arg == 'mode')
+    mode = [*node.args[1:2], *named]
+    binary = mode and 'b' in str(getattr(mode[0], 'value', ''))
     return getattr(node.func, 'id', '') == 'open' and not binary
 
 
