@@ -147,6 +147,9 @@ def documented_arguments(docstring: str) -> dict[str, str]:
 
 def false_defaults(obj: Callable) -> list[str]:
     """Where the docstring and the signature of a callable disagree."""
+    arguments = documented_arguments(obj.__doc__)
+    if not arguments:
+        return []
     own, parameters = inspect.signature(obj).parameters, {}
     if any(p.kind is p.VAR_KEYWORD for p in own.values()):
         # What **kwargs passes on to the parents.
@@ -154,7 +157,7 @@ def false_defaults(obj: Callable) -> list[str]:
             parameters.update(inspect.signature(base).parameters)
     parameters.update(own)
     wrong = []
-    for name, text in documented_arguments(obj.__doc__).items():
+    for name, text in arguments.items():
         stated = DEFAULT.search(text)
         if name.startswith('*'):
             continue
