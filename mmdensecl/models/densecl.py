@@ -115,9 +115,8 @@ class DenseCL(MoCoV2):
         # In full precision also under AMP: an arg-max has no middle ground.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             match = self.correspondence(query, key, views)
-        outputs['loss_global'] = (1 - self.loss_lambda) * outputs[
-            'loss_global'
-        ]
+        global_loss = outputs['loss_global']
+        outputs['loss_global'] = (1 - self.loss_lambda) * global_loss
         outputs.update(self.contrast_cells(query, key, match))
         outputs.update(match_metrics(match, query, key, views))
         return outputs
