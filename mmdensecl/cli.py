@@ -487,16 +487,15 @@ def epochs_in(
     trial.dump(folder / CONFIG_NAME)
     print(f'Measuring the speed with {TRIAL_STEPS} steps ...', flush=True)
     command = train_command(folder / CONFIG_NAME, folder, machine, [])
-    with open(folder / 'output.txt', 'w') as log:
+    with open(folder / 'output.txt', 'w', encoding='utf-8') as log:
         status = run(command, stdout=log, stderr=subprocess.STDOUT)
     lines = sorted(folder.glob('*/vis_data/scalars.json'))
     if status or not lines:
         raise ValueError(
             f'the trial run ended with status {status}; "{log.name}" says why'
         )
-    times = [
-        json.loads(line)['time'] for line in lines[-1].read_text().splitlines()
-    ]
+    scalars = lines[-1].read_text(encoding='utf-8').splitlines()
+    times = [json.loads(line)['time'] for line in scalars]
     # mmengine smooths; the last value has the least of the slow first steps.
     step = min(times)
     steps = max(1, num_images // images)
@@ -527,7 +526,8 @@ def run(command: list[str], **kwargs) -> int:
 
 def newest(out: Path) -> Path:
     """Return the last checkpoint of a run that ended."""
-    return Path((out / 'last_checkpoint').read_text().strip())
+    last = out / 'last_checkpoint'
+    return Path(last.read_text(encoding='utf-8').strip())
 
 
 def how_to_use(checkpoint: Path, backbone: str) -> str:

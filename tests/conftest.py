@@ -14,10 +14,16 @@ torch.set_num_threads(1)
 
 # What is forked from the server has imported these already, and nothing of
 # ours: what a test starts must import that itself.
-multiprocessing.set_forkserver_preload([
-    'mmengine.runner', 'mmpretrain.models', 'mmpretrain.datasets',
-    'mmpretrain.evaluation', 'matplotlib.pyplot', 'torch._dynamo'
-])
+multiprocessing.set_forkserver_preload(
+    [
+        'mmengine.runner',
+        'mmpretrain.models',
+        'mmpretrain.datasets',
+        'mmpretrain.evaluation',
+        'matplotlib.pyplot',
+        'torch._dynamo',
+    ]
+)
 
 # A ResNet-18 of 4 channels: 32 x 32 pixels become a 4 x 4 map of 32 channels.
 TINY_RESNET = dict(
@@ -25,29 +31,22 @@ TINY_RESNET = dict(
     depth=18,
     stem_channels=4,
     base_channels=4,
-    strides=(1, 1, 1, 2))
+    strides=(1, 1, 1, 2),
+)
 
-TINY_MODELS = dict(
-    DenseCL=dict(
-        type='mmdensecl.DenseCL',
+TINY_NECK = dict(in_channels=32, hid_channels=8, out_channels=4)
+TINY_MODELS = {
+    name: dict(
+        type=f'mmdensecl.{name}',
         backbone=TINY_RESNET,
-        neck=dict(
-            type='mmdensecl.DenseCLNeck',
-            in_channels=32,
-            hid_channels=8,
-            out_channels=4),
+        neck=dict(type=neck, **TINY_NECK),
         queue_len=8,
-        feat_dim=4),
-    MoCoV2=dict(
-        type='mmdensecl.MoCoV2',
-        backbone=TINY_RESNET,
-        neck=dict(
-            type='mmpretrain.MoCoV2Neck',
-            in_channels=32,
-            hid_channels=8,
-            out_channels=4),
-        queue_len=8,
-        feat_dim=4))
+        feat_dim=4,
+    )
+    for name, neck in dict(
+        DenseCL='mmdensecl.DenseCLNeck', MoCoV2='mmpretrain.MoCoV2Neck'
+    ).items()
+}
 
 
 def pytest_collection_modifyitems(items):

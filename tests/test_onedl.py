@@ -6,11 +6,14 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmdensecl import onedl
 
 
-@pytest.mark.parametrize('installed, module, name', [
-    ('mmsegmentation', 'mmseg', 'mmsegmentation'),
-    ('onedl-mmsegmentation', 'mmseg', 'mmseg'),
-    ('nothing', None, 'mmsegmentation'),
-])
+@pytest.mark.parametrize(
+    'installed, module, name',
+    [
+        ('mmsegmentation', 'mmseg', 'mmsegmentation'),
+        ('onedl-mmsegmentation', 'mmseg', 'mmseg'),
+        ('nothing', None, 'mmsegmentation'),
+    ],
+)
 def test_where_configs_of_mmseg_are(installed, module, name, monkeypatch):
 
     def version(package):

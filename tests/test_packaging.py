@@ -148,9 +148,6 @@ class TestWheel:
             'model-index.yml',
         }
 
-    def test_build_leaves_no_mim_data_in_the_source(self, tree, wheel):
-        assert not (tree / 'mmdensecl' / '.mim').exists()
-
     def test_every_module_is_in_it(self, tree, unpacked):
         expected = files_below(tree / 'mmdensecl')
         built = {
@@ -160,22 +157,6 @@ class TestWheel:
         }
         assert built == expected
         assert 'benchmark/report.html.j2' in built
-
-    def test_nothing_else_is_in_it(self, unpacked):
-        names = {path.name for path in unpacked.iterdir()}
-        assert {name.split('-')[0] for name in names} == {'mmdensecl'}
-
-    def test_imports(self, unpacked, tmp_path):
-        out = python(
-            '-c',
-            'import mmdensecl, mmdensecl.registry;'
-            'print(mmdensecl.__file__, mmdensecl.__version__)',
-            cwd=tmp_path,
-            PYTHONPATH=str(unpacked),
-        )
-        path, version = out.split()
-        assert Path(path).is_relative_to(unpacked)
-        assert f"'{version}'" in (ROOT / 'mmdensecl/version.py').read_text()
 
     def test_source_distribution_builds_the_same(
         self, tree, unpacked, tmp_path
@@ -191,15 +172,6 @@ class TestWheel:
 
 
 class TestMetadata:
-    def test_parses(self, metadata):
-        assert metadata['Name'] == 'mmdensecl'
-        assert str(Version(metadata['Version'])) == metadata['Version']
-        assert 'Apache' in (
-            metadata['License'] or metadata['License-Expression']
-        )
-        for requirement in metadata.get_all('Requires-Dist'):
-            Requirement(requirement)
-
     def test_python_versions(self, metadata):
         allowed = SpecifierSet(metadata['Requires-Python'])
         versions = ('3.9.18', '3.10.13', '3.11.7', '3.12.1', '3.13.0')
@@ -258,13 +230,6 @@ class TestLock:
         }
         # mmengine imports its pkg_resources.
         assert max(map(Version, versions['setuptools'])) < Version('82')
-
-    def test_comes_from_the_public_index(self):
-        sources = [x['source'] for x in LOCK['package']]
-        sources.remove({'editable': '.'})
-        assert all(
-            x == {'registry': 'https://pypi.org/simple'} for x in sources
-        )
 
     def test_mmcv_is_built_from_source(self):
         (mmcv,) = [x for x in LOCK['package'] if x['name'] == 'mmcv']

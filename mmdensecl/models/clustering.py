@@ -1,8 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Spherical k-means and Sinkhorn-Knopp for L2-normalised features.
 
-Deterministic and without host-device synchronisation: ranks that hold the same
-points and generator find the same categories.
+G points (G, D), K centres (K, D), all normalised. Deterministic and without
+host-device synchronisation: ranks that hold the same points and generator find
+the same categories.
 """
 
 import torch
@@ -11,35 +12,20 @@ from torch import Tensor
 
 
 def assign_clusters(points: Tensor, centers: Tensor) -> Tensor:
-    """Most similar centre of each point; of equal ones the first.
-
-    Args:
-        points: (G, D).
-        centers: Normalised, (K, D).
-
-    Returns:
-        Indices, long, (G, ).
-    """
+    """Most similar centre of each point, (G, ); of equal ones the first."""
     return (points @ centers.t()).argmax(dim=1)
 
 
 def kmeans_plusplus(
     points: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Pick points that lie apart, as k-means++ does.
+    """Pick points that lie apart, as k-means++ does, (G, D) -> (count, D).
 
     Arthur and Vassilvitskii 2007: each is drawn with a probability in
     proportion to its squared distance to the nearest one picked so far, which
     is 2 - 2 cos on the sphere. Drawn as a race: the point wins whose waiting
-    time, exponential at the rate of its weight, is the shortest.
-
-    Args:
-        points: Normalised, (G, D).
-        count: How many to pick, K.
-        generator: Of the points' device.
-
-    Returns:
-        (K, D); with repetitions where fewer points differ.
+    time, exponential at the rate of its weight, is the shortest. Where fewer
+    than `count` points differ, some are picked again.
     """
     waiting = points.new_empty(count, len(points))
     waiting.exponential_(generator=generator)
@@ -56,22 +42,15 @@ def kmeans_plusplus(
 
 
 def kmeans_step(points: Tensor, centers: Tensor) -> Tensor:
-    """One iteration of spherical k-means.
+    """One iteration of spherical k-means: the next centres, (K, D).
 
     Dhillon and Modha 2001: a centre moves to the direction of the sum of the
     points that are nearest to it. Centres without a point go to the points
     that are represented worst, one each.
-
-    Args:
-        points: Normalised, (G, D), at least as many as centres.
-        centers: Normalised, (K, D).
-
-    Returns:
-        The next centres, (K, D).
     """
     nearest = (points @ centers.t()).max(dim=1)
     names = torch.arange(len(centers), device=points.device)
-    members = nearest.indices[:, None] == names
+    members = nearest.indices[:, None] == names  # (G, K)
     # A product, as adding up by index has no order on a GPU.
     moved = F.normalize(members.to(points).t() @ points, dim=1)
     worst = nearest.values.topk(len(centers), largest=False).indices
@@ -86,16 +65,10 @@ def spherical_kmeans(
     num_iters: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Centres of clusters by cosine similarity.
+    """Centres of clusters by cosine similarity, (num_clusters, D).
 
-    Args:
-        points: Normalised, (G, D).
-        num_clusters: Number of centres, K, at most G.
-        num_iters: Iterations after the start.
-        generator: Of the points' device, for the start.
-
-    Returns:
-        Normalised, (K, D).
+    From a k-means++ start, which the generator decides; at least as many
+    points as clusters.
     """
     centers = kmeans_plusplus(points, num_clusters, generator)
     for _ in range(num_iters):
@@ -107,16 +80,9 @@ def sinkhorn(scores: Tensor, num_iters: int) -> Tensor:
     """Assign points to categories so that all categories get as much.
 
     Sinkhorn-Knopp as in SwAV (Caron et al. 2020, section 3.1): columns and
-    rows of exp(scores) are normalised in turn. In the log domain, where no
-    score is too large.
-
-    Args:
-        scores: Similarities over epsilon, (..., G, K).
-        num_iters: Number of iterations.
-
-    Returns:
-        Assignments, (..., G, K). Rows sum to 1, and columns, the more the
-        iterations the closer, to G / K.
+    rows of exp(scores), (..., G, K), similarities over epsilon, are normalised
+    in turn. In the log domain, where no score is too large. Rows sum to 1, and
+    columns, the more the iterations the closer, to G / K.
     """
     for _ in range(num_iters):
         scores = scores - scores.logsumexp(dim=-2, keepdim=True)

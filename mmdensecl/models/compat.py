@@ -15,30 +15,27 @@ HOST_KEY_ENCODER = {
 }
 HOST_QUEUES = {'queue': 'queue', 'queue2': 'dense_queue'}
 
+PLAIN_CROSS_ENTROPY = dict(
+    reduction='mean',
+    loss_weight=1,
+    class_weight=None,
+    use_sigmoid=False,
+    use_soft=False,
+)
+
 
 def own_head(head: nn.Module) -> nn.Module:
     """Replace mmpretrain's contrastive head by ours; leave any other.
 
     Both are InfoNCE with a temperature; ours does not hold the logits.
-
-    Args:
-        head: Of a model.
-
-    Raises:
-        ValueError: The loss of mmpretrain's head is not plain cross-entropy.
     """
     if not isinstance(head, heads.ContrastiveHead):
         return head
     loss = head.loss_module
-    plain = (
-        type(loss).__name__ == 'CrossEntropyLoss'
-        and getattr(loss, 'reduction', 'mean') == 'mean'
-        and getattr(loss, 'loss_weight', 1) == 1
-        and getattr(loss, 'class_weight', None) is None
-        and not getattr(loss, 'use_sigmoid', False)
-        and not getattr(loss, 'use_soft', False)
-    )
-    if not plain:
+    if type(loss).__name__ != 'CrossEntropyLoss' or any(
+        getattr(loss, name, plain) != plain
+        for name, plain in PLAIN_CROSS_ENTROPY.items()
+    ):
         raise ValueError(
             'Of mmpretrain.ContrastiveHead only a plain CrossEntropyLoss is '
             f'understood, got {loss}. Set model.head=dict('
@@ -52,17 +49,12 @@ def own_head(head: nn.Module) -> nn.Module:
 def convert_host_state(state_dict: dict[str, Tensor], prefix: str) -> None:
     """Rename a training checkpoint of mmpretrain or mmselfsup to our names.
 
-    The pointer of a queue becomes the count of its keys; how many of them were
-    ever replaced is not saved there, so the queue counts as full.
-
-    Args:
-        state_dict: Changed in place; left alone if it is no such checkpoint.
-        prefix: Of the model's names.
+    In place; any other is left alone. The pointer of a queue becomes the count
+    of its keys; how many of them were ever replaced is not saved there, so the
+    queue counts as full.
     """
-    pointers = [
-        name for name in HOST_QUEUES if f'{prefix}{name}' in state_dict
-    ]
-    if not pointers:
+    queues = [name for name in HOST_QUEUES if f'{prefix}{name}' in state_dict]
+    if not queues:
         return
     # Before its first step the hosts' key encoder is yet to be made equal to
     # the query's.
@@ -73,7 +65,7 @@ def convert_host_state(state_dict: dict[str, Tensor], prefix: str) -> None:
                 x = state_dict.pop(name)
                 if not fresh:
                     state_dict[prefix + own + name[len(prefix + host) :]] = x
-    for host in pointers:
+    for host in queues:
         keys = state_dict.pop(f'{prefix}{host}').t().contiguous()
         pointer = state_dict.pop(f'{prefix}{host}_ptr', torch.zeros(1))
         own = prefix + HOST_QUEUES[host]

@@ -16,7 +16,7 @@ from mmdensecl.registry import TASK_UTILS
 
 from .clustering import sinkhorn
 from .distributed import to_device
-from .modules import Features
+from .modules import Features, check_at_least, check_positive
 
 # Crop coordinates of both views, (N, 2, 5), where the data carries them: left,
 # top, width and height of a crop in pixels of the source image, and 1 if it
@@ -72,88 +72,35 @@ def nearest_cells(query: Tensor, key: Tensor) -> Tensor:
     return similarities(query, key).argmax(dim=2)
 
 
-def _top(similarity: Tensor, k: int, dim: int) -> Tensor:
-    """Indices of the k largest, largest first."""
-    if k == 1:  # of equal ones the first, as nearest_cells
-        return similarity.argmax(dim=dim, keepdim=True)
-    return similarity.topk(k, dim=dim).indices
-
-
-def neighbor_cells(
-    query: Tensor,
-    key: Tensor,
-    k: int,
-    mutual: bool = False,
-    min_similarity: float | None = None,
-) -> Match:
-    """The k most similar key cells of every query cell.
-
-    Args:
-        query: Query cells, normalised over channels, (N, C, P).
-        key: Key cells, normalised, (N, C, R).
-        k: How many, 1 to R.
-        mutual: Whether only those count that have the query cell among their
-            own k most similar. Defaults to False.
-        min_similarity: Cosine similarity below which a key cell does not
-            count. Defaults to None.
-
-    Returns:
-        (N, P) for one neighbour, else (N, P, k). Without a threshold each
-        image has mutual ones, its most similar pair at least.
-    """
-    similarity = similarities(query, key)
-    index = _top(similarity, k, dim=2)
-    valid = None
-    if mutual:
-        back = _top(similarity, min(k, similarity.size(1)), dim=1)
-        chosen = torch.zeros_like(similarity, dtype=torch.bool)
-        valid = chosen.scatter_(1, back, True).gather(2, index)
-    if min_similarity is not None:
-        strong = similarity.gather(2, index) >= min_similarity
-        valid = strong if valid is None else valid & strong
-    match = Match(index, valid)
-    return match.best if k == 1 else match
-
-
 def mutual_nearest_cells(query: Tensor, key: Tensor) -> Match:
     """Nearest key cells, valid where the key cell's nearest is the query.
 
-    Args:
-        query: Query cells, normalised, (N, C, P).
-        key: Key cells, normalised, (N, C, R).
-
-    Returns:
-        Each image has at least one mutual pair, its most similar.
+    Both normalised, (N, C, P) and (N, C, R). Each image has at least one such
+    pair, its most similar.
     """
-    return neighbor_cells(query, key, k=1, mutual=True)
+    similarity = similarities(query, key)  # (N, P, R)
+    index = similarity.argmax(dim=2)  # (N, P)
+    back = similarity.argmax(dim=1).gather(1, index)  # (N, R) -> (N, P)
+    return Match(index, back == torch.arange(index.size(1), device=key.device))
 
 
 class KeyPositions(NamedTuple):
-    """True positions of query cells in the key's grid.
+    """True positions of query cells in the key's grid."""
 
-    Attributes:
-        column: Fractional column, (N, P); column c has its centre at c.
-        row: Fractional row, (N, P).
-        inside: Whether the key's crop shows that point, bool, (N, P).
-    """
-
-    column: Tensor
-    row: Tensor
-    inside: Tensor
+    column: Tensor  # fractional, (N, P); column c has its centre at c
+    row: Tensor  # fractional, (N, P)
+    inside: Tensor  # whether the key's crop shows that point, bool, (N, P)
 
 
 def stack_views(
     data_samples: Sequence | None, device: torch.device
 ) -> Tensor | None:
-    """The two views of each sample as one tensor.
+    """The two views of each sample as one tensor; None if one has none.
 
     Args:
         data_samples: Samples that carry ``views``, two rows of five numbers,
             as :class:`mmdensecl.datasets.PackViews` writes them.
         device: Where the tensor goes.
-
-    Returns:
-        (N, 2, 5), float32; None if a sample has no views.
     """
     if not data_samples or not all('views' in s for s in data_samples):
         return None
@@ -169,14 +116,8 @@ def locate_positions(
 ) -> KeyPositions:
     """Find the centres of the query's cells in the key's grid.
 
-    Args:
-        query_view: Views of the query crops, (N, 5).
-        key_view: Views of the key crops, (N, 5).
-        query_shape: Height and width of the query's grid.
-        key_shape: Height and width of the key's grid.
-
-    Returns:
-        One position for each query cell.
+    From the crops (N, 5) of both views, see `Views`, and height and width of
+    their grids.
     """
     height, width = query_shape
     x = (torch.arange(width, device=query_view.device) + 0.5) / width
@@ -196,15 +137,9 @@ def locate_positions(
 def within_one_cell(
     index: Tensor, truth: KeyPositions, key_shape: tuple[int, int]
 ) -> Tensor:
-    """Whether matched cells lie at most one cell from the true position.
+    """Whether matched cells (N, P) lie at most one cell from the truth.
 
-    Args:
-        index: Key cell of each query cell, (N, P).
-        truth: Where the query cells truly lie.
-        key_shape: Height and width of the key's grid.
-
-    Returns:
-        bool, (N, P); False where the key does not show the position.
+    False where the key does not show the position.
     """
     row = torch.div(index, key_shape[1], rounding_mode='floor')
     column = index % key_shape[1]
@@ -226,16 +161,7 @@ class MatchingRule:
     reads_backbone = True
 
     def __call__(self, query: Features, key: Features, views: Views) -> Match:
-        """Match the cells of N pairs of views.
-
-        Args:
-            query: Features of the query views.
-            key: Features of the key views.
-            views: Crop coordinates, where the data carries them.
-
-        Returns:
-            The key cell of each query cell.
-        """
+        """Match the cells of N pairs of views."""
         raise NotImplementedError
 
 
@@ -245,29 +171,19 @@ class BackboneSimilarity(MatchingRule):
 
     Args:
         weight_power: Matches count by their cosine similarity to this power
-            (negative ones not at all), after PixCon (WACV 2024), which
-            reweights matched cells by similarity. Defaults to 0: all count
-            the same, as published.
-
-    Raises:
-        ValueError: ``weight_power`` is negative.
+            (negative ones not at all), after PixCon (WACV 2024). At 0 all
+            count the same, as published.
     """
 
     def __init__(self, weight_power: float = 0.0) -> None:
-        if weight_power < 0:
-            raise ValueError(
-                f'weight_power must be at least 0, got {weight_power}'
-            )
+        check_at_least(0, weight_power=weight_power)
         self.weight_power = weight_power
 
     def __call__(self, query: Features, key: Features, views: Views) -> Match:
+        cells = query.backbone_feats, key.backbone_feats
         if not self.weight_power:
-            return Match(
-                nearest_cells(query.backbone_feats, key.backbone_feats)
-            )
-        similarity, index = similarities(
-            query.backbone_feats, key.backbone_feats
-        ).max(dim=2)
+            return Match(nearest_cells(*cells))
+        similarity, index = similarities(*cells).max(dim=2)
         return Match(index, similarity.clamp(min=0) ** self.weight_power)
 
 
@@ -280,19 +196,13 @@ class BalancedSimilarity(MatchingRule):
     A remedy against matches that crowd on few cells, ours, not published.
 
     Args:
-        epsilon: Softness of the assignment. Defaults to 0.05, SwAV's.
-        num_iters: Iterations of Sinkhorn-Knopp. Defaults to 3, SwAV's.
-
-    Raises:
-        ValueError: ``epsilon`` is not above 0 or ``num_iters`` below 1.
+        epsilon: Softness of the assignment; the default is SwAV's.
+        num_iters: Iterations of Sinkhorn-Knopp; the default is SwAV's.
     """
 
     def __init__(self, epsilon: float = 0.05, num_iters: int = 3) -> None:
-        if epsilon <= 0 or num_iters < 1:
-            raise ValueError(
-                'epsilon must be above 0 and num_iters at least '
-                f'1, got {epsilon} and {num_iters}'
-            )
+        check_positive(epsilon=epsilon)
+        check_at_least(1, num_iters=num_iters)
         self.epsilon = epsilon
         self.num_iters = num_iters
 
@@ -304,10 +214,7 @@ class BalancedSimilarity(MatchingRule):
 
 @TASK_UTILS.register_module()
 class ProjectionSimilarity(MatchingRule):
-    """Nearest cell by the dense projections themselves.
-
-    One of the matching ablations of the DenseCL paper.
-    """
+    """Nearest cell by the dense projections, an ablation of the paper."""
 
     reads_backbone = False
 
@@ -332,38 +239,16 @@ class NearestNeighbors(MatchingRule):
 
     Pixels of one object share a category, so a query cell has more than one
     positive. Our interpretation of DSC's pixel neighbours
-    (https://arxiv.org/abs/2109.07756); with one neighbour it is
-    :class:`BackboneSimilarity`.
+    (https://arxiv.org/abs/2109.07756); one-way, without a threshold.
 
     Args:
         k: Neighbours of a query cell. Defaults to 4: a query cell that lies
             between the key's cells touches a patch of 2 x 2.
-        mutual: Whether only those count that have the query cell among their
-            own k nearest. Defaults to False, as DenseCL's are one-way.
-        min_similarity: Cosine similarity below which a neighbour does not
-            count. Defaults to None: no value suits the whole of a run.
-
-    Raises:
-        ValueError: ``k`` is below 1 or above the number of the key's cells,
-            or ``min_similarity`` is not in [-1, 1].
     """
 
-    def __init__(
-        self,
-        k: int = 4,
-        mutual: bool = False,
-        min_similarity: float | None = None,
-    ) -> None:
-        if k < 1:
-            raise ValueError(f'k must be at least 1, got {k}')
-        if min_similarity is not None and not -1 <= min_similarity <= 1:
-            raise ValueError(
-                'min_similarity must be None or a cosine in '
-                f'[-1, 1], got {min_similarity}'
-            )
+    def __init__(self, k: int = 4) -> None:
+        check_at_least(1, k=k)
         self.k = k
-        self.mutual = mutual
-        self.min_similarity = min_similarity
 
     def __call__(self, query: Features, key: Features, views: Views) -> Match:
         if self.k > key.backbone_feats.size(2):
@@ -373,13 +258,10 @@ class NearestNeighbors(MatchingRule):
                 f'of {height} x {width} cells. Lower correspondence.k, or '
                 'enlarge the views or neck.num_grid.'
             )
-        return neighbor_cells(
-            query.backbone_feats,
-            key.backbone_feats,
-            self.k,
-            self.mutual,
-            self.min_similarity,
-        )
+        cells = query.backbone_feats, key.backbone_feats
+        if self.k == 1:  # of equal ones the first
+            return Match(nearest_cells(*cells))
+        return Match(similarities(*cells).topk(self.k, dim=2).indices)
 
 
 @TASK_UTILS.register_module()
@@ -389,14 +271,9 @@ class RandomMatch(MatchingRule):
     reads_backbone = False
 
     def __call__(self, query: Features, key: Features, views: Views) -> Match:
-        n, _, num_cells = query.dense_proj.shape
-        return Match(
-            torch.randint(
-                key.dense_proj.size(2),
-                (n, num_cells),
-                device=query.dense_proj.device,
-            )
-        )
+        n, _, p = query.dense_proj.shape
+        r, device = key.dense_proj.size(2), key.dense_proj.device
+        return Match(torch.randint(r, (n, p), device=device))
 
 
 @TASK_UTILS.register_module()
@@ -405,9 +282,6 @@ class GeometricMatch(MatchingRule):
 
     From the crop and flip coordinates that the transforms carry. Query cells
     whose centre the key does not show take no part in the dense loss.
-
-    Raises:
-        ValueError: The batch carries no views.
     """
 
     reads_backbone = False

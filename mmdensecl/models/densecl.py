@@ -16,6 +16,7 @@ from .moco import MoCoV2
 from .modules import (
     FeatureQueue,
     Features,
+    check_at_least,
     gather_positions,
     l2_normalize,
     last_map,
@@ -33,23 +34,16 @@ class DenseCL(MoCoV2):
 
     Args:
         correspondence: Config of the matching rule, see
-            :mod:`mmdensecl.models.correspondence`. Defaults to
-            ``dict(type='mmdensecl.BackboneSimilarity')``.
-        loss_lambda: Weight of the dense loss, 0 to 1. Defaults to 0.5.
+            :mod:`mmdensecl.models.correspondence`.
+        loss_lambda: Weight of the dense loss, 0 to 1.
         dense_negatives: What the dense queue holds: 'pooled', the mean dense
             projection of each image, as published; or 'cells', projections of
             single cells of each image, drawn at random, after DenseCL++
-            (https://arxiv.org/abs/2210.05063). Defaults to 'pooled'.
+            (https://arxiv.org/abs/2210.05063).
         cells_per_image: Cells that each image gives to the dense queue with
-            'cells'. The queue keeps its length, so that it spans fewer
-            images. Defaults to 1.
+            'cells'. The queue keeps its length, so it spans fewer images.
         **kwargs: The arguments of :class:`MoCoV2`; the neck must be one like
             :class:`DenseCLNeck`.
-
-    Raises:
-        ValueError: ``loss_lambda`` is not in [0, 1], ``dense_negatives`` is
-            unknown, ``cells_per_image`` is below 1 or above the number of
-            cells, or the backbone gives no 4-D map.
     """
 
     def __init__(
@@ -71,22 +65,18 @@ class DenseCL(MoCoV2):
                 "dense_negatives must be 'pooled' or 'cells', "
                 f'got {dense_negatives!r}'
             )
-        if cells_per_image < 1:
-            raise ValueError(
-                f'cells_per_image must be at least 1, got {cells_per_image}'
-            )
+        check_at_least(1, cells_per_image=cells_per_image)
         self.loss_lambda = loss_lambda
         self.correspondence = TASK_UTILS.build(correspondence)
         self.dense_queue = FeatureQueue(*self.queue.keys.shape)
         self.cells_per_image = cells_per_image
-        self.cell_sampler = None
-        if dense_negatives == 'cells':
-            self.cell_sampler = SyncedGenerator()
+        self.cell_sampler = (
+            SyncedGenerator() if dense_negatives == 'cells' else None
+        )
 
     def encode(
         self, backbone: nn.Module, neck: nn.Module, images: Tensor
     ) -> Features:
-        """Features of one batch of views, (N, 3, H, W), by one encoder."""
         feature_map = last_map(backbone(images))
         if feature_map.dim() != 4:
             raise ValueError(
@@ -119,16 +109,14 @@ class DenseCL(MoCoV2):
         key: Features,
         data_samples: list[DataSample] | None,
     ) -> dict[str, Tensor]:
-        """Losses and metrics of a step; the queues stay as they are."""
         outputs = super().contrast(query, key, data_samples)
         device = query.global_proj.device
         views = stack_views(data_samples, device)
         # In full precision also under AMP: an arg-max has no middle ground.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             match = self.correspondence(query, key, views)
-        outputs['loss_global'] = (1 - self.loss_lambda) * outputs[
-            'loss_global'
-        ]
+        global_loss = outputs['loss_global']
+        outputs['loss_global'] = (1 - self.loss_lambda) * global_loss
         outputs.update(self.contrast_cells(query, key, match))
         outputs.update(match_metrics(match, query, key, views))
         return outputs
@@ -164,18 +152,9 @@ class DenseCL(MoCoV2):
         if self.cell_sampler is None:
             return key.dense_proj_mean[:, None]
         num_images, _, num_cells = key.dense_proj.shape
-        if self.cells_per_image > num_cells:
-            raise ValueError(
-                f'cells_per_image={self.cells_per_image} cells cannot be '
-                f'drawn from a grid of {key.shape[0]} x {key.shape[1]}. Lower '
-                'it, or enlarge the views or neck.num_grid.'
-            )
+        generator = self.cell_sampler.next_generator(key.dense_proj.device)
         index = draw_positions(
-            num_images,
-            num_cells,
-            self.cells_per_image,
-            self.cell_sampler.next_generator(key.dense_proj.device),
+            num_images, num_cells, self.cells_per_image, generator
         )
-        return gather_positions(key.dense_proj, index).unflatten(
-            0, (num_images, -1)
-        )
+        rows = gather_positions(key.dense_proj, index)  # (N * m, D)
+        return rows.unflatten(0, (num_images, -1))

@@ -26,9 +26,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 class SyncedGenerator(nn.Module):
     """Random numbers that are equal on all ranks and after a resume.
 
-    The ranks do not communicate: what is drawn depends on a seed that they
-    agree on at the first step and on the number of the draw. Both are saved
-    with the weights of the model.
+    What is drawn depends on a seed that the ranks agree on at the first step
+    and on the number of the draw. Both are saved with the weights.
     """
 
     def __init__(self) -> None:
@@ -53,11 +52,7 @@ class SyncedGenerator(nn.Module):
     def next_generator(
         self, device: torch.device | str = 'cpu'
     ) -> torch.Generator:
-        """Return a freshly seeded generator for the next draw.
-
-        Args:
-            device: Where it draws. Defaults to 'cpu'.
-        """
+        """Return a freshly seeded generator for the next draw."""
         generator = torch.Generator(device)
         # Torch mixes nearby seeds well; the prime keeps runs whose seeds
         # differ by little from sharing draws at shifted steps.
@@ -69,20 +64,18 @@ class SyncedGenerator(nn.Module):
 def draw_positions(
     num_images: int, num_positions: int, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw distinct grid positions for each image of this process.
+    """Draw distinct grid positions for each image of this process, (N, count).
 
     Drawn for the images of all ranks, so that the number of ranks and
-    processes changes nothing.
-
-    Args:
-        num_images: Images of this process, N.
-        num_positions: Positions of a grid, P.
-        count: Positions to draw for an image, at most P.
-        generator: In the same state on all ranks; its device is the result's.
-
-    Returns:
-        Indices, long, (N, count).
+    processes changes nothing; the generator is in the same state on all ranks,
+    and its device is the result's.
     """
+    if count > num_positions:
+        raise ValueError(
+            f'{count} cells cannot be drawn from a grid of {num_positions}. '
+            'Lower model.num_samples or model.cells_per_image, or enlarge the '
+            'views or neck.num_grid.'
+        )
     rank, world_size = get_dist_info()
     lots = torch.rand(
         world_size * num_images,
@@ -102,20 +95,10 @@ def exchange_rows(x: Tensor, order: Tensor) -> Tensor:
     Args:
         x: This process's N rows; every process holds as many.
         order: A permutation of the N * world_size global rows, on the CPU,
-            the same on all processes.
-
-    Returns:
-        Rows ``order[rank * N:(rank + 1) * N]`` of the global batch.
-
-    Raises:
-        ValueError: ``order`` has another length.
+            the same on all processes. This one gets
+            ``order[rank * N:(rank + 1) * N]``.
     """
     rank, world_size = get_dist_info()
-    if len(order) != len(x) * world_size:
-        raise ValueError(
-            f'order must have {len(x)} x {world_size} entries, '
-            f'got {len(order)}'
-        )
     channels_last = x.dim() == 4 and x.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -152,31 +135,20 @@ class BatchShuffle(SyncedGenerator):
     Batch norm sees the images of one rank together. Were the two views of an
     image normalised with the same companions, the statistics would give the
     pair away, so the keys are mixed over the ranks and sorted back afterwards.
-    All ranks draw the same permutation, and a resumed run continues the
-    sequence. With a single rank there is nobody to swap with and nothing
-    happens.
+    With a single rank nothing happens.
     """
 
     def draw(self, size: int) -> Tensor:
-        """Draw the next permutation of ``size`` rows.
-
-        On the CPU, which must know how many rows go to whom; the device is
-        never waited for.
-        """
+        """Draw the next permutation, on the CPU, which plans the exchange."""
         return torch.randperm(size, generator=self.next_generator())
 
     def shuffle(
         self, x: Tensor, virtual_ranks: int = 1
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the rows of all ranks.
+        """Mix the rows (N, ...) of all ranks.
 
-        Args:
-            x: This process's rows, (N, ...).
-            virtual_ranks: Groups of a process. Defaults to 1.
-
-        Returns:
-            As many rows from anywhere, and the order that :meth:`unshuffle`
-            needs; None where there is one rank.
+        Gives as many rows from anywhere, and the order that :meth:`unshuffle`
+        needs; None where there is one rank.
         """
         world_size = get_dist_info()[1]
         if world_size * virtual_ranks == 1:
@@ -190,13 +162,7 @@ class BatchShuffle(SyncedGenerator):
     ) -> Sequence[Tensor]:
         """Return what was computed from shuffled rows to their owners.
 
-        Args:
-            tensors: Any number of (N, ...) tensors; they travel as one
-                message.
-            order: From :meth:`shuffle`.
-
-        Returns:
-            The tensors in the owners' order.
+        Any number of tensors (N, ...) travel as one message.
         """
         if order is None:
             return tensors
@@ -213,9 +179,6 @@ def running_stats_kept(module: nn.Module) -> Iterator[None]:
 
     Each rank of a distributed run updates its own, and those of the first
     rank are saved; so only the first virtual rank may update them.
-
-    Args:
-        module: Its batch norms still normalise by the batch.
     """
     norms = [
         m
@@ -237,9 +200,6 @@ def auto_virtual_ranks(batch_size: int) -> int:
     Several processes need none. One process gets groups of 32 images, the
     published number, and at least two groups, as one has nobody to shuffle
     with; no group has a single image.
-
-    Args:
-        batch_size: Images of this process.
     """
     if get_dist_info()[1] > 1:
         return 1
@@ -253,8 +213,7 @@ def mean_over_positives(
 
     Args:
         x: One value of a row, (M, ), or of each of its positives, (M, k).
-        weight: What each counts, bool or float, of the shape of ``x``. None
-            means 1. Defaults to None.
+        weight: What each counts, bool or float; None means 1.
 
     Returns:
         The means of the rows, (M, ), 0 where nothing counts; and the weight
@@ -273,16 +232,15 @@ def mean_over_ranks(x: Tensor, weight: Tensor | None = None) -> Tensor:
     """Average rows over all processes such that DDP's mean is exact.
 
     DDP averages gradients over processes; each divides by the mean total
-    weight, so that two processes give the loss that one would.
+    weight, so that two processes give the loss that one would: the mean over
+    the processes is the weighted mean over the rows of all of them.
 
     Args:
         x: A value of each row of this process, (M, ).
         weight: What each counts, bool or float, (M, ). None means 1.
-            Defaults to None.
 
     Returns:
-        A scalar, 0 where nothing counts, whose mean over the processes is the
-        weighted mean over the rows of all of them.
+        A scalar, 0 where nothing counts.
     """
     if weight is None:
         return x.mean()

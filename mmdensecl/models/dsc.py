@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.dist import all_gather, get_rank
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mmdensecl.registry import MODELS
 
@@ -20,39 +20,29 @@ from .densecl import DenseCL
 from .distributed import SyncedGenerator, draw_positions, mean_over_ranks
 from .losses import sup_con
 from .metrics import category_metrics
-from .modules import Features, gather_positions
+from .modules import Features, check_at_least, check_positive, gather_positions
 
 
 @MODELS.register_module()
 class DSC(DenseCL):
     """DenseCL with several neighbours and categories across images.
 
-    Our interpretation of the paper `Dense Semantic Contrast for
-    Self-Supervised Visual Representation Learning
-    <https://arxiv.org/abs/2109.07756>`_: its code was never published and its
-    abstract alone was at hand, so none of its numbers is claimed. The loss is
-    ``(1 - loss_lambda) * global + loss_lambda * neighbours + category_weight *
-    category``. With one neighbour and ``category_weight=0`` this is DenseCL,
-    bit for bit, also from the same seed.
+    None of the paper's numbers is claimed: its code was never published. The
+    loss is ``(1 - loss_lambda) * global + loss_lambda * neighbours +
+    category_weight * category``. With one neighbour and ``category_weight=0``
+    this is DenseCL, bit for bit, also from the same seed.
 
     Args:
-        category: Config of a category head:
-            :class:`KMeansCategoryHead` is DSC-KM,
-            :class:`PrototypeCategoryHead` DSC-PM.
-        category_weight: Weight of the category loss. Defaults to 0.5,
-            that of the other two losses.
-        num_samples: Query cells of a image, drawn anew in
-            each step, that take part in the category loss; None means all.
-            Defaults to 16: a third of a 7 x 7 grid, so that a head of a large
-            batch needs no more memory than the encoders leave.
+        category: Config of a category head: :class:`KMeansCategoryHead` is
+            DSC-KM, :class:`PrototypeCategoryHead` DSC-PM.
+        category_weight: Weight of the category loss; the default is that of
+            the other two.
+        num_samples: Query cells of an image, drawn anew in each step, that
+            take part in the category loss; None means all. Defaults to 16, a
+            third of a 7 x 7 grid, to bound the memory of a large batch.
         correspondence: Config of the matching rule, which gives the
             neighbours. An anchor's partner in the category loss is its first.
-            Defaults to ``dict(type='mmdensecl.NearestNeighbors')``.
         **kwargs: The arguments of :class:`DenseCL`.
-
-    Raises:
-        ValueError: ``category_weight`` is negative, or ``num_samples`` is
-            below 1 or above the number of cells.
     """
 
     def __init__(
@@ -65,14 +55,9 @@ class DSC(DenseCL):
         **kwargs,
     ) -> None:
         super().__init__(*args, correspondence=correspondence, **kwargs)
-        if category_weight < 0:
-            raise ValueError(
-                f'category_weight must not be negative, got {category_weight}'
-            )
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(
-                f'num_samples must be None or at least 1, got {num_samples}'
-            )
+        check_at_least(0, category_weight=category_weight)
+        if num_samples is not None:
+            check_at_least(1, num_samples=num_samples)
         self.category_weight = category_weight
         self.num_samples = num_samples
         self.category_head = MODELS.build(category)
@@ -99,44 +84,18 @@ class DSC(DenseCL):
             **outputs, loss_category=self.category_weight * loss, **metrics
         )
 
-    def draw_anchors(
-        self, query: Features, generator: torch.Generator
-    ) -> Tensor:
-        """Query cells for the category loss, each at most once.
+    def draw_anchors(self, query: Features, generator: Generator) -> Tensor:
+        """Query cells for the category loss, distinct, (N, num_samples).
 
-        Args:
-            query: Features of this process's N images.
-            generator: In the same state on all ranks.
-
-        Returns:
-            Indices, long, (N, num_samples).
+        The generator is in the same state on all ranks.
         """
         num_images, _, num_cells = query.dense_proj.shape
         if self.num_samples is None:
             every = torch.arange(num_cells, device=query.dense_proj.device)
             return every.expand(num_images, -1)
-        if self.num_samples > num_cells:
-            raise ValueError(
-                f'num_samples={self.num_samples} cells cannot be drawn from a '
-                f'grid of {query.shape[0]} x {query.shape[1]}. Lower '
-                'num_samples, set it to None for all cells, or enlarge the '
-                'views or neck.num_grid.'
-            )
         return draw_positions(
             num_images, num_cells, self.num_samples, generator
         )
-
-
-def _check(least: float, **values: float) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f'{name} must be at least {least}, got {value}')
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f'{name} must be above 0, got {value}')
 
 
 class CategoryHead(BaseModule):
@@ -151,7 +110,7 @@ class CategoryHead(BaseModule):
         query_points: Tensor,
         key_points: Tensor,
         weight: Tensor | None,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the anchors that have a partner, and what to log.
 
@@ -161,14 +120,11 @@ class CategoryHead(BaseModule):
             query_points: Anchors of this rank, normalised, (M, D).
             key_points: The partner of each anchor in the other view,
                 normalised, (M, D). No gradient flows into it.
-            weight: What each anchor counts, bool or float, (M, ). None
-                means 1.
+            weight: What each anchor counts, (M, ). None means 1.
             generator: In the same state on all ranks.
 
         Returns:
-            The scalar loss of
-            :func:`mmdensecl.models.distributed.mean_over_ranks` and the
-            metrics of :func:`mmdensecl.models.metrics.category_metrics`.
+            The scalar of ``mean_over_ranks`` and the ``category_metrics``.
         """
         with torch.autocast(query_points.device.type, enabled=False):
             if query_points.itemsize < 4:
@@ -187,11 +143,7 @@ class CategoryHead(BaseModule):
             return mean_over_ranks(losses, weight), metrics
 
     def contrast(
-        self,
-        query: Tensor,
-        points: Tensor,
-        own: slice,
-        generator: torch.Generator,
+        self, query: Tensor, points: Tensor, own: slice, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each anchor.
 
@@ -202,9 +154,8 @@ class CategoryHead(BaseModule):
             generator: In the same state on all ranks.
 
         Returns:
-            Losses, (M, ); the category of each
-            point, (G, ); and the categories' centres, normalised and without
-            gradient, (K, D).
+            Losses, (M, ); the category of each point, (G, ); and the
+            categories' centres, normalised and without gradient, (K, D).
         """
         raise NotImplementedError
 
@@ -213,25 +164,18 @@ class CategoryHead(BaseModule):
 class KMeansCategoryHead(CategoryHead):
     """DSC-KM: k-means over the mini-batch, then supervised contrast.
 
-    Our interpretation of the paper. The key points of all ranks are clustered
-    anew in each step (spherical k-means, which is k-means by the similarity
-    that the losses use). An anchor's label is the cluster of its partner, its
-    positives are all key points of that cluster, from whichever image.
+    The key points of all ranks are clustered anew in each step (spherical
+    k-means). An anchor's label is the cluster of its partner, its positives
+    are all key points of that cluster, from whichever image.
 
     Args:
-        num_clusters: Clusters of a mini-batch. Defaults to 64: of the
-            order of the classes of COCO, and 64 points each at 256 images
-            with 16 points.
-        num_iters: Iterations of k-means. Defaults to 10: after a
-            k-means++ start little moves later.
-        temperature: Divides the similarities. Defaults to 0.2, as in
-            the other two losses.
-        init_cfg: Initialisation. Defaults to
-            None; the head has no parameters.
-
-    Raises:
-        ValueError: An argument is out of range, or there are fewer points
-            than clusters.
+        num_clusters: Clusters of a mini-batch. Defaults to 64: of the order
+            of the classes of COCO, and 64 points each at 256 images with 16
+            points.
+        num_iters: Iterations of k-means. Defaults to 10: after a k-means++
+            start little moves later.
+        temperature: Divides the similarities.
+        init_cfg: Unused; the head has no parameters.
     """
 
     def __init__(
@@ -242,21 +186,16 @@ class KMeansCategoryHead(CategoryHead):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        _check(2, num_clusters=num_clusters)
-        _check(0, num_iters=num_iters)
-        _check_positive(temperature=temperature)
+        check_at_least(2, num_clusters=num_clusters)
+        check_at_least(0, num_iters=num_iters)
+        check_positive(temperature=temperature)
         self.num_clusters = num_clusters
         self.num_iters = num_iters
         self.temperature = temperature
 
     def contrast(
-        self,
-        query: Tensor,
-        points: Tensor,
-        own: slice,
-        generator: torch.Generator,
+        self, query: Tensor, points: Tensor, own: slice, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`CategoryHead.contrast`."""
         if len(points) < self.num_clusters:
             raise ValueError(
                 f'k-means cannot find num_clusters={self.num_clusters} '
@@ -276,30 +215,22 @@ class KMeansCategoryHead(CategoryHead):
 class PrototypeCategoryHead(CategoryHead):
     """DSC-PM: learnt prototypes with balanced assignment.
 
-    Our interpretation of the paper. Prototypes are directions that live on
-    from step to step. The key points of all ranks are assigned to them so
-    that each prototype gets as much (Sinkhorn-Knopp, which is what keeps all
-    from falling into one), and an anchor predicts the assignment of its
-    partner (the swapped prediction of SwAV, https://arxiv.org/abs/2006.09882,
-    one way, as the key encoder is not trained). The prototypes learn from that
-    prediction.
+    Prototypes are directions that live on from step to step. The key points
+    of all ranks are assigned to them so that each prototype gets as much
+    (Sinkhorn-Knopp, which is what keeps all from falling into one), and an
+    anchor predicts the assignment of its partner (the swapped prediction of
+    SwAV, https://arxiv.org/abs/2006.09882, one way, as the key encoder is not
+    trained). The prototypes learn from that prediction.
 
     Args:
-        num_prototypes: Categories of the dataset. Defaults to 64, as
-            many as DSC-KM has clusters.
-        feat_dim: Channels of the dense projections. Defaults to 128,
-            the model's own default.
-        epsilon: How soft the assignment is. Defaults to 0.05, SwAV's.
-        sinkhorn_iters: Iterations of Sinkhorn-Knopp. Defaults to 3,
-            SwAV's.
-        temperature: Divides the anchors' similarities. Defaults to
-            0.1, SwAV's.
-        init_cfg: Initialisation. Defaults to
-            None: random directions.
-
-    Raises:
-        ValueError: An argument is out of range, or ``feat_dim`` is not that
-            of the points.
+        num_prototypes: Categories of the dataset. Defaults to 64, as many as
+            DSC-KM has clusters.
+        feat_dim: Channels of the dense projections.
+        epsilon: How soft the assignment is; SwAV's by default, as the next
+            two.
+        sinkhorn_iters: Iterations of Sinkhorn-Knopp.
+        temperature: Divides the anchors' similarities.
+        init_cfg: Initialisation; None: random directions.
     """
 
     def __init__(
@@ -312,9 +243,9 @@ class PrototypeCategoryHead(CategoryHead):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        _check(2, num_prototypes=num_prototypes)
-        _check(1, feat_dim=feat_dim, sinkhorn_iters=sinkhorn_iters)
-        _check_positive(epsilon=epsilon, temperature=temperature)
+        check_at_least(2, num_prototypes=num_prototypes)
+        check_at_least(1, feat_dim=feat_dim, sinkhorn_iters=sinkhorn_iters)
+        check_positive(epsilon=epsilon, temperature=temperature)
         self.epsilon = epsilon
         self.sinkhorn_iters = sinkhorn_iters
         self.temperature = temperature
@@ -325,13 +256,8 @@ class PrototypeCategoryHead(CategoryHead):
         self.prototypes = nn.Parameter(F.normalize(directions, dim=1))
 
     def contrast(
-        self,
-        query: Tensor,
-        points: Tensor,
-        own: slice,
-        generator: torch.Generator,
+        self, query: Tensor, points: Tensor, own: slice, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`CategoryHead.contrast`."""
         feat_dim = self.prototypes.size(1)
         if points.size(1) != feat_dim:
             raise ValueError(

@@ -14,6 +14,7 @@ from mmdensecl.registry import MODELS
 
 from .distributed import mean_over_positives, mean_over_ranks
 from .metrics import contrast_metrics
+from .modules import check_positive
 
 # Logits of a block: they should stay in a CPU's cache, and keep a GPU busy
 # for longer than launching the next kernels takes.
@@ -24,14 +25,12 @@ MAX_ROWS = 2048
 
 
 class InfoNCEResult(NamedTuple):
-    """What InfoNCE says of each of M query rows.
+    """InfoNCE of M query rows.
 
     Attributes:
-        loss: Loss of each row, shape (M, ), or of each of its k positives,
-            shape (M, k), with gradient.
+        loss: Of each row, (M, ), or of each of its k positives, (M, k).
         positive: Similarity to the row's own key or keys, of the same shape.
-        hardest_negative: Largest similarity to a key of the queue, shape
-            (M, ).
+        hardest_negative: Largest similarity to a key of the queue, (M, ).
     """
 
     loss: Tensor
@@ -40,17 +39,11 @@ class InfoNCEResult(NamedTuple):
 
 
 class QueueStatistics(NamedTuple):
-    """Sums over the queue for each of M queries.
+    """Sums over the queue for each of M queries."""
 
-    Attributes:
-        peak: Largest logit, (M, ).
-        total: Sum of exp(logit - peak), (M, ).
-        weighted: Sum of exp(logit - peak) * key, (M, D), if it is wanted.
-    """
-
-    peak: Tensor
-    total: Tensor
-    weighted: Tensor | None
+    peak: Tensor  # largest logit, (M, )
+    total: Tensor  # sum of exp(logit - peak), (M, )
+    weighted: Tensor  # sum of exp(logit - peak) * key, (M, D)
 
 
 def _full_precision(
@@ -70,7 +63,7 @@ def _beside(x: Tensor, key: Tensor) -> Tensor:
 def info_nce_reference(
     query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
 ) -> InfoNCEResult:
-    r"""InfoNCE against a queue, written as in the papers.
+    r""":func:`info_nce` written as in the papers.
 
     .. math::
         L_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
@@ -78,19 +71,8 @@ def info_nce_reference(
 
     (MoCo, eq. 1; DenseCL, eq. 1 for vectors and eq. 2 for grid cells.) A row
     with several positives has such a loss for each, and none of them is a
-    negative of another. It holds all logits at once, three times over with
-    autograd; :func:`info_nce` gives the same numbers without. It stays as what
-    the tests compare with.
-
-    Args:
-        query: Queries, shape (M, D).
-        key: The positive key of each query, shape (M, D), or its k keys, shape
-            (M, k, D). No gradient flows into them.
-        queue: Negative keys, shape (K, D). No gradient either.
-        temperature: :math:`\tau`.
-
-    Returns:
-        Loss and similarities of each row.
+    negative of another. It holds all logits at once; the tests compare
+    :func:`info_nce` with it.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key, queue = _full_precision(query, key, queue)
@@ -113,7 +95,6 @@ def info_nce_reference(
 def stream_queue(
     query: Tensor,
     queue: Tensor,
-    with_weighted: bool,
     block_size: int | None = None,
     product_type: torch.dtype | None = None,
 ) -> QueueStatistics:
@@ -126,15 +107,10 @@ def stream_queue(
     Args:
         query: Queries over the temperature, (M, D).
         queue: Keys, (K, D), of the same type.
-        with_weighted: Whether the weighted sum is wanted.
-        block_size: Keys in a block; by default as many as make `MAX_LOGITS`
+        block_size: Keys in a block; None: as many as make `MAX_LOGITS`
             logits.
-        product_type: Type that the two matrix products of a block multiply
-            and give; what is summed over blocks stays in the type of `query`.
-            Defaults to None, the type of `query`.
-
-    Returns:
-        Statistics in the type of `query`.
+        product_type: Type of the matrix products; the sums over blocks stay
+            in the type of `query`. None means that type.
     """
     product_type = product_type or query.dtype
     if block_size is None:
@@ -142,25 +118,18 @@ def stream_queue(
         block_size = max(1, most // max(1, min(len(query), MAX_ROWS)))
     with torch.autocast(query.device.type, enabled=False):
         parts = [
-            _stream(rows, queue.to(product_type), with_weighted, block_size)
+            _stream(rows, queue.to(product_type), block_size)
             for rows in query.split(MAX_ROWS)
         ]
     if len(parts) == 1:
         return parts[0]
-    peaks, totals, weighted = zip(*parts, strict=True)
-    return QueueStatistics(
-        torch.cat(peaks),
-        torch.cat(totals),
-        torch.cat(weighted) if with_weighted else None,
-    )
+    return QueueStatistics(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _stream(
-    query: Tensor, queue: Tensor, with_weighted: bool, block_size: int
-) -> QueueStatistics:
+def _stream(query: Tensor, queue: Tensor, block_size: int) -> QueueStatistics:
     peak = query.new_full((len(query),), -torch.inf)  # (M, )
     total = torch.zeros_like(peak)  # (M, )
-    weighted = torch.zeros_like(query) if with_weighted else None  # (M, D)
+    weighted = torch.zeros_like(query)  # (M, D)
     rows = query.to(queue)
     # One buffer: fresh memory for each block costs a CPU more than the maths.
     buffer = rows.new_empty(len(query), min(block_size, len(queue)))
@@ -171,12 +140,11 @@ def _stream(
         decay = torch.exp(peak - new_peak)
         weights = logits.sub_(new_peak[:, None]).exp_()  # (M, B)
         total = total * decay + weights.sum(dim=1)
-        if weighted is not None:
-            weighted.mul_(decay[:, None])
-            if weights.dtype == block.dtype:
-                weighted.addmm_(weights, block)
-            else:
-                weighted.add_(torch.mm(weights.to(block), block))
+        weighted.mul_(decay[:, None])
+        if weights.dtype == block.dtype:
+            weighted.addmm_(weights, block)
+        else:
+            weighted.add_(torch.mm(weights.to(block), block))
         peak = new_peak
     return QueueStatistics(peak, total, weighted)
 
@@ -186,8 +154,7 @@ class _InfoNCE(torch.autograd.Function):
 
     The gradient of a row is (softmax-weighted mean of the queue - positive
     key) / temperature, times the softmax weight of the whole queue, so the
-    forward pass has all that the backward pass needs, and nothing of the size
-    of the logits is kept.
+    forward pass has all that the backward pass needs.
     """
 
     @staticmethod
@@ -200,11 +167,8 @@ class _InfoNCE(torch.autograd.Function):
         block_size: int | None,
         product_type: torch.dtype | None,
     ):
-        with_grad = ctx.needs_input_grad[0]
         query = query / temperature
-        negatives = stream_queue(
-            query, queue, with_grad, block_size, product_type
-        )
+        negatives = stream_queue(query, queue, block_size, product_type)
         positive = (_beside(query, key) * key).sum(dim=-1)
         # How far the queue's log-sum-exp lies above the positive: the loss is
         # the logistic one of that gap. Small terms come last.
@@ -212,13 +176,11 @@ class _InfoNCE(torch.autograd.Function):
             torch.log(negatives.total), key
         )
         loss = -F.logsigmoid(-gap)
-        if with_grad:
-            assert negatives.weighted is not None  # as asked for
-            mean = negatives.weighted / negatives.total[:, None]
-            weight = torch.sigmoid(gap) / temperature
-            ctx.save_for_backward(
-                (_beside(mean, key) - key).mul_(weight[..., None])
-            )
+        mean = negatives.weighted / negatives.total[:, None]  # (M, D)
+        weight = torch.sigmoid(gap) / temperature
+        ctx.save_for_backward(
+            (_beside(mean, key) - key).mul_(weight[..., None])
+        )
         positive = positive * temperature
         hardest = negatives.peak * temperature
         ctx.mark_non_differentiable(positive, hardest)
@@ -244,22 +206,17 @@ def info_nce(
     """Blockwise InfoNCE: the logits never exist all at once.
 
     The value and the gradient of :func:`info_nce_reference`, exact up to
-    rounding, without logits that grow with the queue. All sums are in float32,
-    also of half-precision input; float64 stays float64. Under autocast the
-    products with the queue are in autocast's type, those with the positives
-    are not. Second derivatives are not there: the gradient counts as a
-    constant.
+    rounding; differentiable once. All sums are in float32, also of
+    half-precision input; float64 stays float64. Under autocast the products
+    with the queue are in autocast's type, those with the positives are not.
 
     Args:
-        query: Queries, shape (M, D).
-        key: The positive key of each query, shape (M, D), or its k keys, shape
+        query: Queries, (M, D).
+        key: The positive key of each query, (M, D), or its k keys,
             (M, k, D). No gradient flows into them.
-        queue: Negative keys, shape (K, D). No gradient either.
+        queue: Negative keys, (K, D). No gradient either.
         temperature: Divides the similarities.
         block_size: Keys in a block, see :func:`stream_queue`.
-
-    Returns:
-        Loss and similarities of each row.
     """
     query, key, queue = _full_precision(query, key, queue)
     device = query.device.type
@@ -282,19 +239,13 @@ class InfoNCE(nn.Module):
             MoCo-v2's and DenseCL's.
         form: 'stream' computes the logits in blocks, 'reference' holds all of
             them; 'auto' is 'stream'.
-
-    Raises:
-        ValueError: `temperature` is not above 0, or `form` is unknown.
     """
 
     FORMS = 'auto', 'stream', 'reference'
 
     def __init__(self, temperature: float = 0.2, form: str = 'auto') -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(
-                f'temperature of InfoNCE must be above 0, got {temperature}'
-            )
+        check_positive(temperature=temperature)
         if form not in self.FORMS:
             raise ValueError(
                 f'form of InfoNCE must be one of {self.FORMS}, got {form!r}'
@@ -308,9 +259,6 @@ class InfoNCE(nn.Module):
         """Shapes: query (M, D), key (M, D) or (M, k, D), queue (K, D)."""
         function = info_nce_reference if self.form == 'reference' else info_nce
         return function(query, key, queue, self.temperature)
-
-    def extra_repr(self) -> str:
-        return f'temperature={self.temperature}, form={self.form!r}'
 
 
 def sup_con(
@@ -330,16 +278,8 @@ def sup_con(
     (Khosla et al. 2020, eq. 2, :math:`L_{out}`.) Here the anchors are not
     among the points, so the sum in the denominator leaves none out.
 
-    Args:
-        query: Normalised anchors, (M, D).
-        points: Normalised points to compare with, (G, D).
-        query_labels: Label of each anchor, which at least one of the points
-            must have, (M, ).
-        point_labels: Label of each point, (G, ).
-        temperature: :math:`\tau`.
-
-    Returns:
-        Loss of each anchor, (M, ).
+    Normalised anchors (M, D) and points (G, D), labels (M, ) and (G, ); at
+    least one point has the label of each anchor. Gives losses (M, ).
     """
     logits = query @ points.t() / temperature  # (M, G)
     same = query_labels[:, None] == point_labels
@@ -352,14 +292,11 @@ def sup_con(
 class ContrastiveHead(BaseModule):
     """Contrast query rows with their keys and a queue of negatives.
 
-    One head serves the global and the dense branch: a row is an image in
-    the first and a grid cell in the second.
+    A row is an image in the global branch and a grid cell in the dense one.
 
     Args:
-        loss: Config of the loss. Defaults to
-            ``dict(type='mmdensecl.InfoNCE')``.
-        init_cfg: Initialisation. Defaults to
-            None; the head has no parameters.
+        loss: Config of the loss.
+        init_cfg: Unused; the head has no parameters.
     """
 
     def __init__(
@@ -388,13 +325,10 @@ class ContrastiveHead(BaseModule):
                 keys, (M, k, D).
             queue: Normalised negatives, (K, D).
             weight: What each positive counts, bool or float, (M, ) or (M, k).
-                None means 1. Defaults to None.
+                None means 1.
 
         Returns:
-            The scalar loss of
-            :func:`mmdensecl.models.distributed.mean_over_ranks`, 0 where no
-            row has a positive; and the metrics of
-            :func:`mmdensecl.models.metrics.contrast_metrics`.
+            The scalar of ``mean_over_ranks`` and the ``contrast_metrics``.
         """
         result = self.loss_module(query, key, queue)
         loss = mean_over_ranks(*mean_over_positives(result.loss, weight))

@@ -41,8 +41,7 @@ def contrast_metrics(
     Returns:
         ``pos_sim``, mean cosine similarity to the positive; ``neg_sim``, mean
         of the hardest negative's; ``acc``, percentage of rows whose positive
-        beats every negative. Of several positives of a row the mean is taken
-        first.
+        beats every negative. Several positives of a row are averaged first.
     """
     hardest = result.hardest_negative
     beaten = hardest if result.positive.dim() == 1 else hardest[:, None]
@@ -58,37 +57,24 @@ def contrast_metrics(
 
 @torch.no_grad()
 def feature_std(vectors: Tensor) -> Tensor:
-    """Spread of normalised vectors: 1 if isotropic, 0 if collapsed.
+    """Spread of normalised vectors (N, D): 1 if isotropic, 0 if collapsed.
 
     Standard deviation over the batch, averaged over channels, in units of
     the 1/sqrt(D) of directions drawn uniformly (SimSiam, section 4.1).
-
-    Args:
-        vectors: Normalised vectors, (N, D).
-
-    Returns:
-        A 0-d tensor.
     """
     return vectors.std(dim=0, correction=0).mean() * vectors.size(1) ** 0.5
 
 
 @torch.no_grad()
 def position_r2(dense_proj: Tensor) -> Tensor:
-    """Share of the variance that the position of a vector alone explains.
+    """Percentage of the variance that a vector's position alone explains.
 
-    The variance between positions as a percentage of the whole (an analysis
-    of variance with the noise of the positions' means taken out, so that 0 is
-    expected where the position means nothing). Near 100 the vectors tell
-    where a cell lies and nothing of what it shows: zero padding lets a network
-    know the position, and no pooled negative of DenseCL, being a mean over all
-    positions, speaks against it.
-
-    Args:
-        dense_proj: Normalised vectors, (N, D, P).
-
-    Returns:
-        A 0-d tensor; 0 also if all vectors are the same, if there is one
-        position, and for one image, where it is unknown.
+    An analysis of variance of normalised vectors, (N, D, P), with the noise
+    of the positions' means taken out, so that 0 is expected where the
+    position means nothing. Near 100 the vectors tell where a cell lies and
+    nothing of what it shows: zero padding lets a network know the position,
+    and no pooled negative of DenseCL, being a mean over all positions, speaks
+    against it. 0 for one image, where it is unknown.
     """
     dense_proj = dense_proj.float()
     means = dense_proj.mean(dim=0)
@@ -116,14 +102,13 @@ def match_metrics(
         match: Of each query cell; of several key cells the best counts.
         query: Query features.
         key: Key features.
-        views: Crop coordinates, (N, 2, 5).
+        views: Crop coordinates, (N, 2, 5), or None.
 
     Returns:
         ``match_coverage``, distinct key cells picked as a percentage of the
-        key's cells (100 / P if all query cells pick the same); ``match_acc``,
-        percentage of matches within one cell of the true position in both
-        directions, among query cells whose position the key shows, only where
-        views are known; 0 if no views overlap.
+        key's cells; ``match_acc``, only where views are known, percentage of
+        matches within one cell of the true position in both directions, among
+        query cells whose position the key shows; 0 if no views overlap.
     """
     index = match.best.index
     valid = match.best.valid
@@ -162,9 +147,9 @@ def category_metrics(
 
     Returns:
         All in percent. ``category_used``, categories that hold a point;
-        ``category_entropy``, entropy of the points' spread over the
-        categories, 100 if all hold as many, 0 if one holds them all;
-        ``category_agreement``, anchors in the category of their key point.
+        ``category_entropy``, of the points' spread over the categories, 100
+        if even; ``category_agreement``, anchors in the category of their key
+        point.
     """
     categories = torch.arange(num_categories, device=labels.device)
     share = (labels[:, None] == categories).float().mean(dim=0)

@@ -49,42 +49,32 @@ class MoCoV2(BaseSelfSupervisor):
         backbone: Config of a backbone, mmpretrain's by default.
         neck: Config of a neck. It must return a sequence that starts with the
             (N, feat_dim) projections, such as ``MoCoV2Neck``.
-        head: Config of a head. Defaults to
-            ``dict(type='mmdensecl.ContrastiveHead')``.
+        head: Config of a head.
         queue_len: Number of negative keys. 'auto' leaves it to
             :class:`mmdensecl.engine.QueueLengthHook`, which fits it to the
-            dataset. Defaults to 65536.
-        feat_dim: Channels of the projections. Defaults to 128.
+            dataset.
+        feat_dim: Channels of the projections.
         momentum: Weight of the query encoder in the update of the key
             encoder, mmengine's convention; the paper's 0.999 is 0.001 here.
-            Defaults to 0.001.
         virtual_ranks: Groups into which each process splits its batch, to
             train as that many times more processes would: batch norm sees one
             group at a time in both encoders, and keys are shuffled over all
             groups of all processes. Running statistics are those of the first
-            group, as a distributed run saves those of its first process.
-            Groups differ in size by one image at most, and a batch of fewer
-            images than groups gives groups of one. 'auto' is 1 where several
-            processes train, else groups of 32 images, and at least two.
-            Defaults to 1.
+            group, as a distributed run saves those of its first process. A
+            batch of fewer images than groups gives groups of one. 'auto' is 1
+            where several processes train, else groups of 32 images, and at
+            least two.
         channels_last: Whether images and convolutions keep their channels
             next to each other in memory, which CPUs and tensor cores want;
             only rounding changes. 'auto' is True where there is no GPU.
-            Defaults to 'auto'.
         compile_encoders: Whether ``torch.compile`` makes both encoders
             faster, from the first step of a training run on; a dict has its
             arguments, such as ``dict(mode='max-autotune-no-cudagraphs')``.
-            Weights keep their names. Defaults to False.
-        pretrained: Checkpoint to start from, as in mmpretrain. Defaults to
-            None.
+            Weights keep their names.
+        pretrained: Checkpoint to start from, as in mmpretrain.
         data_preprocessor: Its type defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``. Defaults to None.
-        init_cfg: Initialisation. Defaults to None.
-
-    Raises:
-        ValueError: ``queue_len`` or ``virtual_ranks`` is neither positive nor
-            'auto', or ``channels_last`` or ``compile_encoders`` is of no kind
-            above.
+            ``SelfSupDataPreprocessor``.
+        init_cfg: Initialisation.
     """
 
     def __init__(
@@ -132,16 +122,15 @@ class MoCoV2(BaseSelfSupervisor):
             )
         if not isinstance(compile_encoders, bool | dict):
             raise ValueError(
-                'compile_encoders must be True, False or a dict '
-                'of arguments of torch.compile, got '
-                f'{compile_encoders!r}'
+                'compile_encoders must be True, False or a dict of arguments '
+                f'of torch.compile, got {compile_encoders!r}'
             )
         if channels_last == 'auto':
             channels_last = get_device() == 'cpu'
-        self.memory_format = torch.contiguous_format
-        if channels_last:
-            self.memory_format = torch.channels_last
-            self.to(memory_format=torch.channels_last)
+        self.memory_format = (
+            torch.channels_last if channels_last else torch.contiguous_format
+        )
+        self.to(memory_format=self.memory_format)
         self.compile_encoders = compile_encoders
         self.started = False
 
@@ -161,20 +150,15 @@ class MoCoV2(BaseSelfSupervisor):
         # A checkpoint of a bare backbone: both encoders start from it, or the
         # key encoder would stay random and take thousands of steps to follow.
         if not any(k.startswith(f'{prefix}encoder_k.') for k in state_dict):
-            for part in ('backbone.', 'neck.'):
-                for name in [
-                    k for k in state_dict if k.startswith(prefix + part)
-                ]:
+            parts = f'{prefix}backbone.', f'{prefix}neck.'
+            for name in list(state_dict):
+                if name.startswith(parts):
                     copied = f'{prefix}encoder_k.{name[len(prefix) :]}'
                     state_dict[copied] = state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def set_queue_len(self, queue_len: int) -> None:
-        """Start with fresh queues of another length.
-
-        Args:
-            queue_len: Number of keys in each queue.
-        """
+        """Start with fresh queues of another length."""
         for module in self.modules():
             if isinstance(module, FeatureQueue):
                 module.resize(queue_len)
@@ -196,10 +180,6 @@ class MoCoV2(BaseSelfSupervisor):
 
         Returns:
             Losses, weighted, and metrics.
-
-        Raises:
-            ValueError: There are not two views.
-            RuntimeError: ``queue_len='auto'`` was not resolved.
         """
         if isinstance(inputs, Tensor) or len(inputs) != 2:
             got = 'one tensor' if isinstance(inputs, Tensor) else len(inputs)
@@ -210,7 +190,7 @@ class MoCoV2(BaseSelfSupervisor):
             )
         if not self.started:
             self.start(batch_size=len(inputs[0]))
-        query_images, key_images = (
+        query_images, key_images = (  # (N, 3, H, W)
             x.contiguous(memory_format=self.memory_format) for x in inputs
         )
         query = self.encode_groups(self.backbone, self.neck, query_images)
@@ -225,12 +205,6 @@ class MoCoV2(BaseSelfSupervisor):
         One queue for all ranks: DDP is told to leave buffers alone, as the key
         encoder's statistics differ by rank, so the random keys are made equal
         here. And compiled encoders, where they are wanted.
-
-        Args:
-            batch_size: Images of this process.
-
-        Raises:
-            RuntimeError: ``queue_len='auto'`` was not resolved.
         """
         if self.auto_queue_len:
             raise RuntimeError(
@@ -240,9 +214,9 @@ class MoCoV2(BaseSelfSupervisor):
             )
         if self.auto_virtual_ranks:
             self.virtual_ranks = auto_virtual_ranks(batch_size)
+            message = f'{batch_size} images a process'
             print_log(
-                f'virtual_ranks: {self.virtual_ranks} (auto, '
-                f'{batch_size} images a process)',
+                f'virtual_ranks: {self.virtual_ranks} (auto, {message})',
                 logger='current',
             )
         for module in self.modules():
@@ -255,13 +229,9 @@ class MoCoV2(BaseSelfSupervisor):
         if self.compile_encoders is not False:
             options = self.compile_encoders
             options = {} if options is True else options
-            for module in (
-                self.backbone,
-                self.neck,
-                self.encoder_k.backbone,
-                self.encoder_k.neck,
-            ):
-                module.compile(**options)
+            for encoder in (self, self.encoder_k):
+                encoder.backbone.compile(**options)
+                encoder.neck.compile(**options)
         self.started = True
 
     def encode(
@@ -319,7 +289,7 @@ class MoCoV2(BaseSelfSupervisor):
 
 
 def _count(name: str, value: int | str, auto: int) -> int:
-    """Check an option that is a count or 'auto', and return a number."""
+    """An option that is a count or 'auto', as a number."""
     if value == 'auto':
         return auto
     if not isinstance(value, Integral) or value < 1:

@@ -50,11 +50,9 @@ class Features(NamedTuple):
     @classmethod
     def cat(cls, parts: Sequence['Features']) -> 'Features':
         """Concatenate along the images."""
+        names = parts[0].tensors()
         return parts[0].replace(
-            {
-                name: torch.cat([getattr(part, name) for part in parts])
-                for name in parts[0].tensors()
-            }
+            {k: torch.cat([getattr(x, k) for x in parts]) for k in names}
         )
 
 
@@ -68,9 +66,6 @@ def last_map(maps: Tensor | Sequence[Tensor]) -> Tensor:
 
     The others take part with weight 0: DDP waits for a gradient of every
     parameter, those of other maps included.
-
-    Args:
-        maps: What a backbone returns, a map or several.
     """
     if isinstance(maps, Tensor):
         return maps
@@ -81,11 +76,7 @@ def last_map(maps: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def backbone_features(maps: Tensor) -> Features:
-    """Features of a backbone map alone, as matching takes them.
-
-    Args:
-        maps: (N, C, H, W).
-    """
+    """Features of a backbone map (N, C, H, W) alone, for matching."""
     return Features(
         global_proj=l2_normalize(maps.mean(dim=(2, 3))),
         backbone_feats=l2_normalize(maps.flatten(start_dim=2)),
@@ -94,37 +85,41 @@ def backbone_features(maps: Tensor) -> Features:
 
 
 def gather_positions(x: Tensor, index: Tensor) -> Tensor:
-    """Gather vectors at given positions of each image, as rows.
+    """Gather vectors (N, D, R) at given positions of each image, as rows.
 
-    Args:
-        x: Vectors of positions, (N, D, R).
-        index: Positions, long, (N, P) or (N, P, k).
-
-    Returns:
-        (N * P, D) or (N * P, k, D).
+    From index (N, P) rows (N * P, D), from (N, P, k) rows (N * P, k, D).
     """
     flat = index.flatten(start_dim=1)[..., None].expand(-1, -1, x.size(1))
     rows = x.transpose(1, 2).gather(1, flat).flatten(0, 1)
     return rows if index.dim() == 2 else rows.unflatten(0, (-1, index.size(2)))
 
 
+def check_at_least(least: float, **values: float) -> None:
+    """Raise ValueError if one of the named arguments is too small."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f'{name} must be at least {least}, got {value}')
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError if one of the named arguments is not above 0."""
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f'{name} must be above 0, got {value}')
+
+
 class FeatureQueue(nn.Module):
     """First-in-first-out memory of normalised keys (MoCo, section 3.2).
 
-    It starts with random directions, as the authors' does. Rows are keys, so
-    an enqueue writes contiguous memory; the count of keys ever enqueued gives
-    the pointer and the fill, stays on the device, and is saved with the keys.
-
-    Enqueued keys are written when :attr:`negatives` is read next or the state
-    is saved, so that the backward pass of a step still finds the negatives of
-    its forward pass.
+    It starts with random directions, as the authors' does. The count of keys
+    ever enqueued gives the pointer and the fill, stays on the device, and is
+    saved with the keys. Enqueued keys are written when :attr:`negatives` is
+    read next or the state is saved, so that the backward pass of a step still
+    finds the negatives of its forward pass.
 
     Args:
-        length: Number of keys held, K.
-        dim: Size of a key, D.
-
-    Raises:
-        ValueError: ``length`` or ``dim`` is below 1.
+        length: Number of keys held, K, at least 1.
+        dim: Size of a key, D, at least 1.
     """
 
     keys: Tensor
@@ -132,18 +127,11 @@ class FeatureQueue(nn.Module):
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
-        if length < 1 or dim < 1:
-            raise ValueError(
-                'A queue needs a length and a dim of at least '
-                f'1, got length={length}, dim={dim}'
-            )
-        self.register_buffer('keys', self._random_keys(length, dim))
+        check_at_least(1, length=length, dim=dim)
+        keys = F.normalize(torch.randn(length, dim), dim=1)
+        self.register_buffer('keys', keys)
         self.register_buffer('enqueued', torch.zeros((), dtype=torch.long))
         self._pending: list[Tensor] = []
-
-    @staticmethod
-    def _random_keys(length: int, dim: int) -> Tensor:
-        return F.normalize(torch.randn(length, dim), dim=1)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -167,11 +155,9 @@ class FeatureQueue(nn.Module):
         return (self.enqueued / len(self)).clamp(max=1)
 
     def enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest rows, from the next read on.
+        """Replace the oldest rows by keys (B, D), from the next read on.
 
-        Args:
-            keys: Normalised keys, (B, D), any B; of more keys than the queue
-                holds, the last ones stay.
+        Of more keys than the queue holds, the last ones stay.
         """
         self._pending.append(keys.detach().clone())
 
@@ -188,11 +174,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def resize(self, length: int) -> None:
-        """Start afresh with another length.
-
-        Args:
-            length: The new number of rows, at least 1.
-        """
+        """Start afresh with another length."""
         fresh = type(self)(length, self.keys.size(1))
         self.keys = fresh.keys.to(self.keys)
         self.enqueued.zero_()
@@ -231,10 +213,7 @@ class MomentumEncoder(nn.Module):
         neck: The query neck to copy.
         momentum: Weight of the *query* in an update, mmengine's convention:
             ``key = (1 - momentum) * key + momentum * query``. The papers'
-            m = 0.999 is 0.001 here. Defaults to 0.001.
-
-    Raises:
-        ValueError: ``momentum`` is not in [0, 1].
+            m = 0.999 is 0.001 here.
     """
 
     def __init__(
@@ -263,10 +242,7 @@ class MomentumEncoder(nn.Module):
     def update(self, backbone: nn.Module, neck: nn.Module) -> None:
         """Move the parameters one step towards the query's (MoCo, eq. 2)."""
         query: list[Tensor] = [*backbone.parameters(), *neck.parameters()]
-        key: list[Tensor] = [
-            *self.backbone.parameters(),
-            *self.neck.parameters(),
-        ]
+        key: list[Tensor] = [*self.parameters()]  # in the same order
         # One fused kernel over all tensors rather than one for each.
         torch._foreach_lerp_(key, query, self.momentum)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mmdensecl.registry import MODELS
 
+from .modules import check_at_least
+
 
 @MODELS.register_module()
 class DenseCLNeck(BaseModule):
@@ -26,13 +28,9 @@ class DenseCLNeck(BaseModule):
         out_channels: Channels of the projections.
         num_grid: The dense branch pools the map to
             ``num_grid x num_grid`` cells; None keeps the map's own size.
-            Defaults to None.
-        init_cfg: Initialisation. Defaults to
-            the authors': linear layers Kaiming normal, fan-in, zero bias;
-            1x1 convs as PyTorch leaves them (openselfsup/models/necks.py).
-
-    Raises:
-        ValueError: ``num_grid`` is below 1.
+        init_cfg: Initialisation. Defaults to the authors': linear layers
+            Kaiming normal, fan-in, zero bias; 1x1 convs as PyTorch leaves
+            them (openselfsup/models/necks.py).
     """
 
     def __init__(
@@ -46,10 +44,8 @@ class DenseCLNeck(BaseModule):
         ),
     ) -> None:
         super().__init__(init_cfg)
-        if num_grid is not None and num_grid < 1:
-            raise ValueError(
-                f'num_grid must be None or at least 1, got {num_grid}'
-            )
+        if num_grid is not None:
+            check_at_least(1, num_grid=num_grid)
         self.num_grid = num_grid
         self.mlp = nn.Sequential(
             nn.Linear(in_channels, hid_channels),
@@ -65,8 +61,7 @@ class DenseCLNeck(BaseModule):
     def pool(self, feature_map: Tensor) -> Tensor:
         """The map on the dense branch's grid, (N, C, H, W) -> (N, C, S, S).
 
-        Matching looks at the same cells as the loss, so it pools through
-        here too.
+        Matching looks at the same cells as the loss, so it pools here too.
         """
         if self.num_grid is None:
             return feature_map
@@ -76,15 +71,13 @@ class DenseCLNeck(BaseModule):
         """Project the last map of a backbone. Nothing is normalised yet.
 
         Args:
-            x (Sequence[Tensor]): Backbone maps; the last one, (N, C, H, W),
-                is used.
+            x: Backbone maps; the last one, (N, C, H, W), is used.
 
         Returns:
-            Global projections (N, D), dense projections
-            (N, D, S*S), and the spatial mean of the latter (N, D), which
-            goes into the dense queue.
+            Global projections (N, D), dense projections (N, D, S*S), and the
+            spatial mean of the latter (N, D), which goes into the dense queue.
         """
         feature_map = x[-1]
-        vector = self.mlp(feature_map.mean(dim=(2, 3)))
-        grid = self.mlp2(self.pool(feature_map)).flatten(start_dim=2)
+        vector = self.mlp(feature_map.mean(dim=(2, 3)))  # (N, D)
+        grid = self.mlp2(self.pool(feature_map)).flatten(2)  # (N, D, S*S)
         return vector, grid, grid.mean(dim=2)

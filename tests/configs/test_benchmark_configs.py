@@ -3,7 +3,7 @@
 
 import copy
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tiny_datasets import write_cityscapes, write_coco, write_voc
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from mmdensecl.engine import override_data_root, set_pretrained
 
@@ -84,7 +83,7 @@ PROTOCOLS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def read(name: str) -> Config:
     return Config.fromfile(ROOT / name)
 
@@ -143,22 +142,19 @@ def checkpoint(tmp_path_factory):
 
 def shrink(cfg: Config) -> None:
     """Small pictures, few proposals, one iteration; the model stays."""
-    small = (64, 64)
+    small, size = (64, 64), (96, 64)
+    transforms = dict(
+        Resize=dict(scale=size),
+        RandomResize=dict(scale=size),
+        RandomChoiceResize=dict(scales=[size]),
+        RandomCrop=dict(crop_size=small),
+        Pad=dict(size=small),
+    )
+    # A score of 0 is one to report; without any COCO has no metrics.
+    few = dict(nms_pre=40, max_per_img=8, num=4, score_thr=0.0)
     for node in walk([cfg[key] for key in cfg]):
-        if node.get('type') in ('Resize', 'RandomResize'):
-            node['scale'] = (96, 64)
-        elif node.get('type') == 'RandomChoiceResize':
-            node['scales'] = [(96, 64)]
-        elif node.get('type') == 'RandomCrop':
-            node['crop_size'] = small
-        elif node.get('type') == 'Pad':
-            node['size'] = small
-        # A score of 0 is one to report; without any COCO has no metrics.
-        for key, value in dict(
-            nms_pre=40, max_per_img=8, num=4, score_thr=0.0
-        ).items():
-            if key in node:
-                node[key] = value
+        node.update(transforms.get(node.get('type'), {}))
+        node.update({k: v for k, v in few.items() if k in node})
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = small
         if cfg.model.test_cfg.mode == 'slide':
@@ -220,18 +216,6 @@ def test_each_has_its_frozen_form():
     )
 
 
-@pytest.mark.parametrize('name', [x for x in SHIPPED if is_frozen(x)])
-def test_frozen_differs_in_nothing_else(name):
-    cfg = load(name)
-    base = load(name.replace('_frozen', ''))
-    cfg.model.backbone.frozen_stages = -1
-    base.model.backbone.frozen_stages = -1
-    cfg.model.backbone.norm_eval = False
-    if '-c4' in name:
-        assert cfg.model.roi_head.shared_head.pop('frozen')
-    assert cfg.to_dict() == base.to_dict()
-
-
 class TestStep:
     def test_backbone_is_the_checkpoint(self, run, checkpoint):
         given = torch.load(checkpoint, weights_only=True)
@@ -265,7 +249,6 @@ class TestStep:
         assert heads and heads <= moved
         if '-c4' in run.name:
             assert 'roi_head.shared_head.norm.weight' in moved
-            assert run.model.roi_head.shared_head.norm.num_features == 2048
         assert any('head' in x and x.endswith('weight') for x in moved)
 
     def test_losses_and_metrics(self, run):
@@ -282,14 +265,6 @@ class TestStep:
             assert 'train/aux.loss_ce' in losses
         assert {f'val/{x}' for x in metrics} <= set(run.scalars)
 
-    def test_stem_is_plain(self, run):
-        backbone = run.model.backbone
-        assert type(backbone).__name__ == 'ResNet'
-        assert backbone.conv1.kernel_size == (7, 7)
-        # style='pytorch': the 3x3 convolution has the stride.
-        block = backbone.layer2[0]
-        assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
-
     def test_preprocessor_gives_rgb(self, run):
         """From BGR as OpenCV decodes it, normalised for a torchvision net."""
         picture = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1)
@@ -303,40 +278,6 @@ class TestStep:
             assert float(given[0, channel, 5, 5]) == pytest.approx(
                 expected, abs=1e-4
             )
-
-    def test_sync_bn_everywhere(self, run):
-        """And plain BN of the same places when there is one process."""
-        model = run.cfg.model
-        assert {x.norm_cfg.type for x in walk(model) if 'norm_cfg' in x} == {
-            'SyncBN'
-        }
-        assert model.backbone.norm_cfg.requires_grad
-        norms = [
-            name
-            for name, module in run.model.named_modules()
-            if isinstance(module, _BatchNorm)
-        ]
-        assert not any(
-            isinstance(x, SyncBatchNorm) for x in run.model.modules()
-        )
-
-        def count(prefix):
-            return sum(x.startswith(prefix) for x in norms)
-
-        if run.name.startswith('mmseg'):
-            assert count('backbone.') == 53
-            assert count('decode_head.') == 3
-            assert count('auxiliary_head.') == 1
-        elif '-c4' in run.name:
-            # 43 up to res4; res5 has 10 of its own and the extra one.
-            assert count('backbone.') == 43
-            assert count('roi_head.shared_head.') == 11
-        else:
-            assert count('backbone.') == 53
-            assert count('neck.') == 8
-            assert count('roi_head.bbox_head.') == 4
-            with_mask = run.name.startswith('mmdet/mask')
-            assert count('roi_head.mask_head.') == 4 * with_mask
 
 
 @pytest.fixture(params=SHIPPED)
@@ -353,6 +294,9 @@ class TestProtocol:
         cfg, expected = shipped.cfg, shipped.expected
         assert cfg.train_cfg.type == 'IterBasedTrainLoop'
         assert cfg.train_cfg.max_iters == expected.iters
+        assert cfg.train_dataloader.batch_size == expected.batch
+        total = expected.gpus * expected.batch
+        assert cfg.auto_scale_lr.base_batch_size == total
         assert cfg.optim_wrapper.type == 'OptimWrapper'
         optimizer = cfg.optim_wrapper.optimizer
         assert (
@@ -378,14 +322,6 @@ class TestProtocol:
             )
             assert (poly.begin, poly.end) == (0, expected.iters)
 
-    def test_batch(self, shipped):
-        cfg, expected = shipped.cfg, shipped.expected
-        assert cfg.train_dataloader.batch_size == expected.batch
-        assert cfg.train_dataloader.sampler.type == 'InfiniteSampler'
-        total = expected.gpus * expected.batch
-        assert cfg.auto_scale_lr.base_batch_size == total
-        assert f'_{expected.gpus}xb{expected.batch}-' in shipped.name
-
     def test_pictures(self, shipped):
         cfg, expected = shipped.cfg, shipped.expected
         steps = [x for x in walk(cfg.train_dataloader) if 'type' in x]
@@ -409,50 +345,29 @@ class TestProtocol:
         assert tuple(resize.scale) == (1333, 800)
         assert not any(x.type in ('Resize', 'RandomCrop') for x in steps)
 
-    def test_nothing_is_frozen_but_on_purpose(self, shipped):
-        backbone = shipped.cfg.model.backbone
-        stages = 3 if '-c4' in shipped.name else 4
-        if is_frozen(shipped.name):
-            assert (backbone.frozen_stages, backbone.norm_eval) == (
-                stages,
-                True,
-            )
-        else:
-            assert backbone.get('frozen_stages', -1) == -1
-            assert not backbone.norm_eval
-
-    def test_classes(self, shipped):
-        classes = {
-            x.num_classes
-            for x in walk(shipped.cfg.model)
-            if 'num_classes' in x
-        }
-        assert classes == {shipped.expected.classes}
-
-    def test_heads(self, shipped):
+    def test_model(self, shipped):
         model, expected = shipped.cfg.model, shipped.expected
+        nodes = list(walk(model))
+        classes = {x.num_classes for x in nodes if 'num_classes' in x}
+        assert classes == {expected.classes}
+        norms = {x.norm_cfg.type for x in nodes if 'norm_cfg' in x}
+        assert norms == {'SyncBN'}
         if shipped.cfg.default_scope == 'mmseg':
             heads = [model.decode_head, model.auxiliary_head]
             assert [x.type for x in heads] == ['FCNHead', 'FCNHead']
             assert heads[1].loss_decode.loss_weight == 0.4
-            assert all(
-                x.align_corners == expected.align_corners for x in heads
-            )
+            align = {x.align_corners for x in heads}
+            assert align == {expected.align_corners}
             assert model.test_cfg == expected.test
-            assert model.pretrained is None
-            return
-        roi_head = model.roi_head
-        has_masks = model.type == 'MaskRCNN'
-        assert has_masks == ('coco' in shipped.name)
-        assert bool(roi_head.mask_head) == has_masks
-        if '-fpn' in shipped.name:
-            assert roi_head.bbox_head.type == 'Shared4Conv1FCBBoxHead'
+        elif '-fpn' in shipped.name:
+            head = model.roi_head.bbox_head
+            assert head.type == 'Shared4Conv1FCBBoxHead'
             assert model.neck.type == 'FPN'
         else:
             assert 'neck' not in model
-            assert roi_head.shared_head.type == 'mmdensecl.ResLayerExtraNorm'
+            shared = model.roi_head.shared_head
+            assert shared.type == 'mmdensecl.ResLayerExtraNorm'
             assert model.rpn_head.anchor_generator.scales == [2, 4, 8, 16, 32]
-        assert model.train_cfg.rpn.allowed_border == -1
 
     def test_weights_are_asked_for(self, shipped):
         """Without --pretrained it stops, and says what to do."""
@@ -464,17 +379,6 @@ class TestProtocol:
         assert {x.type for x in cfgs} == {'mmdensecl.PretrainedBackbone'}
         assert len(cfgs) == 1 + ('-c4' in shipped.name)
         assert all(x.checkpoint is None for x in cfgs)
-
-    def test_runs_like_the_others(self, shipped):
-        cfg = shipped.cfg
-        assert cfg.default_scope == Path(shipped.name).parts[0]
-        assert cfg.randomness.seed == 0
-        assert not cfg.log_processor.by_epoch
-        hook = cfg.default_hooks.checkpoint
-        assert not hook.by_epoch and hook.max_keep_ckpts == 2
-        for interval in (cfg.train_cfg.val_interval, hook.interval):
-            assert cfg.train_cfg.max_iters % interval == 0
-            assert 5 <= cfg.train_cfg.max_iters / interval <= 10
 
     def test_data_root_moves_everything(self, shipped):
         cfg = shipped.cfg
@@ -505,13 +409,6 @@ def test_voc_is_scored_like_detectron2():
     assert cfg.test_dataloader.dataset.ann_file == (
         'VOC2007/ImageSets/Main/test.txt'
     )
-
-
-def test_voc_segmentation_has_the_aug_set():
-    cfg = load('mmseg/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
-    assert [x.ann_file for x in cfg.train_dataloader.dataset.datasets] == [
-        f'ImageSets/Segmentation/{x}.txt' for x in ('train', 'aug')
-    ]
 
 
 def test_ten_percent_differs_in_its_list():

@@ -3,7 +3,6 @@
 
 import json
 from pathlib import Path
-from typing import Tuple
 
 import numpy as np
 from PIL import Image
@@ -62,7 +61,7 @@ def write_voc(root: Path) -> None:
                 write_mask(root / year / folder / f'{name}.png', 12)
 
 
-def write_coco(root: Path, classes: Tuple[str, ...]) -> None:
+def write_coco(root: Path, classes: tuple[str, ...]) -> None:
     """train2017, its 10% file, and val2017.
 
     The 10% file holds the second picture only, so that a test can tell.

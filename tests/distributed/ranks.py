@@ -1,13 +1,23 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Run a function in several real processes that talk over gloo."""
+"""Run a function, such as training, in several processes over gloo."""
+
 import multiprocessing
 import os
+import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.model import MMDistributedDataParallel
 
+from mmdensecl.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
 TIME_LIMIT = 120
 
 
@@ -18,7 +28,8 @@ def _main(worker, rank, world_size, folder, args):
             'gloo',
             init_method=f'file://{folder}/store',
             rank=rank,
-            world_size=world_size)
+            world_size=world_size,
+        )
         torch.manual_seed(0)
         np.random.seed(rank)  # where mmengine draws a common seed
         torch.save(worker(rank, world_size, *args), f'{folder}/{rank}.pth')
@@ -49,7 +60,9 @@ def run_ranks(worker, world_size, folder, *args):
         context.Process(
             target=_main,
             args=(worker, rank, world_size, str(folder), args),
-            daemon=True) for rank in range(world_size)
+            daemon=True,
+        )
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -69,5 +82,117 @@ def run_ranks(worker, world_size, folder, *args):
     if any(p.exitcode for p in processes):
         raise AssertionError(
             f'Exit codes {[p.exitcode for p in processes]}; after '
-            f'{TIME_LIMIT} s ranks {hung} still ran')
+            f'{TIME_LIMIT} s ranks {hung} still ran'
+        )
     return [torch.load(folder / f'{rank}.pth') for rank in range(world_size)]
+
+
+@contextmanager
+def train_ranks(folder, config, count, *flags, **env):
+    """Start tools/train.py as so many ranks, as Slurm does: their futures."""
+    sys.path.append(str(ROOT / 'tests/tools'))
+    from forks import run_script
+
+    from mmdensecl.benchmark.runner import free_port
+
+    shared = dict(
+        env,
+        WORLD_SIZE=str(count),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(free_port()),
+    )
+
+    def rank(number):
+        own = dict(RANK=str(number), LOCAL_RANK=str(number))
+        args = (config, '--launcher', 'pytorch', *flags)
+        env = {**shared, **own}
+        return run_script(TOOLS / 'train.py', *args, cwd=folder, env=env)
+
+    with ThreadPoolExecutor(count) as pool:
+        yield [pool.submit(rank, number) for number in range(count)]
+
+
+METHODS = (
+    'MoCoV2',
+    'DenseCL',
+    'DenseCL_cells',
+    'DenseCL_mutual',
+    'DenseCL_weighted',
+    'DSC_KM',
+    'DSC_PM',
+)
+
+
+def method_cfgs(tiny_cfg, **own):
+    """A tiny config of each of `METHODS`."""
+    own['momentum'] = 0.1
+    dsc = dict(own, type='mmdensecl.DSC', num_samples=5)
+    mutual = dict(type='mmdensecl.MutualNearestNeighbor')
+    weighted = dict(type='mmdensecl.BackboneSimilarity', weight_power=2.0)
+    kmeans = dict(type='mmdensecl.KMeansCategoryHead', num_clusters=6)
+    prototypes = dict(
+        type='mmdensecl.PrototypeCategoryHead', num_prototypes=6, feat_dim=4
+    )
+    cells = dict(dense_negatives='cells', cells_per_image=2)
+    return dict(
+        MoCoV2=tiny_cfg('MoCoV2', **own),
+        DenseCL=tiny_cfg(**own),
+        DenseCL_cells=tiny_cfg(**cells, **own),
+        # The ranks have different numbers of cells with a positive.
+        DenseCL_mutual=tiny_cfg(
+            num_grid=3, loss_lambda=0.3, correspondence=mutual, **own
+        ),
+        DenseCL_weighted=tiny_cfg(correspondence=weighted, **own),
+        DSC_KM=tiny_cfg(category=kmeans, **dsc),
+        DSC_PM=tiny_cfg(category=prototypes, **dsc),
+    )
+
+
+def build(cfg, **changes):
+    """A model in float64, the same in every process."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # what shared seeds are drawn from
+    model = MODELS.build({**cfg, **changes})
+    with torch.no_grad():  # Not equal, so that mistaking them shows.
+        for x in model.encoder_k.parameters():
+            x.add_(0.1 * torch.randn_like(x))
+    return model.double().train()
+
+
+def train(model, view_pairs, distributed=True):
+    """Losses, gradients and state of each step."""
+    wrapper = model
+    if distributed:
+        wrapper = MMDistributedDataParallel(
+            module=model, device_ids=None, broadcast_buffers=False
+        )
+    trained = {n: x for n, x in model.named_parameters() if x.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9)
+    steps = []
+    for views in view_pairs:
+        outputs = wrapper(views, None, mode='loss')
+        optimizer.zero_grad()
+        losses = {n: x for n, x in outputs.items() if 'loss' in n}
+        sum(losses.values()).backward()
+        optimizer.step()
+        steps.append(
+            dict(
+                losses={n: x.detach() for n, x in losses.items()},
+                gradients={n: x.grad.clone() for n, x in trained.items()},
+                state={
+                    n: x.clone()
+                    for n, x in model.state_dict().items()
+                    if x.numel()
+                },
+                categories={
+                    n: x.item()
+                    for n, x in outputs.items()
+                    if n in ('category_used', 'category_entropy')
+                },
+            )
+        )
+    return steps
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)

@@ -1,34 +1,34 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """One of two ranks dies, hangs, or gets a loss that is not finite."""
+
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
+from ranks import ROOT, TOOLS, train_ranks
 
 from mmdensecl.benchmark.runner import free_port
 from mmdensecl.checkpoint import load_from_local
 
-ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / 'tests/tools'))
-from runs import TOOLS, prepare, train  # noqa: E402
+from runs import prepare  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(torch.cuda.is_available(), reason='for CPU ranks')
+    pytest.mark.skipif(torch.cuda.is_available(), reason='for CPU ranks'),
 ]
 
 CONFIG = """
 _base_ = './tiny.py'
 custom_imports = dict(imports=['broken_parts'])
 custom_hooks = _base_.custom_hooks + [{hook}]
-train_dataloader = dict(batch_size=2)
-train_cfg = dict(max_epochs={epochs})
+data_root = 'pictures'
+train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root))
+train_cfg = dict(max_epochs=3)
 env_cfg = dict(dist_cfg=dict(timeout={timeout}))
 """
 
@@ -38,32 +38,16 @@ def workplace(tmp_path):
     return prepare(tmp_path)
 
 
-def write_config(folder, hook, timeout=300, epochs=3):
-    (folder / 'faulty.py').write_text(
-        CONFIG.format(hook=hook, timeout=timeout, epochs=epochs))
-
-
-def start_rank(folder, rank, port):
-    """A rank without a launcher around it, as under Slurm: its output."""
-    env = dict(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE='2',
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=port)
-    start = time.monotonic()
-    try:
-        train(folder, '--launcher', 'pytorch', config='faulty.py', env=env)
-    except AssertionError as error:
-        return str(error), time.monotonic() - start
-    raise RuntimeError('It ended as if nothing were wrong')
+def write_config(folder, hook, timeout=300):
+    text = CONFIG.format(hook=hook, timeout=timeout)
+    (folder / 'faulty.py').write_text(text)
 
 
 def assert_first_epoch_is_kept(folder):
     folder = folder / 'work_dirs' / 'faulty'
     assert [x.name for x in folder.glob('*.pth')] == ['epoch_1.pth']
-    for name, x in load_from_local(folder /
-                                   'epoch_1.pth')['state_dict'].items():
+    state = load_from_local(folder / 'epoch_1.pth')['state_dict']
+    for name, x in state.items():
         assert torch.isfinite(x).all(), name
 
 
@@ -72,22 +56,23 @@ def test_a_killed_rank(workplace):
     pid = workplace / 'pid'
     write_config(
         workplace,
-        f"dict(type='SignalRank', name='SIGKILL', file='{pid}', at=4, rank=1)")
-    process = subprocess.Popen([
-        'bash', TOOLS / 'dist_train.sh', 'faulty.py', '2', '--cfg-options',
-        'data_root=pictures'
-    ],
-                               cwd=workplace,
-                               env=dict(
-                                   os.environ,
-                                   PYTHON=sys.executable,
-                                   PYTHONPATH=str(ROOT / 'tests/tools'),
-                                   OMP_NUM_THREADS='1',
-                                   PORT=str(free_port())),
-                               text=True,
-                               start_new_session=True,
-                               stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
+        f"dict(type='SignalRank', name='SIGKILL', file='{pid}', at=4, rank=1)",
+    )
+    process = subprocess.Popen(
+        ['bash', TOOLS / 'dist_train.sh', 'faulty.py', '2'],
+        cwd=workplace,
+        env=dict(
+            os.environ,
+            PYTHON=sys.executable,
+            PYTHONPATH=str(ROOT / 'tests/tools'),
+            OMP_NUM_THREADS='1',
+            PORT=str(free_port()),
+        ),
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         log, _ = process.communicate(timeout=300)
         ended = time.time()
@@ -102,33 +87,30 @@ def test_a_killed_rank(workplace):
 
 
 def test_a_rank_that_hangs(workplace):
-    """The other gives up after dist_cfg.timeout, here 10 seconds."""
+    """The other gives up after dist_cfg.timeout, here 5 seconds."""
     pid = workplace / 'pid'
     write_config(
         workplace,
         f"dict(type='SignalRank', name='SIGSTOP', file='{pid}', at=4, rank=1)",
-        timeout=10)
-    port = str(free_port())
-    with ThreadPoolExecutor(2) as pool:
-        ranks = [pool.submit(start_rank, workplace, i, port) for i in (0, 1)]
+        timeout=5,
+    )
+    with train_ranks(workplace, 'faulty.py', 2) as ranks:
         try:
-            log, _ = ranks[0].result()
+            log = ranks[0].result().stdout
             waited = time.time() - pid.stat().st_mtime
         finally:
             if pid.exists():
                 os.kill(int(pid.read_text()), signal.SIGKILL)
     assert 'Timed out' in log or 'timed out' in log, log
-    assert 10 <= waited < 60
+    assert 5 <= waited < 60
     assert_first_epoch_is_kept(workplace)
 
 
 def test_a_loss_that_is_not_finite(workplace):
     """On one rank: both stop, and nothing of it is saved."""
     write_config(workplace, "dict(type='Poison', at=4, rank=1)")
-    port = str(free_port())
-    with ThreadPoolExecutor(2) as pool:
-        ranks = [pool.submit(start_rank, workplace, i, port) for i in (0, 1)]
-        logs = [rank.result()[0] for rank in ranks]
+    with train_ranks(workplace, 'faulty.py', 2) as ranks:
+        logs = [rank.result().stdout for rank in ranks]
     assert 'The loss is not finite at epoch 2, iteration 5' in logs[1]
     assert 'The batch begins with: 00' in logs[1]
     assert_first_epoch_is_kept(workplace)

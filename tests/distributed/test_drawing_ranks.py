@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Hooks that look at the model leave a run of two processes as it is."""
+
 import torch
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
@@ -24,8 +25,10 @@ def train(rank, world_size, model, folder, name, hooks):
             pipeline=[
                 dict(type='mmdensecl.DecodeRGB'),
                 dict(type='mmdensecl.TwoViews', size=32),
-                dict(type='mmdensecl.PackViews')
-            ]))
+                dict(type='mmdensecl.PackViews'),
+            ],
+        ),
+    )
     runner = Runner(
         model=MMDistributedDataParallel(module, broadcast_buffers=False),
         work_dir=f'{folder}/{name}',
@@ -35,10 +38,12 @@ def train(rank, world_size, model, folder, name, hooks):
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         custom_hooks=hooks,
         visualizer=dict(
-            type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+            type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]
+        ),
         randomness=dict(seed=0),
         default_scope='mmpretrain',
-        experiment_name=name)
+        experiment_name=name,
+    )
     runner.train()
     return dict(module.state_dict(), drawn=torch.rand(3))
 
@@ -47,32 +52,44 @@ def test_two_ranks(tiny_cfg, tmp_path):
     write_pictures(tmp_path / 'pictures', 8)
     for seed, label in enumerate('ab'):
         write_pictures(tmp_path / 'labelled' / label, 5, size=40, seed=seed)
-    model = tiny_cfg(data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
+    model = tiny_cfg(data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3))
     hooks = [
         dict(
             type='mmdensecl.KNNHook',
             data_root=str(tmp_path / 'labelled'),
             k=1,
             size=32,
-            num_workers=0),
+            num_workers=0,
+        ),
         dict(
             type='mmdensecl.VisualizeFeaturesHook',
             interval=1,
             num_images=1,
-            size=48)
+            size=48,
+        ),
     ]
     found = {}
     for name, added in (('plain', []), ('hooks', hooks)):
         (tmp_path / f'{name}_results').mkdir()
-        found[name] = run_ranks(train, 2, tmp_path / f'{name}_results', model,
-                                str(tmp_path), name, added)
-    for expected, got in zip(*found.values()):
+        found[name] = run_ranks(
+            train,
+            2,
+            tmp_path / f'{name}_results',
+            model,
+            str(tmp_path),
+            name,
+            added,
+        )
+    for expected, got in zip(*found.values(), strict=True):
         assert expected.keys() == got.keys()
         for key, x in expected.items():
             assert torch.equal(x, got[key]), key
     # One rank has written.
-    start, = (tmp_path / 'hooks').glob('*/vis_data')
+    (start,) = (tmp_path / 'hooks').glob('*/vis_data')
     assert (start / 'scalars.json').read_text().count('knn_top1') == 3
     assert sorted(x.name for x in (start / 'vis_image').iterdir()) == [
-        'features_1.png', 'features_2.png', 'matches_1.png', 'matches_2.png'
+        'features_1.png',
+        'features_2.png',
+        'matches_1.png',
+        'matches_2.png',
     ]

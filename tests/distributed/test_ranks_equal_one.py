@@ -1,25 +1,15 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Two processes with N pictures each, and one with 2 N."""
-import numpy as np
+
 import pytest
 import torch
 import torch.nn as nn
-from mmengine.model import MMDistributedDataParallel
-from ranks import run_ranks
+from ranks import METHODS, assert_close, build, method_cfgs, run_ranks, train
 
 from mmdensecl.registry import MODELS
 
 RANKS, ROWS, STEPS = 2, 3, 3
-
-
-def build(cfg, frozen_norm):
-    torch.manual_seed(0)
-    np.random.seed(0)  # what shared seeds are drawn from
-    model = MODELS.build(cfg)
-    with torch.no_grad():  # Not equal, so that mistaking them shows.
-        for x in model.encoder_k.parameters():
-            x.add_(0.1 * torch.randn_like(x))
-    return set_mode(model.double(), frozen_norm)
+SHUFFLED = 'DenseCL', 'MoCoV2'
 
 
 def set_mode(model, frozen_norm):
@@ -40,128 +30,57 @@ def views_of_step(step):
 
 
 def own(x, rank):
-    return x[rank * ROWS:(rank + 1) * ROWS]
+    return x[rank * ROWS : (rank + 1) * ROWS]
 
 
-def train(model, wrapper, view_pairs):
-    """Losses, gradients and queues of each step."""
-    optimizer = torch.optim.SGD(
-        [x for x in model.parameters() if x.requires_grad],
-        lr=0.1,
-        momentum=0.9)
-    steps = []
-    for views in view_pairs:
-        outputs = wrapper(views, None, mode='loss')
-        optimizer.zero_grad()
-        sum(x for n, x in outputs.items() if 'loss' in n).backward()
-        steps.append(
-            dict(
-                losses={
-                    n: x.detach()
-                    for n, x in outputs.items() if 'loss' in n
-                },
-                gradients={
-                    n: x.grad.clone()
-                    for n, x in model.named_parameters() if x.requires_grad
-                },
-                queues={
-                    n: x.clone()
-                    for n, x in model.state_dict().items() if 'queue' in n
-                },
-                categories={
-                    n: x.item()
-                    for n, x in outputs.items()
-                    if n in ('category_used', 'category_entropy')
-                }))
-        optimizer.step()
-    return steps
+def encode_keys(model, rank):
+    """Keys of a rank's second views, and what its encoder saw of them."""
+    images = own(views_of_step(0)[1], rank)
+    model.encoder_k.momentum = 0.0
+    # One in ten permutations of 2 x 3 rows would mix nothing.
+    model.batch_shuffle.seed = 1
+    seen, encode = [], model.encode
+
+    def spy(*args):
+        seen.append((args[2], encode(*args)))
+        return seen[-1][1]
+
+    model.encode = spy
+    mixed = model.encode_key(images).global_proj
+    with torch.no_grad():
+        key = model.encoder_k
+        alone = encode(key.backbone, key.neck, images).global_proj
+    return dict(
+        mixed=mixed,
+        alone=alone,
+        images=seen[0][0],
+        shuffled=seen[0][1].global_proj,
+    )
 
 
 def work(rank, world_size, cfgs):
     """Everything that the tests below look at, in one go."""
     result = {}
     for name, cfg in cfgs.items():
-        model = build(cfg, frozen_norm=True)
-        wrapper = MMDistributedDataParallel(
-            module=model, device_ids=None, broadcast_buffers=False)
-        pairs = [[own(x, rank) for x in views_of_step(step)]
-                 for step in range(STEPS)]
-        result[name] = train(model, wrapper, pairs)
-
-        # Keys of a rank's second views, and what its encoder saw of them.
-        model, image = build(cfg, False), views_of_step(0)[1]
-        model.encoder_k.momentum = 0.
-        # One in ten permutations of 2 x 3 rows would mix nothing.
-        model.batch_shuffle.seed = 1
-        for norm in (True, False):
-            set_mode(model, norm)
-            seen, encode = [], type(model).encode
-
-            def spy(*args):
-                features = encode(model, *args)
-                seen.append((args[2], features.global_proj))
-                return features
-
-            model.encode = spy
-            mixed = model.encode_key(own(image, rank)).global_proj
-            with torch.no_grad():
-                alone = encode(model, model.encoder_k.backbone,
-                               model.encoder_k.neck, own(image, rank)).global_proj
-            mode = 'frozen' if norm else 'train'
-            result[f'{name}/keys/{mode}'] = dict(
-                mixed=mixed,
-                alone=alone,
-                images=seen[0][0],
-                shuffled=seen[0][1])
-
+        pairs = [
+            [own(x, rank) for x in views_of_step(step)]
+            for step in range(STEPS)
+        ]
+        result[name] = train(set_mode(build(cfg), True), pairs)
+        for mode in ('frozen', 'train') if name in SHUFFLED else ():
+            model = set_mode(build(cfg), mode == 'frozen')
+            result[f'{name}/keys/{mode}'] = encode_keys(model, rank)
         # Ranks with a seed of their own, as with mmengine's diff_rank_seed.
         torch.manual_seed(rank)
         model = set_mode(MODELS.build(cfg).double(), True)
-        wrapper = MMDistributedDataParallel(
-            module=model, device_ids=None, broadcast_buffers=False)
-        result[f'{name}/seeds'] = train(model, wrapper, pairs[:1])
+        result[f'{name}/seeds'] = train(model, pairs[:1])
     return result
-
-
-NAMES = ('DenseCL', 'DenseCL_grid', 'DenseCL_mutual', 'DSC_KM', 'DSC_PM',
-         'MoCoV2')
 
 
 @pytest.fixture(scope='module')
 def cfgs(tiny_cfg):
     # Two steps of six keys go past the end of a queue of eight.
-    return {
-        'DenseCL':
-        tiny_cfg(momentum=0.1),
-        'DenseCL_grid':
-        tiny_cfg(num_grid=3, momentum=0.1, loss_lambda=0.3),
-        # The ranks have different numbers of cells with a positive.
-        'DenseCL_mutual':
-        tiny_cfg(
-            momentum=0.1,
-            correspondence=dict(type='mmdensecl.MutualNearestNeighbor')),
-        # Clusters over both ranks, and 30 of the 96 cells.
-        'DSC_KM':
-        tiny_cfg(
-            type='mmdensecl.DSC',
-            momentum=0.1,
-            num_samples=5,
-            category=dict(type='mmdensecl.KMeansCategoryHead',
-                          num_clusters=6)),
-        'DSC_PM':
-        tiny_cfg(
-            type='mmdensecl.DSC',
-            momentum=0.1,
-            num_samples=5,
-            correspondence=dict(
-                type='mmdensecl.NearestNeighbors', k=2, mutual=True),
-            category=dict(
-                type='mmdensecl.PrototypeCategoryHead',
-                num_prototypes=6,
-                feat_dim=4)),
-        'MoCoV2':
-        tiny_cfg('MoCoV2', momentum=0.1)
-    }
+    return method_cfgs(tiny_cfg)
 
 
 @pytest.fixture(scope='module')
@@ -171,21 +90,19 @@ def ranks(cfgs, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def alone(cfgs):
-    steps = {}
-    for name, cfg in cfgs.items():
-        model = build(cfg, frozen_norm=True)
-        steps[name] = train(model, model,
-                            [views_of_step(step) for step in range(STEPS)])
-    return steps
+    pairs = [views_of_step(step) for step in range(STEPS)]
+    return {
+        name: train(set_mode(build(cfg), True), pairs, False)
+        for name, cfg in cfgs.items()
+    }
 
 
-def assert_close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+def queues(step):
+    return {n: x for n, x in step['state'].items() if 'queue' in n}
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', METHODS)
 class TestRanksEqualOne:
-
     def test_losses(self, ranks, alone, name):
         """The mean over the ranks is the loss over all."""
         for step, expected in enumerate(alone[name]):
@@ -196,28 +113,29 @@ class TestRanksEqualOne:
     def test_gradients(self, ranks, alone, name):
         for step, expected in enumerate(alone[name]):
             for result in ranks:
-                assert_close(result[name][step]['gradients'],
-                             expected['gradients'])
-        assert all(x.abs().sum() > 0
-                   for n, x in alone[name][0]['gradients'].items()
-                   if 'weight' in n)
+                assert_close(
+                    result[name][step]['gradients'], expected['gradients']
+                )
+        assert all(
+            x.abs().sum() > 0
+            for n, x in alone[name][0]['gradients'].items()
+            if 'weight' in n
+        )
 
     def test_queues(self, ranks, alone, name):
         """In the order of the ranks, to the last bit the same on all."""
         for step, expected in enumerate(alone[name]):
-            first = ranks[0][name][step]['queues']
-            for other in ranks[1:]:
-                for key, x in other[name][step]['queues'].items():
-                    assert torch.equal(x, first[key]), key
-            assert_close(first, expected['queues'])
+            first, other = (queues(result[name][step]) for result in ranks)
+            for key, x in other.items():
+                assert torch.equal(x, first[key]), key
+            assert_close(first, queues(expected))
             assert first['queue.enqueued'] == RANKS * ROWS * (step + 1)
 
     def test_queues_of_ranks_that_are_seeded_differently(self, ranks, name):
         """broadcast_buffers=False, mmengine's default, leaves them be."""
-        first = ranks[0][f'{name}/seeds'][0]['queues']
-        for other in ranks[1:]:
-            for key, x in other[f'{name}/seeds'][0]['queues'].items():
-                assert torch.equal(x, first[key]), key
+        first, other = (queues(x[f'{name}/seeds'][0]) for x in ranks)
+        for key, x in other.items():
+            assert torch.equal(x, first[key]), key
 
 
 def test_categories_of_ranks_are_one(ranks):
@@ -230,34 +148,28 @@ def test_categories_of_ranks_are_one(ranks):
                 assert other == first
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SHUFFLED)
 class TestShuffledKeys:
-
     def test_nothing_changes_with_frozen_norm(self, ranks, name):
-        """A picture's key does not depend on the others, so it is back."""
+        """An image's key does not depend on the others, so it is back."""
         for result in ranks:
             keys = result[f'{name}/keys/frozen']
             assert_close(keys['mixed'], keys['alone'])
             assert not torch.equal(keys['shuffled'], keys['mixed'])
 
-    def test_pictures_share_statistics_with_other_ranks(self, ranks, name):
-        images = views_of_step(0)[1]
-        for rank, result in enumerate(ranks):
-            keys = result[f'{name}/keys/train']
-            owners = [
-                int((images == x).flatten(1).all(dim=1).nonzero()) // ROWS
-                for x in keys['images']
-            ]
-            assert set(owners) != {rank}
-            assert (keys['mixed'] - keys['alone']).abs().max() > 1e-3
-
-    def test_every_key_is_its_picture_s(self, ranks, name):
-        """Also where batch norm makes the batch matter."""
+    def test_images_share_statistics_with_other_ranks(self, ranks, name):
+        """And every key is its image's where batch norm makes them matter."""
         images = views_of_step(0)[1]
         results = [x[f'{name}/keys/train'] for x in ranks]
-        seen = torch.cat([x['images'] for x in results])
-        computed = torch.cat([x['shuffled'] for x in results])
-        returned = torch.cat([x['mixed'] for x in results])
-        for image, key in zip(images, returned):
-            where = (seen == image).flatten(1).all(dim=1).nonzero()
-            assert torch.equal(computed[int(where)], key)
+        mixed, alone, seen, computed = (
+            torch.cat([x[key] for x in results])
+            for key in ('mixed', 'alone', 'images', 'shuffled')
+        )
+        same = (seen[:, None] == images).flatten(2).all(dim=2)  # seen, image
+        assert (same.sum(dim=0) == 1).all()
+        owners = same.int().argmax(dim=1) // ROWS
+        for rank in range(RANKS):
+            assert set(own(owners, rank).tolist()) != {rank}
+            difference = own(mixed, rank) - own(alone, rank)
+            assert difference.abs().max() > 1e-3
+        assert torch.equal(computed[same.int().argmax(dim=0)], mixed)

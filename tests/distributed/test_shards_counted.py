@@ -4,24 +4,21 @@
 Neither the ranks nor their batches divide the number of pictures. The run is
 asked to end in the middle of its second epoch, and goes on.
 """
+
 import json
 import signal
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler
+from ranks import ROOT, TOOLS, train_ranks
 from torch.utils.data import BatchSampler
 
-from mmdensecl.benchmark.runner import free_port
 from mmdensecl.datasets import ShardSampler, UnlabeledShards
 from mmdensecl.testing import write_pictures
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools'
 sys.path.append(str(ROOT / 'tests/tools'))
 from forks import run_script  # noqa: E402
 
@@ -98,36 +95,21 @@ class TraceSteps(Hook):
 """
 
 
-def train(folder, *flags, **env):
-    """What each rank's process ended with, and its output."""
-    port = str(free_port())
-
-    def rank(number):
-        return run_script(
-            TOOLS / 'train.py',
-            'shards.py',
-            '--launcher',
-            'pytorch',
-            *flags,
-            cwd=folder,
-            env=dict(
-                env,
-                RANK=str(number),
-                LOCAL_RANK=str(number),
-                WORLD_SIZE=str(RANKS),
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=port))
-
-    with ThreadPoolExecutor(RANKS) as pool:
-        return [*pool.map(rank, range(RANKS))]
+def train(folder, **env):
+    """What each rank's process ended with."""
+    with train_ranks(folder, 'shards.py', RANKS, '--resume', **env) as ranks:
+        return [x.result() for x in ranks]
 
 
 def lines(folder, name):
     """Of each rank, and how many there are until now."""
-    return [[
-        json.loads(line)
-        for line in (folder / f'{name}_{rank}').read_text().splitlines()
-    ] for rank in range(RANKS)]
+    return [
+        [
+            json.loads(line)
+            for line in (folder / f'{name}_{rank}').read_text().splitlines()
+        ]
+        for rank in range(RANKS)
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -140,7 +122,8 @@ def folder(tmp_path_factory):
         'shards',
         '--max-count',
         IN_SHARD,
-        cwd=folder)
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stdout
     (folder / 'shards.py').write_text(CONFIG)
     (folder / 'counters.py').write_text(TRACE)
@@ -162,8 +145,10 @@ def batches(monkeypatch):
         result = []
         for rank in range(ranks):
             for module in (ShardSampler, DefaultSampler):
-                monkeypatch.setattr(f'{module.__module__}.get_dist_info',
-                                    lambda: (rank, ranks))
+                monkeypatch.setattr(
+                    f'{module.__module__}.get_dist_info',
+                    lambda at=(rank, ranks): at,
+                )
             options = {} if sampler is DefaultSampler else dict(window=WINDOW)
             each = sampler(dataset, seed=SEED, **options)
             each.set_epoch(epoch)
@@ -176,25 +161,27 @@ def batches(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for CPU ranks')
 @pytest.mark.slow
 def test_stopped_and_resumed(folder, dataset, batches):
-    ended = train(folder, '--resume', stops='')
-    assert {x.returncode
-            for x in ended} == {128 + signal.SIGTERM}, ended[0].stdout[-3000:]
+    ended = train(folder, stops='')
+    assert {x.returncode for x in ended} == {128 + signal.SIGTERM}, ended[
+        0
+    ].stdout[-3000:]
     stopped = [len(x) for x in lines(folder, 'reads')]
     steps = lines(folder, 'steps')
-    assert [len(x) for x in steps
-            ] == [STOP['epoch'] * STEPS + STOP['step'] + 1] * RANKS
-    ended = train(folder, '--resume')
+    assert [len(x) for x in steps] == [
+        STOP['epoch'] * STEPS + STOP['step'] + 1
+    ] * RANKS
+    ended = train(folder)
     assert {x.returncode for x in ended} == {0}, ended[0].stdout[-3000:]
 
     # What is trained on is as if nothing had happened.
     for rank, steps in enumerate(lines(folder, 'steps')):
-        assert [step[:2] for step in steps] == [[epoch, step]
-                                                for epoch in range(EPOCHS)
-                                                for step in range(STEPS)]
+        assert [step[:2] for step in steps] == [
+            [epoch, step] for epoch in range(EPOCHS) for step in range(STEPS)
+        ]
         for epoch in range(EPOCHS):
             expected = batches(ShardSampler, dataset, epoch)[rank]
             assert expected == [
-                x[2] for x in steps[epoch * STEPS:(epoch + 1) * STEPS]
+                x[2] for x in steps[epoch * STEPS : (epoch + 1) * STEPS]
             ], epoch
 
     epoch_of = {}
@@ -203,7 +190,7 @@ def test_stopped_and_resumed(folder, dataset, batches):
         for index in range(COUNT):
             epoch_of[dataset.draw_seed(index)] = epoch
     for rank, reads in enumerate(lines(folder, 'reads')):
-        before, after = reads[:stopped[rank]], reads[stopped[rank]:]
+        before, after = reads[: stopped[rank]], reads[stopped[rank] :]
         # The stop left the rest of its epoch to be read again, at most; what
         # was trained on before it is not read again.
         own = [batches(ShardSampler, dataset, x)[rank] for x in range(EPOCHS)]
@@ -212,21 +199,23 @@ def test_stopped_and_resumed(folder, dataset, batches):
                 skipped = STOP['step'] + 1 if (run, epoch) == (after, 1) else 0
                 for worker in range(WORKERS):
                     read = [
-                        index for number, seed, index in run
+                        index
+                        for number, seed, index in run
                         if (epoch_of[seed], number) == (epoch, worker)
                     ]
                     # Workers take the batches in turn.
-                    expected = sum(own[epoch][skipped + worker::WORKERS], [])
+                    expected = sum(own[epoch][skipped + worker :: WORKERS], [])
                     if run is before and epoch > 0:
-                        expected = expected[:len(read)]
+                        expected = expected[: len(read)]
                     assert read == expected, (rank, epoch, worker)
 
 
 @pytest.mark.parametrize('sampler', [ShardSampler, DefaultSampler])
-@pytest.mark.parametrize('ranks', [1, 2, 3, 8])
-@pytest.mark.parametrize('batch', [1, 4, 5])
-def test_what_comes_twice_and_what_is_left_out(sampler, ranks, batch, dataset,
-                                               batches):
+@pytest.mark.parametrize('ranks', [1, 3, 8])
+@pytest.mark.parametrize('batch', [1, 4])
+def test_what_comes_twice_and_what_is_left_out(
+    sampler, ranks, batch, dataset, batches
+):
     """Counted, against the formula of docs/reliability.md."""
     share = -(-COUNT // ranks)
     left_out = share % batch  # of each rank

@@ -40,26 +40,14 @@ def project(vector, weights, branch):
 
     A 1x1 conv is this at every cell.
     """
-    hidden = torch.stack(
-        [
-            torch.clamp(dot(row, vector) + bias, min=0)
-            for row, bias in zip(
-                weights[f'{branch}.0.weight'].flatten(1),
-                weights[f'{branch}.0.bias'],
-                strict=True,
-            )
-        ]
-    )
-    return torch.stack(
-        [
-            dot(row, hidden) + bias
-            for row, bias in zip(
-                weights[f'{branch}.2.weight'].flatten(1),
-                weights[f'{branch}.2.bias'],
-                strict=True,
-            )
-        ]
-    )
+
+    def layer(number, x):
+        rows = weights[f'{branch}.{number}.weight'].flatten(1)
+        biases = weights[f'{branch}.{number}.bias']
+        pairs = zip(rows, biases, strict=True)
+        return torch.stack([dot(row, x) + bias for row, bias in pairs])
+
+    return layer(2, torch.clamp(layer(0, vector), min=0))
 
 
 def mean(vectors):
@@ -125,6 +113,13 @@ class LoopQueue:
                 self.pointer = 0
 
 
+def named_parameters(backbone, neck):
+    return {
+        **{f'backbone.{name}': x for name, x in backbone.named_parameters()},
+        **{f'neck.{name}': x for name, x in neck.items()},
+    }
+
+
 class LoopMoCoV2:
     """MoCo-v2 (arXiv 2003.04297).
 
@@ -160,22 +155,10 @@ class LoopMoCoV2:
         self.temperature = temperature
 
     def query_parameters(self):
-        return {
-            **{
-                f'backbone.{name}': x
-                for name, x in self.backbone.named_parameters()
-            },
-            **{f'neck.{name}': x for name, x in self.neck.items()},
-        }
+        return named_parameters(self.backbone, self.neck)
 
     def key_parameters(self):
-        return {
-            **{
-                f'backbone.{name}': x
-                for name, x in self.key_backbone.named_parameters()
-            },
-            **{f'neck.{name}': x for name, x in self.key_neck.items()},
-        }
+        return named_parameters(self.key_backbone, self.key_neck)
 
     def move_key_encoder(self):
         """theta_k = m theta_k + (1 - m) theta_q (MoCo, eq. 2)."""

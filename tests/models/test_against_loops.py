@@ -63,6 +63,18 @@ def parts(model):
     )
 
 
+def loop_of(model, momentum=0.999, loss_lambda=0.5, num_grid=None, **kwargs):
+    """The loop version that starts where a DenseCL is."""
+    return LoopDenseCL(
+        *parts(model),
+        dense_queue=model.dense_queue.negatives,
+        momentum=momentum,
+        loss_lambda=loss_lambda,
+        num_grid=num_grid,
+        **kwargs,
+    )
+
+
 def assert_three_steps_agree(model, loop):
     """Losses, gradients, queues, pointers and both encoders."""
     query = loop.query_parameters()
@@ -114,48 +126,24 @@ class TestAgainstLoops:
         'loss_lambda, num_grid', [(0, None), (0.3, None), (0.3, 3), (1, 3)]
     )
     def test_densecl(self, loss_lambda, num_grid):
-        model = build_densecl(
-            loss_lambda=loss_lambda, num_grid=num_grid, momentum=0.01
-        )
-        loop = LoopDenseCL(
-            *parts(model),
-            dense_queue=model.dense_queue.negatives,
-            loss_lambda=loss_lambda,
-            num_grid=num_grid,
-            momentum=0.99,
-        )
+        options = dict(loss_lambda=loss_lambda, num_grid=num_grid)
+        model = build_densecl(momentum=0.01, **options)
+        loop = loop_of(model, momentum=0.99, **options)
         assert_three_steps_agree(model, loop)
 
     def test_densecl_defaults(self):
         # lambda 0.5, m 0.999 and temperature 0.2 are the published ones.
         model = build_densecl()
-        loop = LoopDenseCL(
-            *parts(model),
-            dense_queue=model.dense_queue.negatives,
-            loss_lambda=0.5,
-            num_grid=None,
-            momentum=0.999,
-            temperature=0.2,
-        )
+        loop = loop_of(model)
         assert_three_steps_agree(model, loop)
 
     def test_densecl_reference_loss(self):
-        model = build_densecl(
-            head=dict(
-                type='mmdensecl.ContrastiveHead',
-                loss=dict(
-                    type='mmdensecl.InfoNCE', form='reference', temperature=0.5
-                ),
-            )
+        loss = dict(
+            type='mmdensecl.InfoNCE', form='reference', temperature=0.5
         )
-        loop = LoopDenseCL(
-            *parts(model),
-            dense_queue=model.dense_queue.negatives,
-            loss_lambda=0.5,
-            num_grid=None,
-            momentum=0.999,
-            temperature=0.5,
-        )
+        head = dict(type='mmdensecl.ContrastiveHead', loss=loss)
+        model = build_densecl(head=head)
+        loop = loop_of(model, temperature=0.5)
         assert_three_steps_agree(model, loop)
 
     @pytest.mark.parametrize('count', [1, 3])
@@ -168,57 +156,15 @@ class TestAgainstLoops:
             generator = torch.Generator().manual_seed(5 * 1_000_003 + step)
             lots = torch.rand(size, 16, generator=generator)
             draws.append(lots.argsort(dim=1, descending=True)[:, :count])
-        loop = LoopDenseCL(
-            *parts(model),
-            dense_queue=model.dense_queue.negatives,
-            loss_lambda=0.5,
-            num_grid=None,
-            draws=[x.tolist() for x in draws],
-            momentum=0.999,
-        )
+        loop = loop_of(model, draws=[x.tolist() for x in draws])
         assert_three_steps_agree(model, loop)
 
     @pytest.mark.parametrize('power', [1.0, 4.0])
     def test_matches_weighted_by_similarity(self, power):
-        model = build_densecl(
-            correspondence=dict(
-                type='mmdensecl.BackboneSimilarity', weight_power=power
-            )
-        )
-        loop = LoopDenseCL(
-            *parts(model),
-            dense_queue=model.dense_queue.negatives,
-            loss_lambda=0.5,
-            num_grid=None,
-            weight_power=power,
-            momentum=0.999,
-        )
+        rule = dict(type='mmdensecl.BackboneSimilarity', weight_power=power)
+        model = build_densecl(correspondence=rule)
+        loop = loop_of(model, weight_power=power)
         assert_three_steps_agree(model, loop)
-
-    @pytest.mark.parametrize('mode', ['reflect', 'replicate'])
-    def test_padding_of_the_backbone(self, mode):
-        """As if each conv saw an image enlarged by hand, then nothing."""
-        backbone = TinyBackbone(CHANNELS).double()
-        padded = TinyBackbone(CHANNELS).double()
-        padded.load_state_dict(backbone.state_dict())
-        for conv in (padded.conv1, padded.conv2):
-            conv.padding_mode = mode
-        image = torch.randn(2, 3, 8, 8).double()
-
-        def enlarge(x):
-            inner = list(range(x.size(2)))
-            first, last = (1, -2) if mode == 'reflect' else (0, -1)
-            rows = [inner[first], *inner, inner[last]]
-            return x[:, :, rows][:, :, :, rows]
-
-        x = image
-        for conv, norm, act in (
-            (backbone.conv1, backbone.bn1, torch.relu),
-            (backbone.conv2, backbone.bn2, lambda x: x),
-        ):
-            conv.padding = (0, 0)
-            x = act(norm(conv(enlarge(x))))
-        assert_close(padded(image)[0], x)
 
     def test_mocov2(self):
         model = prepare(

@@ -10,7 +10,6 @@ from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmpretrain.models import selfsup
 
-from mmdensecl.models import ContrastiveHead
 from mmdensecl.registry import MODELS
 
 STOCK = {
@@ -75,11 +74,6 @@ class TestStockConfigs:
                 torch.testing.assert_close(
                     dict(own.backbone.named_parameters())[n].grad, x.grad
                 )
-
-    def test_head(self, pair):
-        own = pair[2]
-        assert isinstance(own.head, ContrastiveHead)
-        assert own.head.loss_module.temperature == 0.2
 
     def test_another_loss_is_refused(self):
         cfg = stock('MoCoV2').model

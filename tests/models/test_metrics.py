@@ -1,5 +1,4 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-import math
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from mmdensecl.models.metrics import (
     feature_std,
     match_metrics,
     position_r2,
-    weighted_mean,
 )
 
 SHOWS_SAME = [[0, 0, 40, 40, 0], [0, 0, 40, 40, 0]]
@@ -34,15 +32,6 @@ def monitor(index, views=None, valid=None, shape=(4, 4), key_shape=None):
     return {name: x.item() for name, x in monitors.items()}
 
 
-class TestMaskedMean:
-    def test_feature(self):
-        x = torch.tensor([1.0, 2.0, 6.0])
-        assert weighted_mean(x, None) == 3
-        assert weighted_mean(x, torch.tensor([True, False, True])) == 3.5
-        assert weighted_mean(x, torch.zeros(3, dtype=torch.bool)) == 0
-        assert weighted_mean(torch.tensor([True, False]), None) == 0.5
-
-
 class TestContrastMonitors:
     RESULT = InfoNCEResult(
         loss=torch.zeros(4),
@@ -57,19 +46,6 @@ class TestContrastMonitors:
         assert monitors['neg_sim'] == pytest.approx(0.4)
         # A tie, as in a collapsed model, is no success.
         assert monitors['acc'] == 25
-
-    def test_valid_rows(self):
-        valid = torch.tensor([True, True, False, False])
-        monitors = contrast_metrics(self.RESULT, valid)
-        assert monitors['pos_sim'] == pytest.approx(0.3)
-        assert monitors['neg_sim'] == pytest.approx(0.35)
-        assert monitors['acc'] == 50
-
-    def test_no_valid_row(self):
-        monitors = contrast_metrics(
-            self.RESULT, torch.zeros(4, dtype=torch.bool)
-        )
-        assert all(x == 0 for x in monitors.values())
 
     SEVERAL = InfoNCEResult(
         loss=torch.zeros(3, 2),
@@ -104,14 +80,6 @@ class TestCategoryMonitors:
         assert monitors['category_entropy'].item() == pytest.approx(75)
         assert monitors['category_agreement'] == 50
 
-    def test_ends(self):
-        one, even = torch.full((8,), 2), torch.arange(8) % 4
-        values = [
-            category_metrics(x, x, x, 4, None)['category_entropy'].item()
-            for x in (one, even)
-        ]
-        assert values == pytest.approx([0, 100])
-
     def test_anchors_that_do_not_count(self):
         x, valid = torch.tensor([0, 1]), torch.tensor([True, False])
         monitors = category_metrics(x, x, torch.tensor([1, 1]), 2, valid)
@@ -122,118 +90,56 @@ class TestFeatureStd:
     def test_collapsed(self):
         assert feature_std(torch.tensor([[0.6, 0.8]] * 5)) < 1e-6
 
-    def test_isotropic(self):
-        """All 2 D ends of the axes: every channel has std 1/sqrt(D)."""
-        vectors = torch.cat([torch.eye(9), -torch.eye(9)])
-        assert feature_std(vectors) == pytest.approx(1)
-
-    def test_half(self):
-        """Two points, 60 degrees apart: std 1/2 in one channel of two."""
-        vectors = torch.tensor(
-            [[0.5, math.sqrt(0.75)], [-0.5, math.sqrt(0.75)]]
-        )
-        assert feature_std(vectors) == pytest.approx(
-            math.sqrt(2) * 0.5 / 2, abs=1e-6
-        )
-
-    def test_one_row(self):
-        assert feature_std(torch.tensor([[0.6, 0.8]])) == 0
-
     def test_random_directions(self):
         vectors = torch.nn.functional.normalize(torch.randn(4000, 32))
         assert feature_std(vectors) == pytest.approx(1, abs=0.02)
 
 
-class TestMatchMonitors:
-    def test_distinct(self):
-        # 3 of 4 cells in one picture, 1 of 4 in the other.
-        assert monitor([[0, 1, 1, 3], [2, 2, 2, 2]], shape=(2, 2)) == {
-            'match_coverage': 50
-        }
+GRID = list(range(16))
+MIRRORED = [4 * (i // 4) + 3 - i % 4 for i in GRID]
+FLIP = [[0, 0, 40, 40, 1], [0, 0, 40, 40, 0]]
+FAR = [[0, 0, 40, 40, 0], [400, 0, 40, 40, 0]]
+# The key shows the right half; its cells are half as wide.
+HALF = [[0, 0, 40, 40, 0], [20, 0, 20, 40, 0]]
 
-    def test_distinct_counts_valid_picks(self):
-        monitors = monitor(
-            [[0, 1, 2, 3]], valid=[[True, False, False, True]], shape=(2, 2)
-        )
-        assert monitors == {'match_coverage': 50}
 
-    def test_distinct_of_the_key_s_cells(self):
-        """Four query cells can cover half of eight key cells at most."""
-        monitors = monitor([[0, 2, 4, 6]], shape=(2, 2), key_shape=(2, 4))
-        assert monitors == {'match_coverage': 50}
+class TestMatchMetrics:
+    @pytest.mark.parametrize(
+        'index, views, acc',
+        [
+            (GRID, SHOWS_SAME, 100),
+            (MIRRORED, FLIP, 100),
+            # Columns 0 and 3 are three off; 1 and 2 are neighbours.
+            (MIRRORED, SHOWS_SAME, 50),
+            # All point at cell 5, one off for 0-2, 4-6 and 8-10.
+            ([5] * 16, SHOWS_SAME, 100 * 9 / 16),
+            # Cell 4 begins the next row: near 3 in number, not in place.
+            ([0, 1, 2, 4, *GRID[4:]], SHOWS_SAME, 100 * 15 / 16),
+            # Columns 2 and 3 of the query lie at 0.5 and 2.5 of the key.
+            ([4 * i + j for i in range(4) for j in (0, 0, 0, 2)], HALF, 100),
+            ([4 * i + j for i in range(4) for j in (0, 0, 2, 2)], HALF, 50),
+            (GRID, FAR, 0),  # and not NaN
+            # Of several neighbours the best counts.
+            ([[i, 15 - i] for i in GRID], SHOWS_SAME, 100),
+        ],
+    )
+    def test_acc(self, index, views, acc):
+        assert monitor([index], [views])['match_acc'] == pytest.approx(acc)
 
-    def test_several_neighbours(self):
-        """The best of them counts."""
-        best = torch.arange(16)
-        index = torch.stack([best, 15 - best], dim=1)[None].tolist()
-        monitors = monitor(index, [SHOWS_SAME])
-        assert monitors == {'match_coverage': 100, 'match_acc': 100}
-
-    def test_all_right(self):
-        monitors = monitor([list(range(16))], [SHOWS_SAME])
-        assert monitors == {'match_coverage': 100, 'match_acc': 100}
-
-    def test_mirrored_answer_is_right_if_mirrored(self):
-        mirrored = [4 * (i // 4) + 3 - i % 4 for i in range(16)]
-        views = [[0, 0, 40, 40, 1], [0, 0, 40, 40, 0]]
-        assert monitor([mirrored], [views])['match_acc'] == 100
-
-    def test_mirrored_answer_is_wrong(self):
-        """Columns 0 and 3 are three off; 1 and 2 are neighbours."""
-        mirrored = [4 * (i // 4) + 3 - i % 4 for i in range(16)]
-        assert monitor([mirrored], [SHOWS_SAME])['match_acc'] == 50
-
-    def test_upside_down_is_wrong(self):
-        upside_down = [4 * (3 - i // 4) + i % 4 for i in range(16)]
-        assert monitor([upside_down], [SHOWS_SAME])['match_acc'] == 50
-
-    def test_one_off_is_right_in_both_directions(self):
-        """All point at cell 5, one off for 0-2, 4-6 and 8-10."""
-        monitors = monitor([[5] * 16], [SHOWS_SAME])
-        assert monitors['match_acc'] == pytest.approx(100 * 9 / 16)
-        assert monitors['match_coverage'] == pytest.approx(100 / 16)
-
-    def test_no_wrap_between_rows(self):
-        """Cell 4 begins the next row: near 3 in number, not in place."""
-        index = list(range(16))
-        index[3] = 4
-        monitors = monitor([index], [SHOWS_SAME])
-        assert monitors['match_acc'] == pytest.approx(100 * 15 / 16)
-
-    def test_counts_what_the_key_shows(self):
-        """The key shows the right half; its cells are half as wide."""
-        views = [[0, 0, 40, 40, 0], [20, 0, 20, 40, 0]]
-        index = [[0, 0, 0, 2] * 4]
-        # Columns 2 and 3 of the query lie at 0.5 and 2.5 of the key.
-        assert monitor(index, [views])['match_coverage'] == 12.5
-        assert (
-            monitor(
-                [[4 * i + j for i in range(4) for j in (0, 0, 0, 2)]], [views]
-            )['match_acc']
-            == 100
-        )
-        assert (
-            monitor(
-                [[4 * i + j for i in range(4) for j in (0, 0, 2, 2)]], [views]
-            )['match_acc']
-            == 50
-        )
+    def test_coverage(self):
+        # 3 of 4 cells in one image, 1 of 4 in the other.
+        metrics = monitor([[0, 1, 1, 3], [2, 2, 2, 2]], shape=(2, 2))
+        assert metrics == {'match_coverage': 50}
+        # Four query cells can cover half of eight key cells at most.
+        metrics = monitor([[0, 2, 4, 6]], shape=(2, 2), key_shape=(2, 4))
+        assert metrics == {'match_coverage': 50}
 
     def test_counts_valid_picks(self):
-        """Six of the nine near cells of test_one_off are left."""
+        """Six of the nine near cells of 16 that point at cell 5 are left."""
         valid = [[True] * 8 + [False] * 8]
-        monitors = monitor([[5] * 16], [SHOWS_SAME], valid)
-        assert monitors['match_acc'] == 75
-
-    def test_grids_that_are_not_square(self):
-        index = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
-        monitors = monitor(index, [SHOWS_SAME], shape=(2, 5))
-        assert monitors == {'match_coverage': 100, 'match_acc': 100}
-
-    def test_no_overlap(self):
-        views = [[0, 0, 40, 40, 0], [400, 0, 40, 40, 0]]
-        monitors = monitor([list(range(16))], [views])
-        assert monitors['match_acc'] == 0  # and not NaN
+        metrics = monitor([[5] * 16], [SHOWS_SAME], valid)
+        assert metrics['match_acc'] == 75
+        assert metrics['match_coverage'] == 100 / 16
 
 
 class TestPositionShare:
@@ -263,11 +169,6 @@ class TestPositionShare:
         grid = torch.cat([place, self.vectors(100, 64, 400)], dim=1) / 2**0.5
         assert position_r2(grid) == pytest.approx(50, abs=1)
         assert position_r2(grid.half()) == pytest.approx(50, abs=1)
-
-    def test_all_the_same(self):
-        """Equal up to rounding."""
-        vector = self.vectors(1, 128, 1).expand(8, -1, 49)
-        assert position_r2(vector) == pytest.approx(0, abs=1e-3)
 
     @pytest.mark.parametrize('shape', [(1, 8, 9), (4, 8, 1)])
     def test_nobody_can_tell(self, shape):

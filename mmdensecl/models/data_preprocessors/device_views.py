@@ -18,7 +18,7 @@ class DeviceViews(SelfSupDataPreprocessor):
     wherever it is rendered.
 
     Args:
-        size: Side of a view in pixels. Defaults to 224.
+        size: Side of a view in pixels.
         **kwargs: Arguments of mmpretrain's ``SelfSupDataPreprocessor``, such
             as ``mean`` and ``std``.
     """
@@ -31,16 +31,13 @@ class DeviceViews(SelfSupDataPreprocessor):
         """Render a batch.
 
         Args:
-            data: ``inputs``, N uint8 sources (3, H, W);
-                ``data_samples``, which carry ``aug_params``.
-            training: Makes no difference. Defaults to False.
+            data: ``inputs``, N uint8 sources (3, H, W); ``data_samples``,
+                which carry ``aug_params``.
+            training: Makes no difference.
 
         Returns:
-            ``inputs``, the first and the second views, each (N, 3,
-            size, size), float32; ``data_samples`` as they came.
-
-        Raises:
-            ValueError: The samples carry no drawn views.
+            ``inputs``, first and second views, (N, 3, size, size) each,
+            float32; ``data_samples`` as they came.
         """
         samples = data['data_samples']
         if not all('aug_params' in sample for sample in samples):

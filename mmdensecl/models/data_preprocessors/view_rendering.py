@@ -25,13 +25,8 @@ UNCHANGED = (1.0, 0.0, 0.0)
 def crop_and_resize(source: Tensor, box: tuple[int, ...], size: int) -> Tensor:
     """Cut out a box and resize it, antialiased as PIL does.
 
-    Args:
-        source: (3, H, W).
-        box: Left, top, width and height.
-        size: Side of the result in pixels.
-
-    Returns:
-        (1, 3, size, size), float32, not rounded.
+    From (3, H, W) to (1, 3, size, size), float32, not rounded; the box is
+    left, top, width and height.
     """
     left, top, width, height = box
     crop = source[None, :, top : top + height, left : left + width].float()
@@ -50,16 +45,9 @@ def blend(
     """Brightness, contrast or saturation, another one for each image.
 
     All three are ``base + factor * (image - base)``, where the base is black,
-    the mean grey, or the image in grey.
-
-    Args:
-        images: (N, 3, H, W), 0-255.
-        factor: 1 leaves an image as it is, (N, 1, 1, 1).
-        mean: 1 where the base is the mean grey, else 0.
-        gray: 1 where the base is the image in grey, else 0.
-
-    Returns:
-        (N, 3, H, W), clamped to 0-255.
+    the mean grey where `mean` is 1, or the image in grey where `gray` is 1.
+    Images (N, 3, H, W), 0-255; all else (N, 1, 1, 1), a factor of 1 leaves an
+    image as it is.
     """
     base = luma(images)
     base = gray * base + mean * base.mean((2, 3), keepdim=True).round()
@@ -67,18 +55,12 @@ def blend(
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue; value and saturation in HSV stay.
+    """Turn the hue of (N, 3, H, W) by (N, 1, 1, 1) turns.
 
+    Value and saturation in HSV stay:
     ``value - chroma * clamp(min(k, 4 - k), 0, 1)`` with ``k = (n + hue) mod
     6``, hue in sixths of a turn, and n = 5, 3, 1 for red, green and blue:
     https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
-
-    Args:
-        images: (N, 3, H, W).
-        shift: In turns, (N, 1, 1, 1).
-
-    Returns:
-        (N, 3, H, W).
     """
     red, green, blue = images.split(1, dim=1)
     value = images.amax(1, keepdim=True)
@@ -100,15 +82,9 @@ def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
     """Kernels of what PIL calls Gaussian blur: a box, three times over.
 
     The box has a fraction of a pixel at either end, which makes the variance
-    right for any sigma (Gwosdek et al., SSVM 2011).
-
-    Args:
-        sigma: Standard deviations in pixels, (N,).
-        reach: Pixels to either side of a box, at least 1 more than the
-            whole pixels of the largest sigma.
-
-    Returns:
-        (N, 6 * reach + 1), each of sum 1.
+    right for any sigma (Gwosdek et al., SSVM 2011). From sigmas (N, ) in
+    pixels (N, 6 * reach + 1), each of sum 1; a box reaches at least 1 more
+    than the whole pixels of the largest sigma to either side.
     """
     variance = sigma[:, None] ** 2 / 3  # of one box
     whole = ((12 * variance + 1).sqrt() / 2 - 0.5).floor()  # to either side
@@ -124,15 +100,7 @@ def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """Blur each image by a kernel of its own, edges repeated.
-
-    Args:
-        images: (N, C, H, W).
-        kernels: Used along both sides, (N, K), K odd.
-
-    Returns:
-        (N, C, H, W).
-    """
+    """Blur (N, C, H, W) by odd kernels (N, K) both ways, edges repeated."""
     channels = images.shape[0] * images.shape[1]
     kernels = kernels.repeat_interleave(images.shape[1], 0)[:, None, None]
     # One image of all channels, so that each has its own kernel.
@@ -144,34 +112,17 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """What is done to which of M views, on their device.
+    """What is done to which of M views, on their device."""
 
-    Attributes:
-        blends: Arguments of :func:`blend`, (rounds, 3, M, 1, 1, 1).
-        hues: Of each round the views whose hue is turned, and
-            how far, (n,) and (n, 1, 1, 1).
-        blurred: The views that are blurred.
-        sigma: How much.
-        reach: Of the boxes of the blur, 0 where nothing is blurred.
-    """
-
-    blends: Tensor
-    hues: list[tuple[Tensor, Tensor]]
-    blurred: Tensor
-    sigma: Tensor
-    reach: int
+    blends: Tensor  # arguments of `blend`, (rounds, 3, M, 1, 1, 1)
+    hues: list[tuple[Tensor, Tensor]]  # of each round: views, turns
+    blurred: Tensor  # which views are, (B, )
+    sigma: Tensor  # of their blur, (B, )
+    reach: int  # of the boxes of the blur, 0 where nothing is blurred
 
 
 def make_plan(views: Sequence, device: torch.device) -> Plan:
-    """Sort what was drawn by operation.
-
-    Args:
-        views: M :class:`mmdensecl.datasets.transforms.View`.
-        device: Where the tensors go.
-
-    Returns:
-        The operations in the order in which they are carried out.
-    """
+    """Sort what was drawn by operation."""
     blends = [[UNCHANGED] * len(views) for _ in range(ROUNDS)]
     hues: list[dict[int, float]] = [{} for _ in range(ROUNDS)]
     blurs = {i: v.sigma for i, v in enumerate(views) if v.sigma is not None}
@@ -179,16 +130,11 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
         order, *strengths = view.jitter or ((),)
         for turn, kind in enumerate(order):
             factor = strengths[kind]
-            if factor is None:
-                continue
-            if kind == HUE:
+            if kind == HUE and factor is not None:
                 hues[turn][i] = factor
-            else:
-                blends[turn][i] = (
-                    factor,
-                    kind == CONTRAST,
-                    kind == SATURATION,
-                )
+            elif factor is not None:
+                base = kind == CONTRAST, kind == SATURATION
+                blends[turn][i] = (factor, *base)
         if view.gray:
             blends[-1][i] = (0.0, 0.0, 1.0)  # saturation of nothing
 
@@ -200,14 +146,12 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
     rows = send([i for part in parts for i in part], torch.long)
     amounts = send([x for part in parts for x in part.values()], torch.float32)
     *hue_rows, blurred = rows.split(counts)
-    *shifts, sigma = amounts.split(counts)
+    *turns, sigma = amounts.split(counts)
+    shifts = [x.view(-1, 1, 1, 1) for x in turns]
     factors = send(blends, torch.float32).transpose(1, 2)
     return Plan(
         factors[..., None, None, None],
-        [
-            (a, b.view(-1, 1, 1, 1))
-            for a, b in zip(hue_rows, shifts, strict=True)
-        ],
+        list(zip(hue_rows, shifts, strict=True)),
         blurred,
         sigma,
         int(max(blurs.values())) + 1 if blurs else 0,
@@ -217,16 +161,13 @@ def make_plan(views: Sequence, device: torch.device) -> Plan:
 def render_views(
     sources: Sequence[Tensor], views: Sequence, size: int
 ) -> Tensor:
-    """Carry out drawn views, one of each source.
+    """Carry out drawn views, one of each source, (M, 3, size, size) in 0-255.
 
     Args:
-        sources: M sources on one device, uint8, RGB,
-            (3, H, W), each of a size of its own.
+        sources: M sources on one device, uint8, RGB, (3, H, W), each of a
+            size of its own.
         views: M :class:`mmdensecl.datasets.transforms.View`.
         size: Side of the results in pixels.
-
-    Returns:
-        (M, 3, size, size), float32, 0-255.
     """
     plan = make_plan(views, sources[0].device)
     crops = []
