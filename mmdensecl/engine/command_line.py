@@ -15,7 +15,12 @@ from mmengine.dist import is_main_process
 from mmdensecl.checkpoint import register_checkpoint_loader
 from mmdensecl.onedl import let_configs_name_mmseg
 
-from .config import check_data_root, merge_options, parse_options
+from .config import (
+    check_data_root,
+    complete_config,
+    merge_options,
+    parse_options,
+)
 
 
 def prepare_tool() -> None:
@@ -90,6 +95,7 @@ def load_config(args: Namespace) -> Config:
     if 'data_root' not in options:
         check_data_root(cfg)
     merge_options(cfg, options)
+    complete_config(cfg)
     return cfg
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -26,8 +27,9 @@ BACKBONES = frozenset(('backbone', 'shared_head'))
 class CheckpointKeysHook(Hook):
     """Stop a run that did not get the weights it was promised.
 
-    mmengine loads with `strict=False` and only warns. Here a tensor that is
-    missing, or has another shape,
+    mmengine loads with `strict=False` and only warns, or casts without a word.
+    Here a tensor that is missing, or has another shape or kind (whole numbers,
+    bool, complex or text in place of a weight),
 
     * when testing, validating or resuming: stops the run;
     * when `load_from` starts a training: stops it if it belongs to the
@@ -76,13 +78,14 @@ class CheckpointKeysHook(Hook):
         state = checkpoint.get('state_dict', checkpoint)
         given = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
         own = model.state_dict()
-        shapes = [
-            name
+        unfit = {
+            name: f'{name}: got {describe(given[name])}, expected '
+            f'{describe(x)}'
             for name, x in own.items()
             if isinstance(x, Tensor)
-            and isinstance(given.get(name), Tensor)
-            and given[name].shape != x.shape
-        ]
+            and name in given
+            and not fits(given[name], x)
+        }
 
         def check(module: nn.Module, keys: Any) -> None:
             handle.remove()
@@ -96,12 +99,7 @@ class CheckpointKeysHook(Hook):
                 ]
                 for names in (keys.missing_keys, keys.unexpected_keys)
             )
-            random = {name: f'missing: {name}' for name in missing}
-            for name in shapes:
-                random[name] = (
-                    f'{name}: got {tuple(given[name].shape)}, '
-                    f'expected {tuple(own[name].shape)}'
-                )
+            random = {name: f'missing: {name}' for name in missing} | unfit
             deeper = [
                 f'not in the model: {name}'
                 for name in unused
@@ -168,6 +166,43 @@ class CheckpointKeysHook(Hook):
         runner.logger.warning(
             f'{what} and start as initialised:\n{_some(lines)}'
         )
+
+
+def fits(given: Any, own: Tensor) -> bool:
+    """Whether a tensor of a file can take the place of one of the model.
+
+    Args:
+        given: Of the file.
+        own: Of the model.
+
+    Returns:
+        True for the same shape and kind of number, whatever its precision.
+    """
+    return (
+        isinstance(given, Tensor)
+        and given.layout == own.layout
+        and not given.is_quantized
+        and given.is_meta == own.is_meta
+        and given.shape == own.shape
+        and kind(given) == kind(own)
+    )
+
+
+def kind(x: Tensor) -> str:
+    """'float', 'complex', 'bool' or 'int'."""
+    if x.is_floating_point():
+        return 'float'
+    if x.is_complex():
+        return 'complex'
+    return 'bool' if x.dtype == torch.bool else 'int'
+
+
+def describe(x: Any) -> str:
+    """Shape and type of a tensor, the type of anything else."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    layout = '' if x.layout == torch.strided else f' {x.layout}'
+    return f'{tuple(x.shape)} {str(x.dtype).removeprefix("torch.")}{layout}'
 
 
 def _trains(runner) -> bool:
