@@ -79,8 +79,7 @@ class CheckpointKeysHook(Hook):
         given = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
         own = model.state_dict()
         unfit = {
-            name: f'{name}: got {describe(given[name])}, expected '
-            f'{describe(x)}'
+            name: f'{name}: {difference(given[name], x)}'
             for name, x in own.items()
             if isinstance(x, Tensor)
             and name in given
@@ -181,7 +180,7 @@ def fits(given: Any, own: Tensor) -> bool:
     return (
         isinstance(given, Tensor)
         and given.layout == own.layout
-        and not given.is_quantized
+        and given.is_quantized == own.is_quantized
         and given.is_meta == own.is_meta
         and given.shape == own.shape
         and kind(given) == kind(own)
@@ -197,12 +196,17 @@ def kind(x: Tensor) -> str:
     return 'bool' if x.dtype == torch.bool else 'int'
 
 
-def describe(x: Any) -> str:
-    """Shape and type of a tensor, the type of anything else."""
-    if not isinstance(x, Tensor):
-        return type(x).__name__
-    layout = '' if x.layout == torch.strided else f' {x.layout}'
-    return f'{tuple(x.shape)} {str(x.dtype).removeprefix("torch.")}{layout}'
+def difference(given: Any, own: Tensor) -> str:
+    """Say in which way one does not fit: 'got ..., expected ...'."""
+    if not isinstance(given, Tensor):
+        return f'got {type(given).__name__}, expected a tensor'
+    if given.shape != own.shape:
+        return f'got {tuple(given.shape)}, expected {tuple(own.shape)}'
+    kinds = [
+        f'{x.layout} {x.device.type} {x.dtype}'.replace('torch.', '')
+        for x in (given, own)
+    ]
+    return 'got {}, expected {}'.format(*kinds)
 
 
 def _trains(runner) -> bool:

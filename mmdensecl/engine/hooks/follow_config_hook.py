@@ -7,7 +7,6 @@ from copy import copy, deepcopy
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
@@ -15,6 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmdensecl.registry import HOOKS
 
 from ..resume import ResumeError
+from .checkpoint_keys_hook import difference, fits
 
 # Of a scheduler's state, what is no setting.
 PROGRESS = {'last_step', '_global_step', '_last_value', 'base_values'}
@@ -225,23 +225,11 @@ def _check_state(wrapper: OptimWrapper, saved: Any) -> None:
             state = saved['state'].get(number, {})
             for name in MOMENTS:
                 x = state.get(name)
-                if x is not None and not (
-                    torch.is_tensor(x)
-                    and x.is_floating_point()
-                    and x.shape == parameter.shape
-                ):
+                if x is not None and not fits(x, parameter):
                     raise ResumeError(
-                        f"{name} of the optimiser's parameter {number} is "
-                        f'{_kind(x)}, expected {_kind(parameter)}'
+                        f"{name} of the optimiser's parameter {number}: "
+                        f'{difference(x, parameter)}'
                     )
-
-
-def _kind(x: Any) -> str:
-    return (
-        f'{str(x.dtype).removeprefix("torch.")} of {tuple(x.shape)}'
-        if torch.is_tensor(x)
-        else type(x).__name__
-    )
 
 
 def _changed_groups(wrapper: OptimWrapper, saved: Sequence[dict]) -> list[str]:
