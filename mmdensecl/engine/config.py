@@ -15,6 +15,10 @@ from mmengine.runner import Runner
 from .loader import drop_worker_options
 
 
+class ConfigError(ValueError):
+    """A config that cannot be meant, with what to write instead."""
+
+
 def override_data_root(cfg: Config, data_root: str) -> None:
     """Move a config to another data folder.
 
@@ -367,10 +371,10 @@ def check_pre_training(cfg: Config) -> None:
         cfg: Of a run of a method without labels and predictions.
 
     Raises:
-        ValueError: With what to write instead.
+        ConfigError: With what to write instead.
     """
     if cfg.get('val_dataloader'):
-        raise ValueError(
+        raise ConfigError(
             'A pre-training has no predictions, so val_dataloader, val_cfg '
             'and val_evaluator cannot be used. To follow the features, add '
             "dict(type='mmdensecl.KNNHook', data_root=...) to custom_hooks "
@@ -382,7 +386,7 @@ def check_pre_training(cfg: Config) -> None:
         for node, _ in dicts(cfg.get('train_dataloader'))
         if 'type' in node
     ):
-        raise ValueError(
+        raise ConfigError(
             f'model.backbone.in_channels={channels}, but the pipeline decodes '
             'every image, also a grey one, to the 3 channels of RGB. Leave '
             'in_channels out, or decode in another way'
@@ -396,16 +400,16 @@ def complete_config(cfg: Config) -> None:
         cfg: Changed in place.
 
     Raises:
-        ValueError: Two settings contradict each other.
+        ConfigError: Two settings contradict each other.
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         drop_worker_options(cfg.get(name))
     loop = cfg.get('train_cfg') or {}
     if 'type' in loop and 'by_epoch' in loop:
-        if not loop.by_epoch:
-            raise ValueError(
+        if not loop['by_epoch']:
+            raise ConfigError(
                 f'{cfg.filename}: train_cfg has by_epoch=False, and type='
-                f'{loop.type!r} from its base. For a loop by iterations write '
+                f'{loop["type"]!r} from its base. For a loop by iterations write '
                 'train_cfg = dict(_delete_=True, by_epoch=False, max_iters=...'
                 ')'
             )

@@ -29,7 +29,7 @@ LISTED: tuple[type[Hook], ...] = (
 IMPLIED: tuple[type[Hook], ...] = (CheckpointKeysHook, FollowConfigHook)
 
 
-def protect_run(runner) -> None:
+def protect_run(runner, whole: bool = True) -> None:
     """Add the hooks that the promises rest on, and check the config.
 
     A config that sets `custom_hooks` replaces those of its base. Resuming, the
@@ -40,6 +40,7 @@ def protect_run(runner) -> None:
 
     Args:
         runner: Before its hooks are called.
+        whole: Whether it is a pre-training; else only its resuming is checked.
 
     Raises:
         ValueError: The config asks for what a pre-training cannot do.
@@ -47,11 +48,15 @@ def protect_run(runner) -> None:
     if is_pre_training(runner):
         check_pre_training(runner.cfg)
     count_accumulated(runner)
-    BufferedRuntimeInfoHook.install(runner)
-    SafeCheckpointHook.install(runner)
-    wanted = [*LISTED, *IMPLIED]
-    if accumulative_counts(runner) > 1:
-        wanted.append(AccumulationHook)
+    wanted = [*IMPLIED]
+    if whole:
+        BufferedRuntimeInfoHook.install(runner)
+        SafeCheckpointHook.install(runner)
+        wanted += LISTED
+        if accumulative_counts(runner) > 1:
+            wanted.append(AccumulationHook)
+        # Of this run: not by update_info, which would have it saved.
+        runner.message_hub.runtime_info['protected'] = True
     missing = [
         kind
         for kind in wanted
@@ -67,8 +72,6 @@ def protect_run(runner) -> None:
             'finite rest on them.',
             logger='current',
         )
-    # Of this run: not through update_info, which would have it saved.
-    runner.message_hub.runtime_info['protected'] = True
 
 
 def is_pre_training(runner) -> bool:
@@ -84,7 +87,9 @@ def is_pre_training(runner) -> bool:
 def accumulative_counts(runner) -> int:
     """Iterations to a step of the optimiser, by the config."""
     wrapper = runner.optim_wrapper
-    return isinstance(wrapper, dict) and wrapper.get('accumulative_counts') or 1
+    return (
+        isinstance(wrapper, dict) and wrapper.get('accumulative_counts') or 1
+    )
 
 
 def count_accumulated(runner) -> None:
@@ -101,7 +106,9 @@ def count_accumulated(runner) -> None:
         return
     base = auto['base_batch_size']
     runner.auto_scale_lr = {
-        **auto, 'base_batch_size': base / counts, 'counted': counts
+        **auto,
+        'base_batch_size': base / counts,
+        'counted': counts,
     }
     print_log(
         f'--auto-scale-lr: the optimiser steps once in {counts} iterations '

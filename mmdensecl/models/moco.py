@@ -243,10 +243,10 @@ class MoCoV2(BaseSelfSupervisor):
         # Set by mmengine's Runner, and by mmdensecl.engine.protect_run.
         if run.get('loop_stage') == 'train' and not run.get('protected'):
             print_log(
-                'This run may lack the hooks that resume it, limit unreadable '
-                'images and stop at a loss that is not finite: its loop is not '
-                "train_cfg.type='mmdensecl.ResumableEpochLoop', and it was not "
-                'started by tools/train.py of mmdensecl',
+                'This run may lack the hooks that let it resume, limit '
+                'unreadable images and stop at a loss that is not finite. Set '
+                "train_cfg.type='mmdensecl.ResumableEpochLoop', or start it "
+                'by tools/train.py of mmdensecl',
                 logger='current',
                 level=logging.WARNING,
             )

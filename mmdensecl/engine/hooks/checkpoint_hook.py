@@ -101,6 +101,7 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=backend_args,
             **kwargs,
         )
+        self.max_keep_ckpts = max_keep_ckpts
         self._make_safe()
 
     def _make_safe(self) -> None:
@@ -121,7 +122,7 @@ class SafeCheckpointHook(CheckpointHook):
         for i, hook in enumerate(runner.hooks):
             if type(hook) is CheckpointHook:
                 ours = cls.__new__(cls)
-                vars(ours).update(vars(hook))
+                ours.__dict__.update(vars(hook))
                 ours._make_safe()
                 runner.hooks[i] = ours
 

@@ -20,7 +20,11 @@ from .checkpoint_keys_hook import difference, fits
 PROGRESS = {'last_step', '_global_step', '_last_value', 'base_values'}
 # Of a parameter group, what other versions of torch lack.
 VERSIONS = {
-    'foreach', 'fused', 'maximize', 'capturable', 'differentiable',
+    'foreach',
+    'fused',
+    'maximize',
+    'capturable',
+    'differentiable',
     'decoupled_weight_decay',
 }
 # Of an optimiser's state, what is as large as the parameter.
@@ -63,7 +67,10 @@ class FollowConfigHook(Hook):
         schedulers = checkpoint.get('param_schedulers')
         parts = [*_parts(runner)]
         self.fresh = [
-            (deepcopy(_settings(wrapper)), [deepcopy(x.state_dict()) for x in s])
+            (
+                deepcopy(_settings(wrapper)),
+                [deepcopy(x.state_dict()) for x in s],
+            )
             for _, wrapper, s in parts
         ]
         try:

@@ -62,7 +62,7 @@ class BufferedRuntimeInfoHook(RuntimeInfoHook):
         for i, hook in enumerate(runner.hooks):
             if type(hook) is RuntimeInfoHook:
                 ours = cls()
-                vars(ours).update(vars(hook))
+                ours.__dict__.update(vars(hook))
                 runner.hooks[i] = ours
         if not any(isinstance(x, cls) for x in runner.hooks):
             runner.register_hook(cls())
@@ -93,7 +93,9 @@ class BufferedRuntimeInfoHook(RuntimeInfoHook):
             )
         if (
             not self.started
-            or any(self.every_n_inner_iters(batch_idx, n) for n in self.intervals)
+            or any(
+                self.every_n_inner_iters(batch_idx, n) for n in self.intervals
+            )
             or self.end_of_epoch(runner.train_dataloader, batch_idx)
         ):
             self.started = True
