@@ -6,7 +6,6 @@ import logging
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmpretrain.models import BaseSelfSupervisor
 
 from .config import check_pre_training
 from .hooks.accumulation_hook import AccumulationHook
@@ -76,6 +75,9 @@ def protect_run(runner, whole: bool = True) -> None:
 
 def is_pre_training(runner) -> bool:
     """Whether a run trains a method that has no predictions to validate."""
+    # Imported here: it takes seconds, and most tools do without.
+    from mmpretrain.models import BaseSelfSupervisor
+
     model = runner.model
     model = model.module if is_model_wrapper(model) else model
     return (

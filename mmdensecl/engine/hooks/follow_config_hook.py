@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A resumed run follows its config."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
@@ -93,7 +94,7 @@ class FollowConfigHook(Hook):
     def _replace(self, checkpoint: dict, parts: Sequence[tuple]) -> None:
         """Put the config's settings in place of the checkpoint's."""
         states = {}
-        for (name, _, _), (groups, schedules) in zip(
+        for (name, wrapper, _), (groups, schedules) in zip(
             parts, self.fresh, strict=True
         ):
             whole = checkpoint['optimizer']
@@ -101,9 +102,14 @@ class FollowConfigHook(Hook):
             old['param_groups'] = [
                 {**settings, 'params': group['params']}
                 for settings, group in zip(
-                    groups, old['param_groups'], strict=True
+                    groups, old['param_groups'], strict=False
                 )
             ]
+            # mmengine's extra group, where paramwise_cfg makes many.
+            if len(groups) > len(old['param_groups']):
+                old['base_param_settings'] = deepcopy(wrapper.param_groups[-1])
+            else:
+                old.pop('base_param_settings', None)
             states[name] = deepcopy(schedules)
         if 'param_schedulers' in checkpoint:
             checkpoint['param_schedulers'] = states.get(None, states)
@@ -206,18 +212,20 @@ def _check_state(wrapper: OptimWrapper, saved: Any) -> None:
     """Refuse a state that is not of these parameters and this optimiser."""
     if not isinstance(saved, dict) or not saved.get('param_groups'):
         raise ResumeError("The checkpoint's optimiser has no param_groups")
-    groups = wrapper.param_groups
-    sizes = [len(x['params']) for x in groups]
-    old_sizes = [len(x['params']) for x in saved['param_groups']]
-    if sizes != old_sizes:
+    groups = wrapper.optimizer.param_groups
+    new, old = (
+        [len(x['params']) for x in part]
+        for part in (groups, saved['param_groups'])
+    )
+    if new != old:
         raise ResumeError(
-            f'The checkpoint has parameter groups of {old_sizes} parameters, '
-            f'the config builds {sizes}'
+            f'The checkpoint has {sum(old)} parameters in {len(old)} '
+            f'parameter groups, the config builds {sum(new)} in {len(new)}'
         )
-    for group, old in zip(groups, saved['param_groups'], strict=True):
+    for group, settings in zip(groups, saved['param_groups'], strict=True):
         odd = {
             x
-            for x in group.keys() ^ old.keys()
+            for x in group.keys() ^ settings.keys()
             if x not in VERSIONS and not x.startswith('initial_')
         }
         if odd:
@@ -227,7 +235,7 @@ def _check_state(wrapper: OptimWrapper, saved: Any) -> None:
                 f'no {", ".join(sorted(odd))})'
             )
         for number, parameter in zip(
-            old['params'], group['params'], strict=True
+            settings['params'], group['params'], strict=True
         ):
             state = saved['state'].get(number, {})
             for name in MOMENTS:
@@ -241,7 +249,7 @@ def _check_state(wrapper: OptimWrapper, saved: Any) -> None:
 
 def _changed_groups(wrapper: OptimWrapper, saved: Sequence[dict]) -> list[str]:
     lines = []
-    for group, old in zip(wrapper.param_groups, saved, strict=True):
+    for group, old in zip(wrapper.optimizer.param_groups, saved, strict=True):
         for name in sorted(group.keys() & old.keys() - {'params'}):
             # Where it is scheduled, only its start is a setting.
             if f'initial_{name}' in group.keys() & old.keys():
@@ -286,11 +294,16 @@ def _check_end(runner) -> None:
         copies = [copy(x) for x in schedulers]
         for x in copies:
             x.optimizer = stand_in
-        advance(copies, runner, runner.iter, runner.max_iters)
+        advance(copies, runner, runner.iter, runner.max_iters - 1)
         shares = [
             x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')
         ]
-        if shares and max(shares) > SMALL:
+        # Where a cosine of the run's own length ends, with few steps.
+        steps = runner.max_iters
+        if all(x.by_epoch for x in of_lr):
+            steps = max(1, steps // len(runner.train_dataloader))
+        cosine = 0.5 + 0.5 * math.cos(math.pi * (steps - 1) / steps)
+        if shares and max(shares) > max(SMALL, 1.01 * cosine):
             runner.logger.warning(
                 f'The learning rate ends at {max(shares):.0%} of its start: '
                 'the schedule is of another length than the run of '
