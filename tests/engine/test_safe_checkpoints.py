@@ -117,13 +117,16 @@ def name_of(path):
 
 def whole_of(**changes):
     hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
-    return dict(
-        meta=dict(epoch=1, iter=2, seed=0),
-        state_dict={},
-        message_hub=hub,
-        optimizer=dict(state={}, param_groups=[dict(params=[0])]),
-        param_schedulers=[],
-    ) | changes
+    return (
+        dict(
+            meta=dict(epoch=1, iter=2, seed=0),
+            state_dict={},
+            message_hub=hub,
+            optimizer=dict(state={}, param_groups=[dict(params=[0])]),
+            param_schedulers=[],
+        )
+        | changes
+    )
 
 
 def cut_off(path):

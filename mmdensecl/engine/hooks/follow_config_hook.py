@@ -299,9 +299,9 @@ def _check_end(runner) -> None:
             x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')
         ]
         # Where a cosine of the run's own length ends, with few steps.
-        steps = runner.max_iters
-        if all(x.by_epoch for x in of_lr):
-            steps = max(1, steps // len(runner.train_dataloader))
+        by_epoch = all(x.by_epoch for x in of_lr)
+        by_epoch &= isinstance(runner.train_loop, EpochBasedTrainLoop)
+        steps = runner.max_epochs if by_epoch else runner.max_iters
         cosine = 0.5 + 0.5 * math.cos(math.pi * (steps - 1) / steps)
         if shares and max(shares) > max(SMALL, 1.01 * cosine):
             runner.logger.warning(
