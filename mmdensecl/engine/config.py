@@ -409,8 +409,8 @@ def complete_config(cfg: Config) -> None:
         if not loop['by_epoch']:
             raise ConfigError(
                 f'{cfg.filename}: train_cfg has by_epoch=False, and type='
-                f'{loop["type"]!r} from its base. For a loop by iterations write '
-                'train_cfg = dict(_delete_=True, by_epoch=False, max_iters=...'
-                ')'
+                f'{loop["type"]!r} from its base. For a loop by iterations '
+                'write train_cfg = dict(_delete_=True, by_epoch=False, '
+                'max_iters=...)'
             )
         del loop['by_epoch']  # of a loop by epochs, which it is

@@ -241,7 +241,10 @@ class TestData:
         """At the end of an epoch, where nothing starts again, as well."""
         write_pictures(tmp_path / 'more', 20)
         build().train()
-        more = f"train_dataloader = dict(dataset=dict(data_root='{tmp_path}/more'))"
+        more = (
+            'train_dataloader = dict(dataset=dict('
+            f"data_root='{tmp_path}/more'))"
+        )
         runner = build(more, resume='epoch_1.pth')
         runner.train()
         (message,) = told(messages, 'resumes, but not')
@@ -277,7 +280,8 @@ class TestEnd:
         [
             ('param_scheduler = dict(T_max=200)', '100%'),
             (
-                'train_cfg = dict(max_epochs=5)\nparam_scheduler = dict(T_max=2)',
+                'train_cfg = dict(max_epochs=5)\n'
+                'param_scheduler = dict(T_max=2)',
                 '100%',
             ),
             (

@@ -8,8 +8,10 @@ from mmengine.logging import HistoryBuffer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdensecl.checkpoint import load_from_local
-from mmdensecl.engine import BufferedRuntimeInfoHook, flush_logs
-from mmdensecl.engine.hooks.runtime_info_hook import KEPT
+from mmdensecl.engine import BufferedRuntimeInfoHook
+from mmdensecl.engine.hooks import flush_logs
+from mmdensecl.engine.hooks.runtime_info_hook import KEPT, _stack
+from mmdensecl.engine.hooks.runtime_info_hook import _Step as Step
 
 LONG = (
     'train_cfg = dict(max_epochs=4)\n'
@@ -119,9 +121,7 @@ def test_types_of_outputs(build):
 
 
 def hook_step(outputs):
-    from mmdensecl.engine.hooks.runtime_info_hook import _stack, _Step
-
-    return _Step(0, 0, [], [*outputs], *_stack(outputs))
+    return Step(0, 0, [], [*outputs], *_stack(outputs))
 
 
 def test_checkpoints_do_not_grow(build, logged):
