@@ -208,9 +208,9 @@ class TestAccumulation:
         update = encoder.update
 
         def watch(*modules):
+            with torch.no_grad():  # away from the query encoder
+                next(encoder.parameters()).add_(1)
             before = next(encoder.parameters()).clone()
-            with torch.no_grad():  # the query may not have moved yet
-                next(modules[0].parameters()).add_(1)
             update(*modules)
             moved.append(not torch.equal(before, next(encoder.parameters())))
 

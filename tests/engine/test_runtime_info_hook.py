@@ -164,7 +164,8 @@ def test_a_checkpoint_between_two_lines(build):
     """It holds what was not logged yet."""
     runner = build(
         'default_hooks = dict(logger=dict(interval=100), '
-        'checkpoint=dict(interval=2, by_epoch=False))\n'
+        'checkpoint=dict(interval=2, by_epoch=False, max_keep_ckpts=9))\n'
+        'train_cfg = dict(max_epochs=1)\n'
         'train_dataloader = dict(batch_size=1)'
     )
     runner.train()
@@ -176,7 +177,8 @@ def test_no_checkpoint_after_a_bad_loss(build, monkeypatch):
     """Though the log line is far: the save looks first."""
     runner = build(
         'default_hooks = dict(logger=dict(interval=100), '
-        'checkpoint=dict(interval=2, by_epoch=False))\n'
+        'checkpoint=dict(interval=2, by_epoch=False, max_keep_ckpts=9))\n'
+        'train_cfg = dict(max_epochs=1)\n'
         'train_dataloader = dict(batch_size=1)'
     )
     loss = type(runner.model).loss
