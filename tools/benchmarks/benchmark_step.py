@@ -3,22 +3,23 @@
 
 With `--run`: of an iteration of a run, with the Runner, hooks and logs.
 """
+
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable
+from typing import Any
 
 import baselines
 import measure
 import numpy as np
 import torch
-import torch.nn as nn
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 ALONE = 'both encoders alone'
 PEER = 'mmpretrain DenseCL'
@@ -27,45 +28,52 @@ NAMES = [ALONE, *baselines.OURS, *baselines.MMPRETRAIN]
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = measure.make_parser(
         'Time and memory of a training step with ResNet-50 on two given '
         "views: DSC, DenseCL and MoCo-v2, ours and mmpretrain's, and both "
         'encoders alone (forward and backward of the query, forward of the '
-        'key, optimiser)')
+        'key, optimiser)'
+    )
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--size', type=int, default=224, help='of a view')
     parser.add_argument(
         '--precision',
         choices=measure.DTYPES,
         default='float32',
-        help='type of autocast, of all but the configs below')
+        help='type of autocast, of all but the configs below',
+    )
     parser.add_argument(
         '--baselines',
         nargs='+',
         choices=NAMES,
         default=NAMES,
-        help='who takes part; the four that others are compared to always do')
+        help='who takes part; the four that others are compared to always do',
+    )
     parser.add_argument(
         '--configs',
         type=Path,
         nargs='*',
         default=[],
         help='more pre-training configs, each in its own precision, such as '
-        'configs/densecl_r50_8xb32-coslr-200e_fast.py')
+        'configs/densecl_r50_8xb32-coslr-200e_fast.py',
+    )
     parser.add_argument(
         '--run',
         action='store_true',
         help='time iterations of a run of DenseCL over the bare step, at its '
-        'start and with the logs of a million iterations behind it')
+        'start and with the logs of a million iterations behind it',
+    )
     parser.add_argument(
         '--log-interval',
         type=int,
         default=50,
-        help='of a run, all of which is timed at once')
+        help='of a run, all of which is timed at once',
+    )
     return measure.parse(parser)
 
 
-def encode_both(model: nn.Module, inputs: list) -> torch.Tensor:
+def encode_both(model: Any, inputs: list) -> torch.Tensor:
     """The arithmetic that no contrastive method of this kind can avoid."""
     views = [x.contiguous(memory_format=model.memory_format) for x in inputs]
     query = model.neck(model.backbone(views[0]))
@@ -74,8 +82,9 @@ def encode_both(model: nn.Module, inputs: list) -> torch.Tensor:
     return sum(x.float().mean() for x in query)
 
 
-def make(name: str, batch: int, size: int, precision: str,
-         device: str) -> Callable[[], Any]:
+def make(
+    name: str, batch: int, size: int, precision: str, device: str
+) -> Callable[[], Any]:
     """One training step, ready to run.
 
     Args:
@@ -96,7 +105,8 @@ def make(name: str, batch: int, size: int, precision: str,
         (p for p in model.parameters() if p.requires_grad),
         lr=0.03,
         momentum=0.9,
-        weight_decay=1e-4)
+        weight_decay=1e-4,
+    )
     scaler = torch.amp.GradScaler(device, enabled=precision == 'float16')
     data = baselines.views(batch, size, device)
 
@@ -118,6 +128,16 @@ class _Ready(Exception):
     """Everything is built, and the first iteration is about to begin."""
 
 
+class _Endless(Dataset):
+    """Stands in for the images, which are not read."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
 class _StopFirst(Hook):
     priority = 'LOWEST'
 
@@ -126,8 +146,15 @@ class _StopFirst(Hook):
         raise _Ready
 
 
-def make_run(batch: int, size: int, precision: str, device: str,
-             interval: int, done: int, ours: bool) -> Callable[[], Any]:
+def make_run(
+    batch: int,
+    size: int,
+    precision: str,
+    device: str,
+    interval: int,
+    done: int,
+    ours: bool,
+) -> Callable[[], Any]:
     """Iterations of a run from one log line to the next, ready to go.
 
     Args:
@@ -155,16 +182,24 @@ def make_run(batch: int, size: int, precision: str, device: str,
         cfg.train_cfg.by_epoch = True
         cfg.custom_hooks = []
     data = baselines.views(batch, size, device)
-    # As many batches of the dataset as nobody will see.
-    cfg.train_dataloader = None
-    options = {k: x for k, x in cfg.items() if k != 'train_dataloader'}
-    names = ('model', 'work_dir', 'train_cfg', 'optim_wrapper',
-             'param_scheduler', 'default_hooks', 'custom_hooks',
-             'log_processor', 'default_scope', 'experiment_name', 'randomness')
+    names = (
+        'model',
+        'work_dir',
+        'train_cfg',
+        'optim_wrapper',
+        'param_scheduler',
+        'default_hooks',
+        'custom_hooks',
+        'log_processor',
+        'default_scope',
+        'experiment_name',
+        'randomness',
+    )
     runner = Runner(
-        **{k: options[k] for k in names},
+        **{x: cfg[x] for x in names},
         log_level='ERROR',
-        train_dataloader=DataLoader([0] * (done + 10**7), batch_size=1))
+        train_dataloader=DataLoader(_Endless(), batch_size=1),
+    )
     runner.register_hook(_StopFirst())
     runner.model.data_preprocessor = BaseDataPreprocessor().to(device)
     try:
@@ -199,24 +234,30 @@ def time_runs(args: argparse.Namespace) -> None:
 
     runs = {
         f'{name}, iteration {done or 10:,}': make_run(
-            *shape, args.log_interval, done, name == 'mmdensecl')
-        for name in ('mmdensecl', 'mmengine') for done in (0, 10**6)
+            *shape, args.log_interval, done, name == 'mmdensecl'
+        )
+        for name in ('mmdensecl', 'mmengine')
+        for done in (0, 10**6)
     }
     runs = {'bare step': bare, **runs}
     seconds = measure.take_turns(runs, args.rounds, args.device)
     report = measure.Report(
         f'Iteration of a DenseCL run, ResNet-50, {args.batch} images at '
         f'{args.size}, {args.precision}, a log line every '
-        f'{args.log_interval}', args)
+        f'{args.log_interval}',
+        args,
+    )
     for name in runs:
         report.add(
             name,
             seconds=median(seconds[name]) / args.log_interval,
-            to_bare_step=measure.ratio(seconds[name], seconds['bare step']))
+            to_bare_step=measure.ratio(seconds[name], seconds['bare step']),
+        )
     report.show()
 
 
 def main() -> None:
+    """Compare."""
     args = parse_args()
     if args.run:
         time_runs(args)
@@ -227,21 +268,25 @@ def main() -> None:
     names += map(str, args.configs)
     if args.device == 'cuda':
         torch.backends.cudnn.benchmark = True  # as all of the configs do
-    seconds = measure.take_turns({x: make(x, *shape)
-                                  for x in names}, args.rounds, args.device)
+    seconds = measure.take_turns(
+        {x: make(x, *shape) for x in names}, args.rounds, args.device
+    )
     memory = {
         x: measure.extra_memory(make, args.device, x, *shape, whole=True)
         for x in names
     }
     report = measure.Report(
         f'Training step of ResNet-50, {args.batch} images at {args.size}, '
-        f'{args.precision}', args)
+        f'{args.precision}',
+        args,
+    )
     for name in names:
         ours = name in baselines.OURS or Path(name).suffix == '.py'
         report.add(
             f'mmdensecl {Path(name).stem}' if ours else name,
             precision=baselines.precision_of(baselines.config(name))
-            if Path(name).suffix == '.py' else args.precision,
+            if Path(name).suffix == '.py'
+            else args.precision,
             seconds=median(seconds[name]),
             to_mmpretrain_DenseCL=measure.ratio(seconds[name], seconds[PEER]),
             to_encoders_alone=measure.ratio(seconds[name], seconds[ALONE]),
@@ -250,7 +295,8 @@ def main() -> None:
                 for x in REFERENCES
             },
             peak_MiB=memory[name] / measure.MIB,
-            memory_ratio=memory[name] / memory[PEER])
+            memory_ratio=memory[name] / memory[PEER],
+        )
     report.show()
 
 
