@@ -220,6 +220,21 @@ class TestWeights:
         with pytest.raises(ValueError, match=f'{name}: .*{got}'):
             runner.train()
 
+    def test_a_head_is_no_exception(self, build, edit):
+        """Torch would cast it: no head 'as initialised', but a ruined one."""
+        build().train()
+        name = 'neck.mlp.0.weight'
+
+        def change(checkpoint):
+            state = checkpoint['state_dict']
+            assert name in state
+            state[name] = state[name].to(torch.int8)
+
+        edit('epoch_1.pth', change)
+        path = str(build.work_dir / 'epoch_1.pth')
+        with pytest.raises(ValueError, match=f'{name}: got .*int8'):
+            build(load_from=path).train()
+
     def test_another_precision_is_no_other_kind(self, build, edit):
         build().train()
         edit(

@@ -310,13 +310,16 @@ class TestResumableEpochLoop:
         assert second.lrs[0] == whole.lrs[6 * epoch]
         assert second.lrs[-1] == whole.lrs[-1]
 
-    def test_the_learning_rate_is_the_config_s(self, train, warnings):
-        """At the position reached, as if it had been so from the start."""
+    @pytest.mark.parametrize('at', [8, 12])
+    def test_the_learning_rate_is_the_config_s(self, train, warnings, at):
+        """At the position reached, as if it had been so from the start.
+
+        Also where an epoch's last iteration is done, and its end to come.
+        """
         whole = train('whole', lr=0.001)
-        train(at=8)
+        train(at=at)
         second = train(resume=True, lr=0.001)
-        assert second.steps[0] == (1, 8, 2)
-        assert second.lrs == whole.lrs[8:]
+        assert second.lrs == whole.lrs[at:]
         (message,) = [x for x in warnings if 'The config differs' in x]
         assert 'lr: 0.001, was 0.01' in message
 

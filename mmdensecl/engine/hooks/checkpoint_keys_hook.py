@@ -33,7 +33,8 @@ class CheckpointKeysHook(Hook):
 
     * when testing, validating or resuming: stops the run;
     * when `load_from` starts a training: stops it if it belongs to the
-      backbone, or if nothing fits at all. New heads are named in a warning.
+      backbone or is of another kind, or if nothing fits at all. New heads are
+      named in a warning.
 
     Blocks that only the checkpoint has, in a stage of the backbone that the
     model has too, always stop it: they are of a deeper network.
@@ -150,14 +151,16 @@ class CheckpointKeysHook(Hook):
                 "init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
                 'checkpoint=...).'
             )
+        # Torch casts what has the shape only: it would not start afresh.
         wrong = [*deeper] + [
             line
             for name, line in random.items()
             if not BACKBONES.isdisjoint(name.split('.'))
+            or getattr(given.get(name), 'shape', None) == own[name].shape
         ]
         if wrong:
             raise ValueError(
-                f'{what}. In the backbone:\n{_some(wrong)}\nIf this file is '
+                f'{what}. In the backbone, or of another kind:\n{_some(wrong)}\nIf this file is '
                 'only to give the backbone, and is of its depth, let it enter '
                 "by init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
                 'checkpoint=...) instead of load_from; that reads any format.'

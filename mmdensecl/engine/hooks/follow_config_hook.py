@@ -161,10 +161,13 @@ class FollowConfigHook(Hook):
                 group.update(settings)
             for scheduler, state in zip(schedulers, states, strict=True):
                 scheduler.load_state_dict(deepcopy(state))
-            advance(schedulers, runner, 0, runner.iter)
+            # Behind its last iteration the end of an epoch is still to come.
+            advance(schedulers, runner, 0, runner.iter, runner.epoch)
 
 
-def advance(schedulers: Sequence, runner, start: int, end: int) -> None:
+def advance(
+    schedulers: Sequence, runner, start: int, end: int, epochs: int
+) -> None:
     """Step schedulers as ParamSchedulerHook does from one iteration on.
 
     Args:
@@ -172,6 +175,7 @@ def advance(schedulers: Sequence, runner, start: int, end: int) -> None:
         runner: With the loop that would step them.
         start: Iterations that they have seen.
         end: Iterations that they are to have seen.
+        epochs: Epochs of which they are to have seen the end.
     """
     length = len(runner.train_dataloader)
     by_epoch = [x for x in schedulers if x.by_epoch]
@@ -186,7 +190,7 @@ def advance(schedulers: Sequence, runner, start: int, end: int) -> None:
         for done in range(start + step, end + 1, step):
             for x in by_iter:
                 x.step()
-            if done % length == 0:
+            if done % length == 0 and done // length <= epochs:
                 for x in by_epoch:
                     x.step()
 
@@ -294,7 +298,8 @@ def _check_end(runner) -> None:
         copies = [copy(x) for x in schedulers]
         for x in copies:
             x.optimizer = stand_in
-        advance(copies, runner, runner.iter, runner.max_iters - 1)
+        last = runner.max_iters - 1
+        advance(copies, runner, runner.iter, last, runner.max_epochs)
         shares = [
             x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')
         ]
