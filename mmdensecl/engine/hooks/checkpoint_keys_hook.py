@@ -160,8 +160,9 @@ class CheckpointKeysHook(Hook):
         ]
         if wrong:
             raise ValueError(
-                f'{what}. In the backbone, or of another kind:\n{_some(wrong)}\nIf this file is '
-                'only to give the backbone, and is of its depth, let it enter '
+                f'{what}. In the backbone, or of another kind:\n'
+                f'{_some(wrong)}\nIf this file is only to give the backbone, '
+                'and is of its depth, let it enter '
                 "by init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
                 'checkpoint=...) instead of load_from; that reads any format.'
             )
