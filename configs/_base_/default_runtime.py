@@ -1,6 +1,9 @@
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
+    # Reads logs from the device once an interval, stops at a loss that is not
+    # finite.
+    runtime_info=dict(type='mmdensecl.BufferedRuntimeInfoHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
@@ -16,9 +19,9 @@ custom_hooks = [
     dict(type='mmdensecl.UnlabeledDataHook'),
     # Fits queue_len='auto' to the data, warns of a queue that is too long.
     dict(type='mmdensecl.QueueLengthHook'),
-    # Warns of collapse and leaks, stops at a loss that is not finite.
+    # Warns of collapse and leaks, stops at weights that are not finite.
     dict(type='mmdensecl.ContrastMonitorHook'),
-    # Saves and leaves at SIGTERM or SIGUSR1, to go on with --resume.
+    # Saves and leaves at Ctrl-C, SIGTERM or SIGUSR1, to go on with --resume.
     dict(type='mmdensecl.TerminationHook'),
 ]
 

@@ -6,7 +6,6 @@ _base_ = [
 ]
 # MoCo-v2 at a size that one CPU core trains on 250,000 samples in about 10
 # minutes: a ResNet-18 of a quarter of the width, views of 64 pixels.
-max_epochs = 11  # of 23,397 images
 data_root = 'data/my_images'
 
 model = dict(
@@ -37,8 +36,7 @@ optim_wrapper = dict(
     enabled='auto',
     optimizer=dict(lr=0.06),
 )
-param_scheduler = dict(T_max=max_epochs)
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=11)  # of 23,397 images
 auto_scale_lr = dict(base_batch_size=64)
 default_hooks = dict(
     logger=dict(interval=50), checkpoint=dict(interval=1, max_keep_ckpts=1)

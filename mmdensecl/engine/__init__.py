@@ -17,8 +17,11 @@ from .config import (
     set_pretrained,
 )
 from .hooks import (
+    AccumulationHook,
+    BufferedRuntimeInfoHook,
     CheckpointKeysHook,
     ContrastMonitorHook,
+    FollowConfigHook,
     LambdaWarmupHook,
     QueueLengthHook,
     SafeCheckpointHook,
@@ -29,14 +32,18 @@ from .hooks import (
     add_checkpoint_check,
 )
 from .launch import prepare_cpu_launch
+from .protection import protect_run
 from .resume import find_resumable
 from .train_loop import ResumableEpochLoop
 from .work_dir_lock import lock_work_dir
 
 __all__ = [
+    'AccumulationHook',
     'BFloat16OptimWrapper',
+    'BufferedRuntimeInfoHook',
     'CheckpointKeysHook',
     'ContrastMonitorHook',
+    'FollowConfigHook',
     'LambdaWarmupHook',
     'QueueLengthHook',
     'ResumableEpochLoop',
@@ -55,6 +62,7 @@ __all__ = [
     'merge_options',
     'override_data_root',
     'prepare_cpu_launch',
+    'protect_run',
     'read_config',
     'set_pretrained',
     'use_mixed_precision',

@@ -15,7 +15,13 @@ from mmengine.dist import is_main_process
 from mmdensecl.checkpoint import register_checkpoint_loader
 from mmdensecl.onedl import let_configs_name_mmseg
 
-from .config import check_data_root, merge_options, parse_options
+from .config import (
+    ConfigError,
+    check_data_root,
+    complete_config,
+    merge_options,
+    parse_options,
+)
 
 
 def prepare_tool() -> None:
@@ -81,15 +87,27 @@ def load_config(args: Namespace) -> Config:
 
     Returns:
         The config.
+
+    Raises:
+        ConfigError: It contradicts itself or its base.
     """
     prepare_tool()
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except TypeError as error:
+        if 'cannot inherit' not in str(error):
+            raise
+        raise ConfigError(
+            f'{args.config}: {error} For a list of the base, such as an '
+            'init_cfg, write a list: init_cfg=[dict(...)]'
+        ) from error
     options = parse_options(cfg, args.cfg_options)
     if args.data_root is not None:
         options['data_root'] = args.data_root
     if 'data_root' not in options:
         check_data_root(cfg)
     merge_options(cfg, options)
+    complete_config(cfg)
     return cfg
 
 

@@ -6,13 +6,17 @@ import inspect
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import (
-    Any,
-)
+from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+
+from .loader import drop_worker_options
+
+
+class ConfigError(ValueError):
+    """A config that cannot be meant, with what to write instead."""
 
 
 def override_data_root(cfg: Config, data_root: str) -> None:
@@ -358,3 +362,55 @@ def type_name(entry: dict) -> str:
     """Of an initialiser, without its scope."""
     name = entry.get('type')
     return str(getattr(name, '__name__', name)).split('.')[-1]
+
+
+def check_pre_training(cfg: Config) -> None:
+    """Refuse what a pre-training cannot do, before it starts.
+
+    Args:
+        cfg: Of a run of a method without labels and predictions.
+
+    Raises:
+        ConfigError: With what to write instead.
+    """
+    if cfg.get('val_dataloader'):
+        raise ConfigError(
+            'A pre-training has no predictions, so val_dataloader, val_cfg '
+            'and val_evaluator cannot be used. To follow the features, add '
+            "dict(type='mmdensecl.KNNHook', data_root=...) to custom_hooks "
+            '(docs/evaluation.md), or test a checkpoint afterwards'
+        )
+    channels = (cfg.get('model') or {}).get('backbone', {}).get('in_channels')
+    if channels not in (None, 3) and any(
+        type_name(node) == 'DecodeRGB'
+        for node, _ in dicts(cfg.get('train_dataloader'))
+        if 'type' in node
+    ):
+        raise ConfigError(
+            f'model.backbone.in_channels={channels}, but the pipeline decodes '
+            'every image, also a grey one, to the 3 channels of RGB. Leave '
+            'in_channels out, or decode in another way'
+        )
+
+
+def complete_config(cfg: Config) -> None:
+    """Bring together what a child config set and what its base had.
+
+    Args:
+        cfg: Changed in place.
+
+    Raises:
+        ConfigError: Two settings contradict each other.
+    """
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        drop_worker_options(cfg.get(name))
+    loop = cfg.get('train_cfg') or {}
+    if 'type' in loop and 'by_epoch' in loop:
+        if not loop['by_epoch']:
+            raise ConfigError(
+                f'{cfg.filename}: train_cfg has by_epoch=False, and type='
+                f'{loop["type"]!r} from its base. For a loop by iterations '
+                'write train_cfg = dict(_delete_=True, by_epoch=False, '
+                'max_iters=...)'
+            )
+        del loop['by_epoch']  # of a loop by epochs, which it is

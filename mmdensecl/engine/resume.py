@@ -4,8 +4,10 @@
 import logging
 import os
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
@@ -18,6 +20,8 @@ from mmdensecl.datasets.unlabeled import from_rank_0
 POINTER = 'last_checkpoint'
 # Without them mmengine fails to resume, or continues with a fresh optimizer.
 PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')
+# More iterations than any run, and the end of numpy's seeds.
+LARGEST = 2**32
 
 
 class ResumeError(ValueError):
@@ -29,9 +33,10 @@ def find_resumable(
 ) -> str | None:
     """Find the newest checkpoint of a work_dir that can be read.
 
-    It is the one that mmengine's `last_checkpoint` names, or, where that names
-    none that can be read, the last written of `epoch_*.pth` and `iter_*.pth`.
-    Each one passed over is named in a warning; nothing is changed.
+    A checkpoint appears under its name when it is whole, so it is the last
+    written of `epoch_*.pth` and `iter_*.pth`, here or where `last_checkpoint`
+    of mmengine points to. Each one passed over is named in a warning; nothing
+    is changed.
 
     Args:
         work_dir: Of the run.
@@ -77,22 +82,18 @@ def find_resumable(
     return None
 
 
-def _candidates(work_dir: Path, named: str | None) -> Iterator[Path]:
-    """Yield the checkpoints, the most wanted first."""
-    pointed = Path(named) if named else None
-    # A work_dir may have been moved or copied since.
-    if pointed and osp.isfile(work_dir / pointed.name):
-        pointed = work_dir / pointed.name
-    files = _saved_in(work_dir)
-    if pointed and osp.isfile(pointed):
-        yield pointed
+def _candidates(work_dir: Path, named: str | None) -> list[Path]:
+    """The checkpoints of a run, the last written first."""
+    folders, files = [work_dir], set()
+    if named and osp.isfile(work_dir / osp.basename(named)):
+        # Also where the work_dir was moved or copied to since.
+        files.add(work_dir / osp.basename(named))
+    elif named and osp.isfile(named):
         # A checkpoint hook with an out_dir saves elsewhere.
-        files = files or _saved_in(pointed.parent)
-    yield from (path for path in files if path != pointed)
-
-
-def _saved_in(folder: Path) -> list[Path]:
-    files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+        files.add(Path(named))
+        folders.append(Path(named).parent)
+    for folder in folders:
+        files |= {*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')}
     return sorted(files, key=lambda x: x.stat().st_mtime_ns, reverse=True)
 
 
@@ -152,15 +153,57 @@ def check_resumable(
             f'{", ".join(lacking)} (save_optimizer and save_param_scheduler '
             'of the checkpoint hook have to be True)'
         )
-    meta = held['meta'] if isinstance(held['meta'], dict) else {}
-    if not all(
-        isinstance(meta.get(key), int) and meta[key] >= 0
-        for key in ('epoch', 'iter')
+    wrong = _malformed(held)
+    if wrong:
+        raise ResumeError(f'"{path}" cannot be resumed from: {wrong}')
+
+
+def _malformed(held: dict) -> str | None:
+    """What is wrong with a checkpoint that has all its parts."""
+    meta, hub = held['meta'], held['message_hub']
+    meta = meta if isinstance(meta, dict) else {}
+    for key in ('epoch', 'iter'):
+        value = meta.get(key)
+        if not _is_count(value):
+            return f'its meta does not say of which {key} it is: {value!r}'
+    seed = meta.get('seed', 0)
+    if seed is not None and not _is_count(seed):
+        return f'the seed of its meta is no number below 2**32: {seed!r}'
+    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
+    if not isinstance(hub, dict) or not all(
+        isinstance(hub.get(x), dict) for x in parts
     ):
-        raise ResumeError(
-            f'"{path}" cannot be resumed from, as its meta does '
-            'not say which epoch and iter it is of'
-        )
+        return f'its message_hub does not consist of {", ".join(parts)}'
+    if not isinstance(held['state_dict'], dict):
+        return 'its state_dict is none'
+    optimizer = held['optimizer']
+    if not isinstance(optimizer, dict) or not all(
+        isinstance(x, dict) and x.get('param_groups') and 'state' in x
+        for x in _optimizers(optimizer)
+    ):
+        return "its optimizer has no param_groups, or is no optimiser's state"
+    schedules = held.get('param_schedulers', [])
+    several = isinstance(schedules, dict)
+    for part in schedules.values() if several else [schedules]:
+        if not isinstance(part, list) or not all(
+            isinstance(x, dict) for x in part
+        ):
+            return 'its param_schedulers are no states of schedulers'
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and 0 <= int(value) < LARGEST
+    )
+
+
+def _optimizers(state: dict) -> list:
+    """The state of the only optimiser, or of each of several."""
+    single = 'state' in state or not state
+    return [state] if single else [*state.values()]
 
 
 def prepare_resume(cfg: Config) -> None:

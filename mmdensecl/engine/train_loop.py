@@ -3,20 +3,26 @@
 
 import logging
 import random
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
-from itertools import count, islice
-from typing import Any, cast
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import get_rank
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader
 
 from mmdensecl.registry import LOOPS
 
+from .loader import (
+    describe_loader,
+    drop_worker_options,
+    sampler_of,
+    skip_batches,
+)
+from .protection import protect_run
 from .rank_order import fix_order_of_sums
 
 # What the random numbers are for; each has a stream of its own.
@@ -39,72 +45,6 @@ def seed_generators(*entropy: int) -> None:
         torch.cuda.manual_seed(int(seeds[2]) >> 1)
 
 
-def sampler_of(loader: DataLoader) -> Any:
-    """The sampler that a loader's batches come from."""
-    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
-
-
-def describe_loader(loader: DataLoader) -> dict[str, Any]:
-    """What the images of the n-th batch of an epoch depend on.
-
-    Args:
-        loader: Of this process.
-
-    Returns:
-        Plain numbers and strings, for a checkpoint.
-    """
-    sampler = sampler_of(loader)
-    return dict(
-        images=len(cast(Sized, loader.dataset)),
-        batches=len(loader),
-        batch_size=getattr(loader.batch_sampler, 'batch_size', None),
-        world_size=get_world_size(),
-        sampler=type(sampler).__name__,
-        sampler_seed=getattr(sampler, 'seed', None),
-    )
-
-
-class _Tail(Sampler):
-    """A sampler without its first indices; as long as the whole of it."""
-
-    def __init__(self, sampler: Any, start: int) -> None:
-        self.sampler = sampler
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return islice(self.sampler, self.start, None)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-
-@contextmanager
-def skip_batches(loader: DataLoader, batches: int) -> Iterator[int]:
-    """Let a loader leave out the start of an epoch without reading it.
-
-    Args:
-        loader: Whose iterator is made and used inside.
-        batches: To leave out.
-
-    Yields:
-        Batches that remain to be drawn and thrown away, as nothing is known of
-        the loader's own way to make batches.
-    """
-    batch_sampler = loader.batch_sampler
-    # Torch forbids to change a loader's samplers, but not a sampler's own.
-    if type(batch_sampler) is not BatchSampler or isinstance(
-        loader.dataset, IterableDataset
-    ):
-        yield batches
-        return
-    whole = batch_sampler.sampler
-    batch_sampler.sampler = _Tail(whole, batches * batch_sampler.batch_size)
-    try:
-        yield 0
-    finally:
-        batch_sampler.sampler = whole
-
-
 @LOOPS.register_module(name=['ResumableEpochLoop', 'ExactEpochLoop'])
 class ResumableEpochLoop(EpochBasedTrainLoop):
     """Trains by epochs; resumes mid-epoch.
@@ -119,7 +59,11 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     A run that is resumed from a checkpoint in the middle of an epoch continues
     after the last batch, without reading those before. With another dataloader
     layout (number of processes, images or batches) the epoch starts again,
-    with a warning. The learning rate is the checkpoint's.
+    with a warning. Learning rate and schedule are the config's, see
+    :class:`FollowConfigHook`.
+
+    The hooks that this rests on are added where a config lacks them, see
+    :func:`mmdensecl.engine.protection.protect_run`.
 
     Args:
         runner: The runner.
@@ -135,6 +79,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     def __init__(
         self, runner, dataloader: DataLoader | dict, **kwargs
     ) -> None:
+        protect_run(runner)
+        drop_worker_options(dataloader)
         super().__init__(runner, dataloader, **kwargs)
         self._iter: int
         self._skip = 0
@@ -198,8 +144,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         if changes:
             print_log(
                 'The run resumes, but not as it would have gone on without '
-                f'the break ({"; ".join(changes)}). Weights, queues, '
-                'optimiser and learning rate are those of the checkpoint.',
+                f'the break ({"; ".join(changes)}). Weights, queues and the '
+                "optimiser's state are those of the checkpoint.",
                 logger='current',
                 level=logging.WARNING,
             )

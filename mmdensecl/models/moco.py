@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """MoCo-v2, and the skeleton of every method."""
 
+import logging
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import torch.nn as nn
 from mmengine.device import get_device
 from mmengine.dist import all_gather, broadcast
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
@@ -211,6 +212,17 @@ class MoCoV2(BaseSelfSupervisor):
                 "queue_len='auto' was not resolved before the first step. Add "
                 "dict(type='mmdensecl.QueueLengthHook') to custom_hooks, or "
                 'call model.set_queue_len(length).'
+            )
+        run = MessageHub.get_current_instance().runtime_info
+        # Set by mmengine's Runner, and by mmdensecl.engine.protect_run.
+        if run.get('loop_stage') == 'train' and not run.get('protected'):
+            print_log(
+                'This run may lack the hooks that let it resume, limit '
+                'unreadable images and stop at a loss that is not finite. Set '
+                "train_cfg.type='mmdensecl.ResumableEpochLoop', or start it "
+                'by tools/train.py of mmdensecl',
+                logger='current',
+                level=logging.WARNING,
             )
         if self.auto_virtual_ranks:
             self.virtual_ranks = auto_virtual_ranks(batch_size)

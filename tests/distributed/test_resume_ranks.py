@@ -49,8 +49,8 @@ def path(work_dir):
         dict(
             meta=dict(epoch=3, iter=6),
             state_dict={},
-            message_hub={},
-            optimizer={},
+            message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+            optimizer=dict(state={}, param_groups=[dict(params=[])]),
         ),
         path,
     )

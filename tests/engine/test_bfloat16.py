@@ -22,7 +22,6 @@ def model():
 
 
 class TestBFloat16OptimWrapper:
-
     def test_a_step(self, model):
         """The forward pass is in bfloat16, weights and updates are not."""
         wrapper = BFloat16OptimWrapper(sgd(model))
@@ -46,7 +45,7 @@ class TestBFloat16OptimWrapper:
         other = OptimWrapper(sgd(model))
         other.load_state_dict(wrapper.state_dict())
         buffer = other.optimizer.state[model.weight]['momentum_buffer']
-        assert buffer.tolist() == [[2.] * 4] * 3
+        assert buffer.tolist() == [[2.0] * 4] * 3
 
     def test_gpu_without_it(self, model, monkeypatch):
         without_bfloat16(monkeypatch)
@@ -58,13 +57,15 @@ class TestBFloat16OptimWrapper:
         with wrapper.optim_context(model):
             assert model(torch.ones(2, 4)).dtype == torch.float32
 
-    @pytest.mark.parametrize('native, dtype', [(True, torch.bfloat16),
-                                               (False, torch.float32)])
+    @pytest.mark.parametrize(
+        'native, dtype', [(True, torch.bfloat16), (False, torch.float32)]
+    )
     def test_auto(self, model, monkeypatch, capsys, native, dtype):
         """It follows the processor, and says so."""
         MMLogger.get_instance(f'auto-{native}')
-        monkeypatch.setattr(bfloat16, 'native_bfloat16', lambda:
-                            (native, 'a CPU'))
+        monkeypatch.setattr(
+            bfloat16, 'native_bfloat16', lambda: (native, 'a CPU')
+        )
         wrapper = BFloat16OptimWrapper(sgd(model), enabled='auto')
         with wrapper.optim_context(model):
             assert model(torch.ones(2, 4)).dtype == dtype
@@ -79,12 +80,12 @@ class TestBFloat16OptimWrapper:
 def without_bfloat16(monkeypatch):
     monkeypatch.setattr(bfloat16, 'get_device', lambda: 'cuda')
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'V100')
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
-                        lambda including_emulation: False)
+    monkeypatch.setattr(
+        torch.cuda, 'is_bf16_supported', lambda including_emulation: False
+    )
 
 
 class TestUseMixedPrecision:
-
     @staticmethod
     def changed(auto=False, **wrapper):
         cfg = Config(dict(optim_wrapper=dict(optimizer=dict(), **wrapper)))
@@ -103,9 +104,10 @@ class TestUseMixedPrecision:
         assert wrapper.type == 'AmpOptimWrapper'
         assert wrapper.loss_scale == 'dynamic'
 
-    @pytest.mark.parametrize('before', [
-        'OptimWrapper', 'AmpOptimWrapper', 'mmdensecl.BFloat16OptimWrapper'
-    ])
+    @pytest.mark.parametrize(
+        'before',
+        ['OptimWrapper', 'AmpOptimWrapper', 'mmdensecl.BFloat16OptimWrapper'],
+    )
     def test_auto(self, before):
         wrapper = self.changed(auto=True, type=before)
         assert wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
@@ -113,12 +115,13 @@ class TestUseMixedPrecision:
 
     def test_on_overrides_auto(self):
         wrapper = self.changed(
-            type='mmdensecl.BFloat16OptimWrapper', enabled='auto')
+            type='mmdensecl.BFloat16OptimWrapper', enabled='auto'
+        )
         assert wrapper.enabled is True
 
     def test_leaves_mixed_precision_alone(self):
-        wrapper = self.changed(type='AmpOptimWrapper', loss_scale=8.)
-        assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 8.)
+        wrapper = self.changed(type='AmpOptimWrapper', loss_scale=8.0)
+        assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 8.0)
 
     def test_unknown_wrapper(self):
         with pytest.raises(ValueError, match='cannot replace .*type=Apex'):
@@ -126,22 +129,28 @@ class TestUseMixedPrecision:
 
 
 class TestNativeBFloat16:
-
-    @pytest.mark.parametrize('units, expected', [
-        (('_is_amx_tile_supported', '_is_avx512_bf16_supported'),
-         (True, 'a CPU with AMX')),
-        (('_is_avx512_bf16_supported', ), (True, 'a CPU with AVX512-BF16')),
-        ((), (False, 'a CPU without AMX or AVX512-BF16')),
-    ])
+    @pytest.mark.parametrize(
+        'units, expected',
+        [
+            (
+                ('_is_amx_tile_supported', '_is_avx512_bf16_supported'),
+                (True, 'a CPU with AMX'),
+            ),
+            (('_is_avx512_bf16_supported',), (True, 'a CPU with AVX512-BF16')),
+            ((), (False, 'a CPU without AMX or AVX512-BF16')),
+        ],
+    )
     def test_cpu(self, monkeypatch, units, expected):
         for name in ('_is_amx_tile_supported', '_is_avx512_bf16_supported'):
             monkeypatch.setattr(
-                torch.cpu, name, lambda x=name: x in units, raising=False)
+                torch.cpu, name, lambda x=name: x in units, raising=False
+            )
         assert bfloat16.native_bfloat16() == expected
 
     @pytest.mark.parametrize('native', [True, False])
     def test_gpu(self, monkeypatch, native):
         without_bfloat16(monkeypatch)
-        monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
-                            lambda including_emulation: native)
+        monkeypatch.setattr(
+            torch.cuda, 'is_bf16_supported', lambda including_emulation: native
+        )
         assert bfloat16.native_bfloat16() == (native, 'V100')

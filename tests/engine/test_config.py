@@ -27,9 +27,12 @@ def test_moves_every_path_below_the_root():
         dict(
             data_root='data/coco',
             train_dataloader=dict(
-                dataset=dict(data_root='data/coco/train2017')),
+                dataset=dict(data_root='data/coco/train2017')
+            ),
             many=[dict(ann='data/coco/a.json'), ('data/coco', 'data/cocoa')],
-            count=3))
+            count=3,
+        )
+    )
     override_data_root(cfg, '/mnt/x/')
     assert cfg.data_root == '/mnt/x'
     assert cfg.train_dataloader.dataset.data_root == '/mnt/x/train2017'
@@ -45,14 +48,17 @@ def test_nothing_to_move():
     cfg = Config(
         dict(
             data_root='data/coco',
-            train_dataloader=dict(dataset=dict(data_root='elsewhere'))))
+            train_dataloader=dict(dataset=dict(data_root='elsewhere')),
+        )
+    )
     with pytest.raises(KeyError, match='nothing .* below .* "data/coco"'):
         override_data_root(cfg, '/mnt/x')
 
 
 def pretrained(**kwargs):
     return dict(
-        type='mmdensecl.PretrainedBackbone', checkpoint='a.pth', **kwargs)
+        type='mmdensecl.PretrainedBackbone', checkpoint='a.pth', **kwargs
+    )
 
 
 @pytest.fixture
@@ -64,11 +70,17 @@ def detector():
                 neck=dict(init_cfg=dict(type='Xavier')),
                 roi_head=[
                     dict(
-                        shared_head=dict(init_cfg=[
-                            dict(type='Kaiming'),
-                            pretrained(allow_random=['norm'])
-                        ]))
-                ])))
+                        shared_head=dict(
+                            init_cfg=[
+                                dict(type='Kaiming'),
+                                pretrained(allow_random=['norm']),
+                            ]
+                        )
+                    )
+                ],
+            )
+        )
+    )
 
 
 def test_pretrained_everywhere(detector):
@@ -103,17 +115,19 @@ def test_no_pretrained(detector):
 
 
 @pytest.mark.parametrize('checkpoint', ['b.pth', 'none'])
-@pytest.mark.parametrize('content', [
-    dict(),
-    dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained')))),
-])
+@pytest.mark.parametrize(
+    'content',
+    [
+        dict(),
+        dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained')))),
+    ],
+)
 def test_no_place_for_pretrained(checkpoint, content):
     with pytest.raises(KeyError, match='PretrainedBackbone'):
         set_pretrained(Config(content), checkpoint)
 
 
 class TestOptionsAsTyped:
-
     @pytest.fixture
     def cfg(self):
         return Config(
@@ -123,23 +137,32 @@ class TestOptionsAsTyped:
                 train_cfg=dict(max_epochs=3),
                 train_pipeline=[dict(type='A', size=3)],
                 train_dataloader=dict(
-                    dataset=dict(data_root='data/old/images', indices=None)),
-                train=[dict(name='x')]))
+                    dataset=dict(data_root='data/old/images', indices=None)
+                ),
+                train=[dict(name='x')],
+            )
+        )
 
-    @pytest.mark.parametrize('option, name, value', [
-        ('work_dir=/data/my pics', 'work_dir', '/data/my pics'),
-        ('work_dir=2024_01', 'work_dir', '2024_01'),
-        ('work_dir=a,b', 'work_dir', 'a,b'),
-        ('work_dir=[1]', 'work_dir', '[1]'),
-        ('work_dir=a=b', 'work_dir', 'a=b'),
-        ('work_dir="quoted one"', 'work_dir', 'quoted one'),
-        ('train.0.name=1e3', 'train.0.name', '1e3'),
-        ('train_cfg.max_epochs=5', 'train_cfg.max_epochs', 5),
-        ('train_dataloader.dataset.indices=7',
-         'train_dataloader.dataset.indices', 7),
-        ('randomness.seed=3', 'randomness.seed', 3),
-        ('model.strides=1,2', 'model.strides', [1, 2]),
-    ])
+    @pytest.mark.parametrize(
+        'option, name, value',
+        [
+            ('work_dir=/data/my pics', 'work_dir', '/data/my pics'),
+            ('work_dir=2024_01', 'work_dir', '2024_01'),
+            ('work_dir=a,b', 'work_dir', 'a,b'),
+            ('work_dir=[1]', 'work_dir', '[1]'),
+            ('work_dir=a=b', 'work_dir', 'a=b'),
+            ('work_dir="quoted one"', 'work_dir', 'quoted one'),
+            ('train.0.name=1e3', 'train.0.name', '1e3'),
+            ('train_cfg.max_epochs=5', 'train_cfg.max_epochs', 5),
+            (
+                'train_dataloader.dataset.indices=7',
+                'train_dataloader.dataset.indices',
+                7,
+            ),
+            ('randomness.seed=3', 'randomness.seed', 3),
+            ('model.strides=1,2', 'model.strides', [1, 2]),
+        ],
+    )
     def test_strings_stay_literal(self, cfg, option, name, value):
         assert parse_options(cfg, [option]) == {name: value}
 
@@ -165,7 +188,8 @@ class TestOptionsAsTyped:
     def base(self, tmp_path):
         (tmp_path / 'base.py').write_text(
             "data_root = 'data/old'\n"
-            'train_dataloader = dict(dataset=dict(data_root=data_root))\n')
+            'train_dataloader = dict(dataset=dict(data_root=data_root))\n'
+        )
 
         def child(text):
             path = tmp_path / 'child.py'
@@ -176,38 +200,42 @@ class TestOptionsAsTyped:
 
     def test_data_root_that_moves_nothing(self, base):
         with pytest.raises(
-                ValueError,
-                match="data_root='/my/images', but .*'data/old'.*"
-                r'dataset=dict\(data_root=data_root'):
+            ValueError,
+            match="data_root='/my/images', but .*'data/old'.*"
+            r'dataset=dict\(data_root=data_root',
+        ):
             check_data_root(base("data_root = '/my/images'"))
 
-    @pytest.mark.parametrize('text', [
-        '',
-        "data_root = 'data/old/'",
-        "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
-        "data_root = '/my/images'\n"
-        'train_dataloader = dict(dataset=dict(data_root=data_root))',
-        "data_root = '/my'\n"
-        "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
-    ])
+    @pytest.mark.parametrize(
+        'text',
+        [
+            '',
+            "data_root = 'data/old/'",
+            "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
+            "data_root = '/my/images'\n"
+            'train_dataloader = dict(dataset=dict(data_root=data_root))',
+            "data_root = '/my'\n"
+            "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
+        ],
+    )
     def test_data_root_that_is_used(self, base, text):
         check_data_root(base(text))
 
 
 class TestPretrainedForPreTraining:
-
     @pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
     def test_the_backbone_starts_from_it(self, kind):
         init = [dict(type='Kaiming'), dict(type='Constant')]
-        cfg = Config(
-            dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
+        cfg = Config(dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
         set_pretrained(cfg, 'x.pth')
         assert cfg.model.backbone.init_cfg == dict(
-            type='mmdensecl.PretrainedBackbone', checkpoint='x.pth')
+            type='mmdensecl.PretrainedBackbone', checkpoint='x.pth'
+        )
 
     def test_none(self):
         cfg = Config(
-            dict(model=dict(type='mmdensecl.MoCoV2', backbone=dict(depth=1))))
+            dict(model=dict(type='mmdensecl.MoCoV2', backbone=dict(depth=1)))
+        )
         set_pretrained(cfg, 'none')
         assert cfg.model.backbone == dict(depth=1)
 
@@ -215,7 +243,9 @@ class TestPretrainedForPreTraining:
         cfg = Config(
             dict(
                 load_from='y.pth',
-                model=dict(type='mmdensecl.MoCoV2', backbone=dict())))
+                model=dict(type='mmdensecl.MoCoV2', backbone=dict()),
+            )
+        )
         set_pretrained(cfg, 'x.pth')
         with pytest.raises(ValueError, match='overwritten by load_from'):
             check_weight_sources(cfg, 'x.pth')
@@ -229,11 +259,14 @@ class TestWeightSources:
         check_weight_sources(Config(dict(load_from='y.pth', model=dict())))
         check_weight_sources(Config(dict(load_from='y.pth')))
 
-    @pytest.mark.parametrize('pretrained, ours', [
-        (None, "'a.pth'"),
-        ('x.pth', '--pretrained x.pth'),
-        ('none', '--pretrained none'),
-    ])
+    @pytest.mark.parametrize(
+        'pretrained, ours',
+        [
+            (None, "'a.pth'"),
+            ('x.pth', '--pretrained x.pth'),
+            ('none', '--pretrained none'),
+        ],
+    )
     def test_load_from(self, detector, pretrained, ours):
         detector.load_from = 'y.pth'
         with pytest.raises(ValueError) as error:
@@ -243,18 +276,26 @@ class TestWeightSources:
         detector.resume = True
         check_weight_sources(detector, pretrained)
 
-    @pytest.mark.parametrize('other', [
-        dict(init_cfg=dict(type='Pretrained', checkpoint='y.pth')),
-        dict(init_cfg=[
-            dict(type='Kaiming'),
-            dict(type='mmengine.PretrainedInit', checkpoint='y.pth')
-        ]),
-        dict(pretrained='y.pth'),
-    ])
-    @pytest.mark.parametrize('part', [
-        lambda model: model,
-        lambda model: model.roi_head[0],
-    ])
+    @pytest.mark.parametrize(
+        'other',
+        [
+            dict(init_cfg=dict(type='Pretrained', checkpoint='y.pth')),
+            dict(
+                init_cfg=[
+                    dict(type='Kaiming'),
+                    dict(type='mmengine.PretrainedInit', checkpoint='y.pth'),
+                ]
+            ),
+            dict(pretrained='y.pth'),
+        ],
+    )
+    @pytest.mark.parametrize(
+        'part',
+        [
+            lambda model: model,
+            lambda model: model.roi_head[0],
+        ],
+    )
     def test_outer_part(self, detector, other, part):
         part(detector.model).update(other)
         with pytest.raises(ValueError, match="'a.pth'.*'y.pth'.*outer part"):
@@ -262,13 +303,12 @@ class TestWeightSources:
 
     def test_other_initialisers_come_first(self, detector):
         """mmengine runs them before those of inner parts."""
-        detector.model.init_cfg = dict(type='Normal', layer='Linear', std=1.)
+        detector.model.init_cfg = dict(type='Normal', layer='Linear', std=1.0)
         detector.model.neck.init_cfg = dict(type='Pretrained', checkpoint='y')
         check_weight_sources(detector)
 
 
 class TestTrain:
-
     @pytest.fixture
     def read(self, monkeypatch, tmp_path, detector):
         """Function that reads a command line of tools/train.py."""
@@ -278,8 +318,8 @@ class TestTrain:
             detector.update(settings)
             detector.dump(tmp_path / 'c.py')
             monkeypatch.setattr(
-                sys, 'argv',
-                ['train.py', str(tmp_path / 'c.py'), *argv])
+                sys, 'argv', ['train.py', str(tmp_path / 'c.py'), *argv]
+            )
             return tool['build_config'](tool['parse_args']())
 
         return read
@@ -301,7 +341,7 @@ class TestTrain:
         handler.emit = lambda record: log.append(record.getMessage())
         MMLogger.get_instance(request.node.name).addHandler(handler)
         assert read('--resume', load_from='y.pth').load_from is None
-        line, = log
+        (line,) = log
         assert "load_from='y.pth' of the config is not used" in line
         read('--resume', load_from=None)
         assert log == [line]
@@ -313,17 +353,21 @@ class TestOptions:
     @staticmethod
     def merge(**options):
         cfg = Config(dict(max_epochs=20, train_cfg=dict(max_epochs=20)))
-        merge_options(cfg, {
-            name.replace('__', '.'): value
-            for name, value in options.items()
-        })
+        merge_options(
+            cfg,
+            {
+                name.replace('__', '.'): value
+                for name, value in options.items()
+            },
+        )
         return cfg
 
     def test_parts_of_the_runner(self):
         cfg = self.merge(
             train_cfg__max_epochs=3,
             auto_scale_lr__enable=True,
-            find_unused_parameters=True)
+            find_unused_parameters=True,
+        )
         assert cfg.train_cfg.max_epochs == 3
         assert cfg.auto_scale_lr.enable and cfg.find_unused_parameters
 

@@ -43,7 +43,7 @@ class ToyContrast(BaseModel):
 
     def forward(self, inputs, data_samples=None, mode='loss'):
         self.lambdas.append(self.loss_lambda)
-        outputs = dict(loss=self.linear(torch.ones(2)).mean()**2)
+        outputs = dict(loss=self.linear(torch.ones(2)).mean() ** 2)
         for name, value in self.outputs(self.step).items():
             outputs[name] = outputs['loss'] * 0 + value
         self.step += 1
@@ -58,13 +58,15 @@ def pack(results):
 @pytest.fixture
 def make_runner(tmp_path):
 
-    def make(model,
-             hooks,
-             count=20,
-             epochs=2,
-             batch_size=2,
-             pipeline=(pack, ),
-             **kwargs):
+    def make(
+        model,
+        hooks,
+        count=20,
+        epochs=2,
+        batch_size=2,
+        pipeline=(pack,),
+        **kwargs,
+    ):
         write_pictures(tmp_path / 'pictures', count, size=4)
         dataset = UnlabeledFolder(str(tmp_path / 'pictures'), list(pipeline))
         return Runner(
@@ -74,13 +76,16 @@ def make_runner(tmp_path):
                 dataset=dataset,
                 batch_size=batch_size,
                 sampler=dict(type=DefaultSampler, shuffle=False),
-                collate_fn=dict(type='default_collate')),
-            train_cfg=kwargs.pop('train_cfg',
-                                 dict(by_epoch=True, max_epochs=epochs)),
+                collate_fn=dict(type='default_collate'),
+            ),
+            train_cfg=kwargs.pop(
+                'train_cfg', dict(by_epoch=True, max_epochs=epochs)
+            ),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             custom_hooks=hooks,
             experiment_name=f'{tmp_path.name}_{id(hooks)}',
-            **kwargs)
+            **kwargs,
+        )
 
     return make
 
@@ -105,21 +110,21 @@ def warnings_of(messages):
 
 
 class TestLambdaWarmup:
-
     def test_schedule(self, make_runner):
         model = ToyContrast()
         make_runner(model, [LambdaWarmupHook(start_iters=7)]).train()
-        assert model.lambdas == [0.] * 7 + [0.5] * 13
+        assert model.lambdas == [0.0] * 7 + [0.5] * 13
 
     def test_category_weight(self, make_runner):
         """Held at 0 as long as lambda is."""
         model, weights = ToyContrast(), []
         model.category_weight = 0.3
-        model.outputs = lambda step: weights.append(model.category_weight) or {
-        }
+        model.outputs = lambda step: (
+            weights.append(model.category_weight) or {}
+        )
         make_runner(model, [LambdaWarmupHook(start_iters=7)]).train()
-        assert weights == [0.] * 7 + [0.3] * 13
-        assert model.lambdas == [0.] * 7 + [0.5] * 13
+        assert weights == [0.0] * 7 + [0.3] * 13
+        assert model.lambdas == [0.0] * 7 + [0.5] * 13
 
     def test_a_model_without_lambda(self, make_runner):
         model = ToyContrast()
@@ -134,15 +139,17 @@ class TestLambdaWarmup:
 
 
 class TestQueueLength:
-
-    @pytest.mark.parametrize('images, batch, expected', [
-        (1281167, 256, 65536),
-        (118287, 256, 59136),
-        (1000, 32, 480),
-        (212, 32, 96),
-        (40, 32, 32),
-        (32, 32, 32),
-    ])
+    @pytest.mark.parametrize(
+        'images, batch, expected',
+        [
+            (1281167, 256, 65536),
+            (118287, 256, 59136),
+            (1000, 32, 480),
+            (212, 32, 96),
+            (40, 32, 32),
+            (32, 32, 32),
+        ],
+    )
     def test_rule(self, images, batch, expected):
         length = fit_queue_len(images, batch)
         assert length == expected
@@ -152,36 +159,46 @@ class TestQueueLength:
         model = ToyContrast('auto')
         make_runner(model, [QueueLengthHook()], count=20).train()
         assert len(model.queue) == 10 and not model.auto_queue_len
-        assert any("queue_len='auto' -> 10: half of the dataset" in text
-                   for _, text in messages)
+        assert any(
+            "queue_len='auto' -> 10: half of the dataset" in text
+            for _, text in messages
+        )
 
     def test_a_length_set_by_hand_stays(self, make_runner, messages):
         model = ToyContrast(64)
         make_runner(model, [QueueLengthHook()], count=20).train()
         assert len(model.queue) == 64
-        assert any('larger than the dataset of 20' in text
-                   for text in warnings_of(messages))
+        assert any(
+            'larger than the dataset of 20' in text
+            for text in warnings_of(messages)
+        )
 
     def test_a_length_that_fits_is_not_commented(self, make_runner, messages):
         make_runner(ToyContrast(8), [QueueLengthHook()], count=20).train()
         assert not any('queue' in text for text in warnings_of(messages))
 
     @pytest.mark.parametrize('resume', [False, True])
-    def test_a_checkpoint_with_another_length(self, make_runner, messages,
-                                              tmp_path, resume):
+    def test_a_checkpoint_with_another_length(
+        self, make_runner, messages, tmp_path, resume
+    ):
         """load_from keeps this run's queue, resume the checkpoint's."""
         saved = make_runner(
-            ToyContrast(12), [QueueLengthHook()],
+            ToyContrast(12),
+            [QueueLengthHook()],
             epochs=1,
             default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', interval=1)))
+                checkpoint=dict(type='CheckpointHook', interval=1)
+            ),
+        )
         saved.train()
         model = ToyContrast('auto')
         runner = make_runner(
-            model, [QueueLengthHook()],
+            model,
+            [QueueLengthHook()],
             load_from=str(tmp_path / 'work/epoch_1.pth'),
             resume=resume,
-            cfg=dict(resume=resume))
+            cfg=dict(resume=resume),
+        )
         runner.train()
         assert len(model.queue) == (12 if resume else 10)
         same = torch.equal(model.queue.negatives, saved.model.queue.negatives)
@@ -192,24 +209,26 @@ class TestQueueLength:
     def test_fewer_pictures_than_a_batch(self, make_runner):
         with pytest.raises(ValueError, match='3 images, fewer than one'):
             make_runner(
-                ToyContrast(), [QueueLengthHook()], count=3,
-                batch_size=4).train()
+                ToyContrast(), [QueueLengthHook()], count=3, batch_size=4
+            ).train()
 
 
 class TestUnlabeledData:
-
     def test_epoch_and_seed_reach_the_data_set(self, make_runner):
         clocks = []
 
         def note(results):
             clocks.append(
-                tuple(runner.train_dataloader.dataset._clock.tolist()))
+                tuple(runner.train_dataloader.dataset._clock.tolist())
+            )
             return pack(results)
 
         runner = make_runner(
-            ToyContrast(), [UnlabeledDataHook()],
+            ToyContrast(),
+            [UnlabeledDataHook()],
             pipeline=[note],
-            randomness=dict(seed=11))
+            randomness=dict(seed=11),
+        )
         runner.train()
         assert clocks == [(11, 0)] * 20 + [(11, 1)] * 20
 
@@ -222,10 +241,12 @@ class TestUnlabeledData:
             return pack(results)
 
         make_runner(
-            ToyContrast(), [UnlabeledDataHook()],
+            ToyContrast(),
+            [UnlabeledDataHook()],
             count=4,
             pipeline=[note],
-            train_cfg=dict(by_epoch=False, max_iters=6)).train()
+            train_cfg=dict(by_epoch=False, max_iters=6),
+        ).train()
         assert len(seeds) >= 12 and len(set(seeds)) == len(seeds)
 
     def test_wrapped_data_sets(self, tmp_path):
@@ -235,8 +256,9 @@ class TestUnlabeledData:
         assert list(unlabeled_parts(RepeatDataset(parts[0], 2))) == parts[:1]
         assert list(unlabeled_parts(parts[2])) == [parts[2]]
 
-    def test_other_ranks_unreadable_pictures_count(self, make_runner,
-                                                   monkeypatch):
+    def test_other_ranks_unreadable_pictures_count(
+        self, make_runner, monkeypatch
+    ):
         """One of 20 was met here, the other rank met three more."""
 
         def broken_first(results):
@@ -251,8 +273,8 @@ class TestUnlabeledData:
         monkeypatch.setattr(unlabeled_data_hook, 'all_reduce', all_reduce)
         with pytest.raises(RuntimeError, match='4 of 20 images'):
             make_runner(
-                ToyContrast(), [UnlabeledDataHook()],
-                pipeline=[broken_first]).train()
+                ToyContrast(), [UnlabeledDataHook()], pipeline=[broken_first]
+            ).train()
 
     @pytest.fixture
     def go_on(self, make_runner, tmp_path):
@@ -269,11 +291,14 @@ class TestUnlabeledData:
                 return pack(results)
 
             runner = make_runner(
-                ToyContrast(), [UnlabeledDataHook()],
+                ToyContrast(),
+                [UnlabeledDataHook()],
                 count=40,
                 pipeline=[break_some],
                 train_cfg=dict(
-                    type='mmdensecl.ResumableEpochLoop', max_epochs=1))
+                    type='mmdensecl.ResumableEpochLoop', max_epochs=1
+                ),
+            )
             path = Path(runner.work_dir, 'unreadable.txt')
             path.write_bytes(noted)
             runner._train_loop = runner.build_train_loop(runner._train_loop)
@@ -332,7 +357,8 @@ class TestUnlabeledData:
 
         with pytest.raises(KeyError):
             make_runner(
-                ToyContrast(), [UnlabeledDataHook()], pipeline=[fail]).train()
+                ToyContrast(), [UnlabeledDataHook()], pipeline=[fail]
+            ).train()
         text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
         assert text == '0004.png\n'
 
@@ -341,8 +367,8 @@ class TestUnlabeledData:
         path, said = tmp_path / 'unreadable.txt', []
         path.write_bytes(b'a.png\n')
         runner = SimpleNamespace(
-            work_dir=str(tmp_path),
-            logger=SimpleNamespace(warning=said.append))
+            work_dir=str(tmp_path), logger=SimpleNamespace(warning=said.append)
+        )
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
         try:
@@ -358,7 +384,8 @@ class TestUnlabeledData:
         """As os.fsdecode gives them."""
         runner = SimpleNamespace(
             work_dir=str(tmp_path),
-            logger=SimpleNamespace(warning=lambda text: text.encode()))
+            logger=SimpleNamespace(warning=lambda text: text.encode()),
+        )
         UnlabeledDataHook()._report(runner, ['\udce4.jpg', 'b.jpg'], 9)
         text = (tmp_path / 'unreadable.txt').read_bytes()
         assert text == b'\xe4.jpg\nb.jpg\n'
@@ -368,13 +395,15 @@ class TestUnlabeledData:
         write_pictures(tmp_path, 20, size=4)
         (tmp_path / '0003.png').write_bytes(b'')
         dataset = UnlabeledFolder(
-            str(tmp_path), [dict(type='mmdensecl.DecodeRGB')])
+            str(tmp_path), [dict(type='mmdensecl.DecodeRGB')]
+        )
         dataset.unreadable_file = str(tmp_path / 'none' / 'unreadable.txt')
         assert 'img' in dataset[3]
         assert dataset.unreadable.sum() == 1
 
-    def test_unreadable_pictures_are_reported_once(self, make_runner, messages,
-                                                   tmp_path):
+    def test_unreadable_pictures_are_reported_once(
+        self, make_runner, messages, tmp_path
+    ):
 
         def broken_third(results):
             if results['img_path'] == '0002.png':
@@ -382,9 +411,11 @@ class TestUnlabeledData:
             return pack(results)
 
         make_runner(
-            ToyContrast(), [UnlabeledDataHook()],
+            ToyContrast(),
+            [UnlabeledDataHook()],
             pipeline=[broken_third],
-            epochs=3).train()
+            epochs=3,
+        ).train()
         reports = [
             t for t in warnings_of(messages) if 'could not be read' in t
         ]
@@ -393,26 +424,29 @@ class TestUnlabeledData:
         text = Path(tmp_path, 'work', 'unreadable.txt').read_text()
         assert text == '0002.png\n'
 
-    def test_nothing_broken_nothing_said(self, make_runner, messages,
-                                         tmp_path):
+    def test_nothing_broken_nothing_said(
+        self, make_runner, messages, tmp_path
+    ):
         make_runner(ToyContrast(), [UnlabeledDataHook()]).train()
         assert not any('could not be read' in t for t in warnings_of(messages))
         assert not Path(tmp_path, 'work', 'unreadable.txt').exists()
 
 
 class TestContrastMonitor:
-
     def test_loss_that_is_not_finite_stops(self, make_runner, tmp_path):
         """The checkpoint of the epoch before survives, and is named."""
         model = ToyContrast(
-            outputs=lambda step: {'loss': float('nan')} if step == 14 else {})
+            outputs=lambda step: {'loss': float('nan')} if step == 14 else {}
+        )
         with pytest.raises(FloatingPointError) as error:
             make_runner(
-                model, [ContrastMonitorHook()],
+                model,
+                [ContrastMonitorHook()],
                 epochs=3,
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook',
-                                    interval=1))).train()
+                    checkpoint=dict(type='CheckpointHook', interval=1)
+                ),
+            ).train()
         message = str(error.value)
         assert 'epoch 2, iteration 15' in message
         assert 'begins with: 0008.png, 0009.png.' in message
@@ -420,11 +454,11 @@ class TestContrastMonitor:
         saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
         assert saved == ['epoch_1.pth']
 
-    def test_weights_that_are_not_finite_are_not_saved(self, make_runner,
-                                                       tmp_path):
+    def test_weights_that_are_not_finite_are_not_saved(
+        self, make_runner, tmp_path
+    ):
 
         class Poison(ContrastMonitorHook):
-
             def after_train_epoch(self, runner):
                 if runner.epoch == 1:
                     runner.model.linear.weight.data[0, 1] = float('inf')
@@ -432,27 +466,33 @@ class TestContrastMonitor:
 
         with pytest.raises(FloatingPointError, match=r'linear.*epoch_1\.pth'):
             make_runner(
-                ToyContrast(), [Poison()],
+                ToyContrast(),
+                [Poison()],
                 default_hooks=dict(
                     checkpoint=dict(
-                        type='CheckpointHook', interval=1,
-                        max_keep_ckpts=1))).train()
+                        type='CheckpointHook', interval=1, max_keep_ckpts=1
+                    )
+                ),
+            ).train()
         saved = sorted(p.name for p in Path(tmp_path, 'work').glob('*.pth'))
         assert saved == ['epoch_1.pth']
 
     def watch(self, make_runner, messages, **values):
         outputs = dict(
-            feat_std=0.9, global_acc=50., dense_acc=50., queue_fill=100.)
+            feat_std=0.9, global_acc=50.0, dense_acc=50.0, queue_fill=100.0
+        )
         outputs.update(values)
         make_runner(
             ToyContrast(outputs=lambda step: outputs),
-            [ContrastMonitorHook(interval=2, early=0.5)]).train()
+            [ContrastMonitorHook(interval=2, early=0.5)],
+        ).train()
         return warnings_of(messages)
 
     def test_a_healthy_run_is_left_alone(self, make_runner, messages):
-        texts = self.watch(make_runner, messages, position_r2=60.)
-        assert not any('collapsed' in t or 'early' in t or 'position' in t
-                       for t in texts)
+        texts = self.watch(make_runner, messages, position_r2=60.0)
+        assert not any(
+            'collapsed' in t or 'early' in t or 'position' in t for t in texts
+        )
 
     def test_collapse(self, make_runner, messages):
         texts = self.watch(make_runner, messages, feat_std=0.001)
@@ -460,20 +500,26 @@ class TestContrastMonitor:
 
     def test_positions_instead_of_images(self, make_runner, messages):
         texts = self.watch(
-            make_runner, messages, position_r2=97., dense_acc=99.9)
+            make_runner, messages, position_r2=97.0, dense_acc=99.9
+        )
         assert sum('position alone explains 97.0%' in t for t in texts) == 1
         assert not any('this early' in t for t in texts)
 
-    @pytest.mark.parametrize('entropy, fill, warnings', [
-        (5., 100., 1),
-        (15., 100., 0),
-        (5., 60., 0),
-    ])
-    def test_one_category(self, make_runner, messages, entropy, fill,
-                          warnings):
+    @pytest.mark.parametrize(
+        'entropy, fill, warnings',
+        [
+            (5.0, 100.0, 1),
+            (15.0, 100.0, 0),
+            (5.0, 60.0, 0),
+        ],
+    )
+    def test_one_category(
+        self, make_runner, messages, entropy, fill, warnings
+    ):
         """Once, and not before the queue is full."""
         texts = self.watch(
-            make_runner, messages, category_entropy=entropy, queue_fill=fill)
+            make_runner, messages, category_entropy=entropy, queue_fill=fill
+        )
         found = [t for t in texts if 'category_entropy is 5.0%' in t]
         assert len(found) == warnings
 
@@ -482,23 +528,28 @@ class TestContrastMonitor:
         texts = self.watch(make_runner, messages, **{name: 99.9})
         assert sum(f'{name} is 99.9% this early' in t for t in texts) == 1
 
-    def test_leak_in_a_short_run_with_the_defaults(self, make_runner,
-                                                   messages):
+    def test_leak_in_a_short_run_with_the_defaults(
+        self, make_runner, messages
+    ):
         """120 steps, as the demo: a tenth of it is over too soon to judge."""
-        outputs = dict(global_acc=99.9, queue_fill=100.)
+        outputs = dict(global_acc=99.9, queue_fill=100.0)
         make_runner(
-            ToyContrast(outputs=lambda step: outputs), [ContrastMonitorHook()],
+            ToyContrast(outputs=lambda step: outputs),
+            [ContrastMonitorHook()],
             count=12,
-            epochs=20).train()
+            epochs=20,
+        ).train()
         assert any('this early' in t for t in warnings_of(messages))
 
     @pytest.mark.parametrize('done, told', [(0, True), (30, False)])
-    def test_a_resumed_run_is_not_early(self, make_runner, messages, done,
-                                        told):
-        outputs = dict(global_acc=99.9, queue_fill=100.)
+    def test_a_resumed_run_is_not_early(
+        self, make_runner, messages, done, told
+    ):
+        outputs = dict(global_acc=99.9, queue_fill=100.0)
         runner = make_runner(
             ToyContrast(outputs=lambda step: outputs),
-            [ContrastMonitorHook(interval=2, early=0.5)])
+            [ContrastMonitorHook(interval=2, early=0.5)],
+        )
         runner.train_loop._iter = done
         runner.train()
         found = any('this early' in t for t in warnings_of(messages))
@@ -506,5 +557,6 @@ class TestContrastMonitor:
 
     def test_a_random_queue_is_easy_to_beat(self, make_runner, messages):
         texts = self.watch(
-            make_runner, messages, dense_acc=99.9, queue_fill=60.)
+            make_runner, messages, dense_acc=99.9, queue_fill=60.0
+        )
         assert not any('this early' in t for t in texts)

@@ -11,16 +11,17 @@ NORM = dict(type='SyncBN', requires_grad=True)
 MODEL = dict(
     type='Detector',
     backbone=dict(type='ResNet', norm_cfg=NORM),
-    heads=[dict(norm_cfg=NORM),
-           dict(norm_cfg=dict(type='GN', num_groups=32))],
-    head=dict(norm_cfg=dict(type='MMSyncBN')))
+    heads=[dict(norm_cfg=NORM), dict(norm_cfg=dict(type='GN', num_groups=32))],
+    head=dict(norm_cfg=dict(type='MMSyncBN')),
+)
 
 
 @pytest.fixture
 def without_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(torch.distributed, 'init_process_group',
-                        lambda **_: None)
+    monkeypatch.setattr(
+        torch.distributed, 'init_process_group', lambda **_: None
+    )
 
 
 def prepared(launcher):
@@ -30,7 +31,6 @@ def prepared(launcher):
 
 
 class TestSyncBN:
-
     def test_becomes_bn_on_cpu_ranks(self, without_gpu):
         model = prepared('pytorch').model
         assert model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
@@ -41,10 +41,12 @@ class TestSyncBN:
 
     def test_says_so_once(self, without_gpu, monkeypatch):
         lines = []
-        monkeypatch.setattr('mmdensecl.engine.launch.print_log',
-                            lambda line, **_: lines.append(line))
+        monkeypatch.setattr(
+            'mmdensecl.engine.launch.print_log',
+            lambda line, **_: lines.append(line),
+        )
         prepared('pytorch')
-        line, = lines
+        (line,) = lines
         assert '3 norm settings' in line and 'SyncBN to BN' in line
 
     def test_stays_where_gpus_or_one_process_are(self, monkeypatch):

@@ -29,6 +29,7 @@ from mmdensecl.engine import work_dir_lock
 from mmdensecl.engine.hooks.checkpoint_hook import SafeCheckpointHook, save_now
 from mmdensecl.engine.resume import (
     ResumeError,
+    check_resumable,
     find_resumable,
     last_good,
     prepare_resume,
@@ -115,8 +116,17 @@ def name_of(path):
 
 
 def whole_of(**changes):
-    parts = ('meta', 'state_dict', 'message_hub', 'optimizer')
-    return {**dict.fromkeys(parts, {}), **changes}
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    return (
+        dict(
+            meta=dict(epoch=1, iter=2, seed=0),
+            state_dict={},
+            message_hub=hub,
+            optimizer=dict(state={}, param_groups=[dict(params=[0])]),
+            param_schedulers=[],
+        )
+        | changes
+    )
 
 
 def cut_off(path):
@@ -204,9 +214,7 @@ class TestKill:
         assert files(folder) == left
         unfinished = folder / '.epoch_2.pth.saving'
         assert unfinished.exists() == (moment in ('writing', 'written'))
-        # The note of the newest comes last.
-        newest = left[-1] if moment == 'pruning' else 'epoch_1.pth'
-        assert name_of(find_resumable(folder)) == newest
+        assert name_of(find_resumable(folder)) == left[-1]
         remove_unfinished(folder)
         assert not unfinished.exists()
         train(folder, max_keep_ckpts=1, ballast=10**6)
@@ -412,25 +420,9 @@ class TestFind:
                 lambda path: torch.save(dict(state_dict={}), path),
                 'lacks meta, message_hub, optimizer',
             ),
-            (
-                lambda path: torch.save(
-                    whole_of(meta=dict(epoch=-5, iter=0)), path
-                ),
-                'does not say which epoch',
-            ),
-            (
-                lambda path: torch.save(
-                    whole_of(meta=dict(epoch='7', iter=0)), path
-                ),
-                'does not say which epoch',
-            ),
-            (
-                lambda path: torch.save(whole_of(meta=None), path),
-                'does not say which epoch',
-            ),
             (lambda path: torch.save([1], path), 'lacks meta'),
         ],
-        ids=range(8),
+        ids=range(5),
     )
     def test_newest_is_passed_over(self, work, warnings, breaks, reason):
         breaks(work / 'epoch_3.pth')
@@ -440,6 +432,36 @@ class TestFind:
         assert f'"{work / "epoch_3.pth"}"' in said
         assert f'passed over for "{work / "epoch_2.pth"}"' in said
         assert 'epoch_3.pth' in files(work)
+
+    @pytest.mark.parametrize(
+        'changes, reason',
+        [
+            (dict(meta=dict(epoch=-5, iter=0)), 'of which epoch it is: -5'),
+            (dict(meta=dict(epoch='7', iter=0)), "which epoch it is: '7'"),
+            (dict(meta=dict(epoch=10**30, iter=0)), 'of which epoch it is'),
+            (dict(meta=dict(epoch=0, iter=True)), 'which iter it is: True'),
+            (dict(meta=None), 'of which epoch it is: None'),
+            (dict(meta=dict(epoch=1, iter=2, seed=10**30)), 'the seed of its'),
+            (dict(meta=dict(epoch=1, iter=2, seed=-1)), 'the seed of its'),
+            (dict(message_hub=[]), 'message_hub does not consist of log_'),
+            (dict(message_hub=dict(log_scalars=3)), 'message_hub does not'),
+            (dict(state_dict=[]), 'its state_dict is none'),
+            (dict(optimizer=dict(state={})), 'its optimizer has no param'),
+            (dict(optimizer={}), 'its optimizer has no param_groups'),
+            (dict(optimizer=[]), 'its optimizer has no param_groups'),
+            (dict(optimizer=dict(a=3)), 'its optimizer has no param_groups'),
+            (dict(param_schedulers=3), 'param_schedulers are no states'),
+            (dict(param_schedulers=['a']), 'param_schedulers are no states'),
+        ],
+        ids=range(16),
+    )
+    def test_malformed(self, tmp_path, changes, reason):
+        """One line, not a traceback of mmengine or torch."""
+        torch.save(whole_of(), tmp_path / 'whole.pth')
+        check_resumable(tmp_path / 'whole.pth')
+        torch.save(whole_of(**changes), tmp_path / 'epoch_1.pth')
+        with pytest.raises(ResumeError, match=re.escape(reason)):
+            find_resumable(tmp_path)
 
     @pytest.mark.parametrize(
         'text',
@@ -464,10 +486,23 @@ class TestFind:
         os.utime(work / 'epoch_2.pth', (ahead, ahead))
         assert name_of(find_resumable(work)) == 'epoch_2.pth'
 
-    def test_a_run_that_went_back(self, work):
-        """From epoch_1 again: what it had done later is given up."""
-        (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
+    def test_the_last_written_counts(self, work):
+        """A pointer is written after its file, or not at all.
+
+        A run that went back, by --resume epoch_1.pth, wrote epoch_2 last.
+        """
+        (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
+        assert name_of(find_resumable(work)) == 'epoch_3.pth'
+        ahead = time.time() + 1000
+        os.utime(work / 'epoch_2.pth', (ahead, ahead))
         assert name_of(find_resumable(work)) == 'epoch_2.pth'
+
+    def test_elsewhere_on_the_disk(self, work, tmp_path):
+        """Where the checkpoint hook has an out_dir: the newest there."""
+        (tmp_path / 'run').mkdir()
+        pointer = tmp_path / 'run' / 'last_checkpoint'
+        pointer.write_text(str(work / 'epoch_2.pth'))
+        assert find_resumable(tmp_path / 'run') == str(work / 'epoch_3.pth')
 
     def test_none_can_be_read(self, work):
         for name in files(work):

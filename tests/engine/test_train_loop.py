@@ -310,12 +310,18 @@ class TestResumableEpochLoop:
         assert second.lrs[0] == whole.lrs[6 * epoch]
         assert second.lrs[-1] == whole.lrs[-1]
 
-    def test_the_learning_rate_is_the_checkpoint_s(self, train):
-        whole = train('whole')
-        train(at=8)
+    @pytest.mark.parametrize('at', [8, 12])
+    def test_the_learning_rate_is_the_config_s(self, train, warnings, at):
+        """At the position reached, as if it had been so from the start.
+
+        Also where an epoch's last iteration is done, and its end to come.
+        """
+        whole = train('whole', lr=0.001)
+        train(at=at)
         second = train(resume=True, lr=0.001)
-        assert second.steps[0] == (1, 8, 2)
-        assert second.lrs == whole.lrs[8:]
+        assert second.lrs == whole.lrs[at:]
+        (message,) = [x for x in warnings if 'The config differs' in x]
+        assert 'lr: 0.001, was 0.01' in message
 
     def test_accumulated_gradients(self, train):
         """A stop waits for the optimiser's step: no file holds gradients."""
@@ -364,14 +370,26 @@ class TestResumableEpochLoop:
 
 class TestTerminationHook:
     def test_gives_the_signals_back(self, train):
-        before = [
-            signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1)
-        ]
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = [signal.getsignal(x) for x in signals]
         train(epochs=1)
         train('other', at=2)
-        assert before == [
-            signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR1)
-        ]
+        assert before == [signal.getsignal(x) for x in signals]
+
+    def test_what_a_shell_ignores_stays_ignored(self, train):
+        """Ctrl-C is not meant for a job in the background."""
+        seen = []
+
+        class Look(Hook):
+            def before_train_epoch(self, runner):
+                seen.append(signal.getsignal(signal.SIGINT))
+
+        own = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            train(epochs=1, hooks=[Look()])
+        finally:
+            signal.signal(signal.SIGINT, own)
+        assert seen == [signal.SIG_IGN]
 
     @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGUSR1])
     def test_workers_of_a_validation_are_shielded(self, train, signum):

@@ -407,3 +407,40 @@ def test_a_second_signal_kills(workplace):
     assert done.returncode == -signal.SIGTERM
     assert '[1][1/3]' in done.stdout and '[1][2/3]' not in done.stdout
     assert not list((workplace / 'work_dirs' / 'twice').glob('iter_*.pth'))
+
+
+def test_ctrl_c(workplace, whole):
+    """Saves and leaves, as SIGTERM does; a terminal sends it to all."""
+    log = ended(
+        start(
+            workplace,
+            'ctrl_c',
+            strike=dict(at=4, name='SIGINT', workers=True),
+            options=['train_dataloader.num_workers=2'],
+        ),
+        128 + signal.SIGINT,
+    )
+    assert 'Saving after this iteration; Ctrl-C aborts' in log
+    assert 'SIGINT: the run stops after iteration 4 of 6' in log
+    assert 'Traceback' not in log
+    ended(start(workplace, 'ctrl_c', '--resume'), 0)
+    assert_same_run(whole, workplace / 'ctrl_c')
+
+
+def test_a_second_ctrl_c_aborts(workplace):
+    """At once, without the patience that launchers need."""
+    (workplace / 'impatient.py').write_text(
+        STRIKE % dict(at=1, name='SIGINT')
+        + 'custom_hooks += [custom_hooks[-1]]\n'
+    )
+    done = tool(
+        'train.py',
+        'impatient.py',
+        '--cfg-options',
+        'data_root=pictures',
+        cwd=workplace,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert '[1][1/3]' not in done.stdout
+    assert not list((workplace / 'work_dirs' / 'impatient').glob('*.pth'))

@@ -4,6 +4,7 @@
 The first run is a process from scratch, and so are those of the launchers;
 the others need not import the libraries again.
 """
+
 import os
 import subprocess
 import sys
@@ -35,21 +36,36 @@ def whole(tmp_path_factory):
         'tiny.py',
         '--cfg-options',
         'data_root=pictures',
-        cwd=folder)
+        cwd=folder,
+    )
     return done.stdout, folder / 'work_dirs' / 'tiny'
 
 
 class TestTrain:
-
     def test_log_work_dir_and_checkpoints(self, whole):
         log, folder = whole
         assert (folder / 'last_checkpoint').read_text().endswith('epoch_2.pth')
         line = next(x for x in log.splitlines() if '[2][3/3]' in x)
-        for name in ('lr', 'eta', 'time', 'data_time', 'loss', 'loss_global',
-                     'loss_dense', 'global_pos_sim', 'global_neg_sim',
-                     'global_acc', 'dense_pos_sim', 'dense_neg_sim',
-                     'dense_acc', 'position_r2', 'match_coverage',
-                     'match_acc', 'feat_std', 'queue_fill'):
+        for name in (
+            'lr',
+            'eta',
+            'time',
+            'data_time',
+            'loss',
+            'loss_global',
+            'loss_dense',
+            'global_pos_sim',
+            'global_neg_sim',
+            'global_acc',
+            'dense_pos_sim',
+            'dense_neg_sim',
+            'dense_acc',
+            'position_r2',
+            'match_coverage',
+            'match_acc',
+            'feat_std',
+            'queue_fill',
+        ):
             assert f'{name}: ' in line, name
         state = final(folder)['state_dict']
         # Six batches of four keys, around the end of a queue of 14.
@@ -63,15 +79,27 @@ class TestTrain:
         assert '"nowhere" does not exist' in last
         assert '--cfg-options data_root=' in last
 
-    def test_amp_and_auto_scale_lr_reach_the_config(self, workplace,
-                                                    monkeypatch):
+    def test_amp_and_auto_scale_lr_reach_the_config(
+        self, workplace, monkeypatch
+    ):
         monkeypatch.syspath_prepend(str(TOOLS))
         monkeypatch.chdir(workplace)
-        monkeypatch.setattr(sys, 'argv', [
-            'train.py', 'tiny.py', '--amp', '--auto-scale-lr', '--resume',
-            'x.pth', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5'
-        ])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'train.py',
+                'tiny.py',
+                '--amp',
+                '--auto-scale-lr',
+                '--resume',
+                'x.pth',
+                '--cfg-options',
+                'optim_wrapper.optimizer.lr=0.5',
+            ],
+        )
         import train as module
+
         cfg = module.build_config(module.parse_args())
         # As is right for a CPU and for today's GPUs.
         assert cfg.optim_wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
@@ -80,9 +108,45 @@ class TestTrain:
         assert (cfg.resume, cfg.load_from) == (True, 'x.pth')
         assert cfg.work_dir == os.path.join('work_dirs', 'tiny')
 
+    def test_a_config_that_cannot_be_meant(self, workplace):
+        """One line, before anything is trained."""
+        (workplace / 'val.py').write_text(
+            "_base_ = './tiny.py'\nval_dataloader = dict(batch_size=1)\n"
+            'val_cfg = dict()\nval_evaluator = dict()\n'
+        )
+        (workplace / 'list.py').write_text(
+            "_base_ = './tiny.py'\nmodel = dict(backbone=dict("
+            "init_cfg=dict(type='Kaiming', layer='Conv2d')))\n"
+        )
+        for name, answer in (('val', 'KNNHook'), ('list', '[dict(...)]')):
+            done = tool(
+                'train.py',
+                f'{name}.py',
+                '--cfg-options',
+                'data_root=pictures',
+                cwd=workplace,
+                check=False,
+            )
+            assert done.returncode == 2 and 'Traceback' not in done.stdout
+            last = done.stdout.strip().splitlines()[-1]
+            assert last.startswith('train.py: error: ') and answer in last
+
+    def test_a_loop_by_iterations(self, workplace):
+        """Not ours, and custom_hooks replaced: what it needs is there."""
+        (workplace / 'iters.py').write_text(
+            "_base_ = './tiny.py'\ncustom_hooks = []\n"
+            'train_cfg = dict(_delete_=True, by_epoch=False, max_iters=2)\n'
+            'optim_wrapper = dict(accumulative_counts=2)\n'
+            'auto_scale_lr = dict(base_batch_size=8)\n'
+        )
+        log = train(workplace, '--auto-scale-lr', config='iters.py').stdout
+        for name in ('UnlabeledDataHook', 'ContrastMonitorHook'):
+            assert name in log.partition('Added to the hooks')[2]
+        # Two iterations of four images are the eight of the config.
+        assert 'Scaling the original LR by 1.0.' in log
+
 
 class TestFast:
-
     def test_resumed_equals_uninterrupted(self, workplace):
         train(workplace, '--work-dir', 'whole', config='fast.py')
         half = workplace / 'whole' / 'epoch_1.pth'
@@ -93,7 +157,8 @@ class TestFast:
             '--resume',
             half,
             config='fast.py',
-            options=['train_dataloader.num_workers=2'])
+            options=['train_dataloader.num_workers=2'],
+        )
         assert_same_weights(workplace / 'whole', workplace / 'resumed')
         # A run of the published kind can take it up, too.
         assert '[2][3/3]' in train(workplace, '--resume', half).stdout
@@ -116,7 +181,10 @@ class TestFast:
                         LOCAL_RANK=str(rank),
                         WORLD_SIZE='2',
                         MASTER_ADDR='127.0.0.1',
-                        MASTER_PORT=port)) for rank in range(2)
+                        MASTER_PORT=port,
+                    ),
+                )
+                for rank in range(2)
             ]
         for rank in ranks:
             rank.result()
@@ -126,7 +194,6 @@ class TestFast:
 
 
 class TestLaunchers:
-
     @pytest.mark.skipif(torch.cuda.is_available(), reason='has GPUs')
     def test_slurm_without_gpus(self):
         cfg = Config(dict(launcher='slurm'))
@@ -146,7 +213,8 @@ class TestLaunchers:
             'data_root=pictures',
             'train_dataloader.batch_size=2',
             cwd=workplace,
-            env=dict(PORT=port)).stdout
+            env=dict(PORT=port),
+        ).stdout
         assert '[2][3/3]' in log
         state = final(workplace / 'work_dirs' / 'tiny')['state_dict']
         assert int(state['dense_queue.enqueued']) == 24
@@ -162,35 +230,53 @@ class TestLaunchers:
         fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
         fake.chmod(0o755)
         env = dict(
-            NNODES='2', NODE_RANK='1', PORT='1234', MASTER_ADDR='10.0.0.1')
+            NNODES='2', NODE_RANK='1', PORT='1234', MASTER_ADDR='10.0.0.1'
+        )
         env['PYTHON'] = str(fake)
-        done = subprocess.run([
-            'bash',
-            str(TOOLS / 'dist_train.sh'), 'c.py', '8', '--amp',
-            '--cfg-options', 'a=[1, 2]'
-        ],
-                              env=dict(os.environ, **env),
-                              text=True,
-                              capture_output=True)
+        done = subprocess.run(
+            [
+                'bash',
+                str(TOOLS / 'dist_train.sh'),
+                'c.py',
+                '8',
+                '--amp',
+                '--cfg-options',
+                'a=[1, 2]',
+            ],
+            env=dict(os.environ, **env),
+            text=True,
+            capture_output=True,
+        )
         words = done.stdout.splitlines()
-        for word in ('--nnodes=2', '--node_rank=1', '--master_port=1234',
-                     '--master_addr=10.0.0.1', '--nproc_per_node=8'):
+        for word in (
+            '--nnodes=2',
+            '--node_rank=1',
+            '--master_port=1234',
+            '--master_addr=10.0.0.1',
+            '--nproc_per_node=8',
+        ):
             assert word in words
         assert words[-6:] == [
-            'c.py', '--launcher', 'pytorch', '--amp', '--cfg-options',
-            'a=[1, 2]'
+            'c.py',
+            '--launcher',
+            'pytorch',
+            '--amp',
+            '--cfg-options',
+            'a=[1, 2]',
         ]
 
     def test_slurm_train(self, workplace):
         bin_dir = workplace / 'bin'
         bin_dir.mkdir()
-        (bin_dir /
-         'srun').write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        (bin_dir / 'srun').write_text(
+            '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
+        )
         (bin_dir / 'srun').chmod(0o755)
         env = dict(
             PATH=f'{bin_dir}{os.pathsep}{os.environ["PATH"]}',
             GPUS='16',
-            SRUN_ARGS='--time=1 --mem=2')
+            SRUN_ARGS='--time=1 --mem=2',
+        )
         script = TOOLS / 'slurm_train.sh'
         words = run(
             'bash',
@@ -201,13 +287,25 @@ class TestLaunchers:
             'dir',
             '--resume',
             cwd=workplace,
-            env=env).stdout.splitlines()
-        for word in ('gpu', '--job-name=job', '--ntasks=16',
-                     '--ntasks-per-node=8', '--gres=gpu:8', '--time=1',
-                     '--mem=2'):
+            env=env,
+        ).stdout.splitlines()
+        for word in (
+            'gpu',
+            '--job-name=job',
+            '--ntasks=16',
+            '--ntasks-per-node=8',
+            '--gres=gpu:8',
+            '--time=1',
+            '--mem=2',
+        ):
             assert word in words
         assert words[-6:] == [
-            'c.py', '--work-dir', 'dir', '--launcher', 'slurm', '--resume'
+            'c.py',
+            '--work-dir',
+            'dir',
+            '--launcher',
+            'slurm',
+            '--resume',
         ]
         words = run(
             'bash',
@@ -217,12 +315,12 @@ class TestLaunchers:
             'c.py',
             '--resume',
             cwd=workplace,
-            env=env).stdout.splitlines()
+            env=env,
+        ).stdout.splitlines()
         assert words[-4:] == ['c.py', '--launcher', 'slurm', '--resume']
 
 
 class TestSmallTools:
-
     def test_print_config(self, workplace):
         out = tool(
             'analysis_tools/print_config.py',
@@ -232,7 +330,8 @@ class TestSmallTools:
             'data_root=/x',
             '--save-path',
             'whole.py',
-            cwd=workplace).stdout
+            cwd=workplace,
+        ).stdout
         assert "data_root='/x'" in out and 'nowhere' not in out
         assert 'queue_len=77' in out and 'CosineAnnealingLR' in out
         assert 'queue_len=77' in (workplace / 'whole.py').read_text()
@@ -245,9 +344,11 @@ class TestSmallTools:
             2,
             '--cfg-options',
             'data_root=pictures',
-            cwd=workplace)
+            cwd=workplace,
+        )
         names = sorted(
-            p.name for p in (workplace / 'browse_dataset').iterdir())
+            p.name for p in (workplace / 'browse_dataset').iterdir()
+        )
         assert names == ['000000.png', '000001.png']
 
     def test_browse_views_of_the_device(self, workplace):
@@ -261,7 +362,8 @@ class TestSmallTools:
                 name,
                 '--cfg-options',
                 'data_root=pictures',
-                cwd=workplace)
+                cwd=workplace,
+            )
         shown = [
             np.asarray(Image.open(workplace / name / '000000.png'), float)
             for name in ('tiny', 'fast')
@@ -271,25 +373,17 @@ class TestSmallTools:
 
     def test_shards_train_like_the_folder(self, whole, workplace):
         converter = 'dataset_converters/folder_to_shards.py'
-        tool(
-            converter,
-            'pictures',
-            'copy',
-            cwd=workplace)
+        tool(converter, 'pictures', 'copy', cwd=workplace)
         tool(
             'train.py',
             'tiny.py',
             '--cfg-options',
             'data_root=copy',
             'train_dataloader.dataset.type=mmdensecl.UnlabeledShards',
-            cwd=workplace)
-        assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
-        again = tool(
-            converter,
-            'pictures',
-            'copy',
             cwd=workplace,
-            check=False)
+        )
+        assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
+        again = tool(converter, 'pictures', 'copy', cwd=workplace, check=False)
         assert again.returncode == 2 and 'exists already' in again.stdout
 
     def test_demo_summary(self, whole, tmp_path):
@@ -298,7 +392,8 @@ class TestSmallTools:
             whole[1],
             '--pictures',
             2,
-            cwd=whole[1].parents[1]).stdout
+            cwd=whole[1].parents[1],
+        ).stdout
         rows = [line for line in out.splitlines() if 'true spot' in line]
         assert len(rows) == 1 and rows[0].count('%') == 2
         assert str(whole[1] / 'epoch_2.pth') in out
@@ -312,7 +407,8 @@ class TestSmallTools:
         names = [
             sorted(
                 p.relative_to(tmp_path / folder)
-                for p in (tmp_path / folder).rglob('*.png'))
+                for p in (tmp_path / folder).rglob('*.png')
+            )
             for folder in ('a', 'b')
         ]
         assert names[0] == names[1] and 200 <= len(names[0]) <= 900

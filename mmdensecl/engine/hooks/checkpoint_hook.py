@@ -101,12 +101,30 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=backend_args,
             **kwargs,
         )
+        self.max_keep_ckpts = max_keep_ckpts
+        self._make_safe()
+
+    def _make_safe(self) -> None:
         self.keep = -1
         self.warned = False
         if _is_local(self):
             self.backend_args = dict(backend=BACKEND)
             # mmengine removes the oldest before it writes the newest.
-            self.keep, self.max_keep_ckpts = max_keep_ckpts, -1
+            self.keep, self.max_keep_ckpts = self.max_keep_ckpts, -1
+
+    @classmethod
+    def install(cls, runner) -> None:
+        """Take the place of mmengine's own hook in a run.
+
+        Args:
+            runner: Whose hooks change.
+        """
+        for i, hook in enumerate(runner.hooks):
+            if type(hook) is CheckpointHook:
+                ours = cls.__new__(cls)
+                ours.__dict__.update(vars(hook))
+                ours._make_safe()
+                runner.hooks[i] = ours
 
     def before_train(self, runner) -> None:
         """Say what could not be resumed from."""

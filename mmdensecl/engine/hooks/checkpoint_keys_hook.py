@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -26,12 +27,14 @@ BACKBONES = frozenset(('backbone', 'shared_head'))
 class CheckpointKeysHook(Hook):
     """Stop a run that did not get the weights it was promised.
 
-    mmengine loads with `strict=False` and only warns. Here a tensor that is
-    missing, or has another shape,
+    mmengine loads with `strict=False` and only warns, or casts without a word.
+    Here a tensor that is missing, or has another shape or kind (whole numbers,
+    bool, complex or text in place of a weight),
 
     * when testing, validating or resuming: stops the run;
     * when `load_from` starts a training: stops it if it belongs to the
-      backbone, or if nothing fits at all. New heads are named in a warning.
+      backbone or is of another kind, or if nothing fits at all. New heads are
+      named in a warning.
 
     Blocks that only the checkpoint has, in a stage of the backbone that the
     model has too, always stop it: they are of a deeper network.
@@ -76,13 +79,13 @@ class CheckpointKeysHook(Hook):
         state = checkpoint.get('state_dict', checkpoint)
         given = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
         own = model.state_dict()
-        shapes = [
-            name
+        unfit = {
+            name: f'{name}: {difference(given[name], x)}'
             for name, x in own.items()
             if isinstance(x, Tensor)
-            and isinstance(given.get(name), Tensor)
-            and given[name].shape != x.shape
-        ]
+            and name in given
+            and not fits(given[name], x)
+        }
 
         def check(module: nn.Module, keys: Any) -> None:
             handle.remove()
@@ -96,12 +99,7 @@ class CheckpointKeysHook(Hook):
                 ]
                 for names in (keys.missing_keys, keys.unexpected_keys)
             )
-            random = {name: f'missing: {name}' for name in missing}
-            for name in shapes:
-                random[name] = (
-                    f'{name}: got {tuple(given[name].shape)}, '
-                    f'expected {tuple(own[name].shape)}'
-                )
+            random = {name: f'missing: {name}' for name in missing} | unfit
             deeper = [
                 f'not in the model: {name}'
                 for name in unused
@@ -153,21 +151,66 @@ class CheckpointKeysHook(Hook):
                 "init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
                 'checkpoint=...).'
             )
+        # Torch casts what has the shape only: it would not start afresh.
         wrong = [*deeper] + [
             line
             for name, line in random.items()
             if not BACKBONES.isdisjoint(name.split('.'))
+            or getattr(given.get(name), 'shape', None) == own[name].shape
         ]
         if wrong:
             raise ValueError(
-                f'{what}. In the backbone:\n{_some(wrong)}\nIf this file is '
-                'only to give the backbone, and is of its depth, let it enter '
+                f'{what}. In the backbone, or of another kind:\n'
+                f'{_some(wrong)}\nIf this file is only to give the backbone, '
+                'and is of its depth, let it enter '
                 "by init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
                 'checkpoint=...) instead of load_from; that reads any format.'
             )
         runner.logger.warning(
             f'{what} and start as initialised:\n{_some(lines)}'
         )
+
+
+def fits(given: Any, own: Tensor) -> bool:
+    """Whether a tensor of a file can take the place of one of the model.
+
+    Args:
+        given: Of the file.
+        own: Of the model.
+
+    Returns:
+        True for the same shape and kind of number, whatever its precision.
+    """
+    return (
+        isinstance(given, Tensor)
+        and given.layout == own.layout
+        and given.is_quantized == own.is_quantized
+        and given.is_meta == own.is_meta
+        and given.shape == own.shape
+        and kind(given) == kind(own)
+    )
+
+
+def kind(x: Tensor) -> str:
+    """'float', 'complex', 'bool' or 'int'."""
+    if x.is_floating_point():
+        return 'float'
+    if x.is_complex():
+        return 'complex'
+    return 'bool' if x.dtype == torch.bool else 'int'
+
+
+def difference(given: Any, own: Tensor) -> str:
+    """Say in which way one does not fit: 'got ..., expected ...'."""
+    if not isinstance(given, Tensor):
+        return f'got {type(given).__name__}, expected a tensor'
+    if given.shape != own.shape:
+        return f'got {tuple(given.shape)}, expected {tuple(own.shape)}'
+    kinds = [
+        f'{x.layout} {x.device.type} {x.dtype}'.replace('torch.', '')
+        for x in (given, own)
+    ]
+    return 'got {}, expected {}'.format(*kinds)
 
 
 def _trains(runner) -> bool:

@@ -6,16 +6,17 @@ from mmengine.hooks import Hook
 
 from mmdensecl.registry import HOOKS
 
-from ..resume import last_good
+from .runtime_info_hook import BufferedRuntimeInfoHook, flush_logs, go_on
 
 
 @HOOKS.register_module()
 class ContrastMonitorHook(Hook):
     """Say in plain words when a run goes wrong.
 
-    It stops a run whose loss is not finite before a checkpoint of it can
-    overwrite a good one, and warns, once each, of collapse, of a leak between
-    the views, of a dense branch that tells positions instead of images, and of
+    It stops a run before weights that are not finite can overwrite a good
+    checkpoint (:class:`BufferedRuntimeInfoHook`, which it installs, does so
+    for losses), and warns, once each, of collapse, of a leak between the
+    views, of a dense branch that tells positions instead of images, and of
     categories of which few are in use.
 
     Args:
@@ -53,6 +54,10 @@ class ContrastMonitorHook(Hook):
         self.warned: set[str] = set()
         self.full_at: int | None = None
 
+    def before_run(self, runner) -> None:
+        """See that losses are checked."""
+        BufferedRuntimeInfoHook.install(runner)
+
     def before_train(self, runner) -> None:
         """Take a resumed run to be past its early part."""
         if runner.iter:
@@ -61,11 +66,10 @@ class ContrastMonitorHook(Hook):
     def after_train_iter(
         self, runner, batch_idx, data_batch=None, outputs=None
     ) -> None:
-        """Check the step's loss, and now and then the averages."""
-        if outputs is not None and not torch.isfinite(outputs['loss']):
-            self._stop(runner, data_batch, outputs)
+        """Check the averages, when they are logged if possible."""
         window = min(self.interval, len(runner.train_dataloader))
-        if self.every_n_train_iters(runner, window):
+        if self.every_n_inner_iters(batch_idx, window):
+            flush_logs(runner)
             self._diagnose(runner, window)
 
     def after_train_epoch(self, runner) -> None:
@@ -86,35 +90,8 @@ class ContrastMonitorHook(Hook):
             raise FloatingPointError(
                 f'{len(bad)} tensors of the model are not finite, "{bad[0]}" '
                 f'first, at iteration {runner.iter + 1}; nothing was saved. '
-                f'{self._go_on(runner)}'
+                f'{go_on(runner)}'
             )
-
-    @staticmethod
-    def _go_on(runner) -> str:
-        return (
-            f'{last_good(runner.work_dir)} Resume from it with '
-            '--resume and --cfg-options '
-            'optim_wrapper.clip_grad.max_norm=10, or train on with a lower '
-            'optim_wrapper.optimizer.lr and load_from=CHECKPOINT.'
-        )
-
-    def _stop(self, runner, data_batch, outputs) -> None:
-        values = ', '.join(
-            f'{name}={torch.as_tensor(x).item():g}'
-            for name, x in outputs.items()
-            if 'loss' in name
-        )
-        samples = (data_batch or {}).get('data_samples', ())
-        names = ', '.join(
-            str(sample.img_path)
-            for sample in samples[:4]
-            if 'img_path' in sample
-        )
-        raise FloatingPointError(
-            f'The loss is not finite at epoch {runner.epoch + 1}, iteration '
-            f'{runner.iter + 1} ({values}). The batch begins with: '
-            f'{names or "unknown"}. {self._go_on(runner)}'
-        )
 
     def _diagnose(self, runner, window: int) -> None:
         # Every rank sees much the same; the logger of rank 0 speaks.

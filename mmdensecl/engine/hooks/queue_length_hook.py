@@ -7,6 +7,8 @@ from mmengine.model import is_model_wrapper
 
 from mmdensecl.registry import HOOKS
 
+from ..loader import batch_size_of
+
 MAX_QUEUE_LEN = 65536
 
 
@@ -79,12 +81,13 @@ class QueueLengthHook(Hook):
         if not hasattr(model, 'set_queue_len') or runner.train_loop is None:
             return
         loader = runner.train_dataloader
-        batch = loader.batch_size * get_world_size()
+        size = batch_size_of(loader)
+        batch = size * get_world_size()
         images = len(loader.dataset)
         if images < batch:
             raise ValueError(
                 f'The dataset has {images} images, fewer than one batch '
-                f'of {loader.batch_size} on each of {get_world_size()} '
+                f'of {size} on each of {get_world_size()} '
                 'processes. Add images or lower '
                 'train_dataloader.batch_size'
             )

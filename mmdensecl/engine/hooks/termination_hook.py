@@ -52,7 +52,7 @@ def _wait_for_parent() -> None:
 
 @HOOKS.register_module()
 class TerminationHook(Hook):
-    """Save and leave when the system asks the run to end.
+    """Save and leave when the user or the system asks the run to end.
 
     At one of `signals` to any of the processes, all of them finish the
     current iteration, with NCCL at most `interval` more, and where gradients
@@ -60,7 +60,7 @@ class TerminationHook(Hook):
     `iter_{n}.pth` in the middle of the epoch, and exit with the status 128
     plus the signal's number. `--resume` then resumes after that iteration.
     In a validation, or while a hook measures, the signal waits for the next
-    iteration. The same signal again kills at once.
+    iteration. The same signal again, a second Ctrl-C, kills at once.
 
     Slurm warns ahead of its time limit by `#SBATCH --signal=USR1@120`.
 
@@ -70,7 +70,8 @@ class TerminationHook(Hook):
             next. Defaults to None: 10 with NCCL, where the answer keeps the
             GPU waiting, and 1 else.
         patience: Seconds within which the same signal counts once, as a
-            launcher and its ranks may both pass one on.
+            launcher and its ranks may both pass one on. A Ctrl-C in a run of
+            one process comes from a hand, and each counts.
 
     Raises:
         ValueError: There is no such signal, or `interval` is less than 1.
@@ -82,7 +83,7 @@ class TerminationHook(Hook):
 
     def __init__(
         self,
-        signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'),
+        signals: Sequence[str] = ('SIGINT', 'SIGTERM', 'SIGUSR1'),
         interval: int | None = None,
         patience: float = 3.0,
     ) -> None:
@@ -123,6 +124,9 @@ class TerminationHook(Hook):
         self.replaced = {
             signum: signal.signal(signum, self._receive)
             for signum in self.signals
+            # A shell's background job is not to hear of a Ctrl-C.
+            if signum != signal.SIGINT
+            or signal.getsignal(signum) is not signal.SIG_IGN
         }
 
     def after_train(self, runner) -> None:
@@ -132,9 +136,11 @@ class TerminationHook(Hook):
         self.replaced = {}
 
     def _receive(self, signum: int, frame) -> None:
+        by_hand = signum == signal.SIGINT and get_world_size() == 1
+        patience = 0 if by_hand else self.patience
         again = (
             signum == self.received
-            and time.monotonic() > self.since + self.patience
+            and time.monotonic() > self.since + patience
         )
         # Forked processes of others inherit the handler, but not the loop.
         if again or os.getpid() != self.pid:
@@ -142,6 +148,8 @@ class TerminationHook(Hook):
             os.kill(os.getpid(), signum)
         if not self.received:
             self.received, self.since = signum, time.monotonic()
+            if signum == signal.SIGINT:  # not by print: it may be printing
+                os.write(2, b'\nSaving after this iteration; Ctrl-C aborts\n')
 
     def after_train_iter(
         self, runner, batch_idx, data_batch=None, outputs=None

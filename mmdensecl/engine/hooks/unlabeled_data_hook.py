@@ -20,6 +20,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmdensecl.datasets.unlabeled import UnlabeledDataset
 from mmdensecl.registry import HOOKS
 
+from ..loader import sampler_of
 from ..safe_write import write_safely
 
 
@@ -60,7 +61,7 @@ class UnlabeledDataHook(Hook):
         parts = [*unlabeled_parts(loader.dataset)]
         # Else the ranks' exchanges could not meet.
         if get_world_size() > 1 and not getattr(
-            loader.sampler, 'round_up', True
+            sampler_of(loader), 'round_up', True
         ):
             raise ValueError(
                 'The ranks exchange images, so their batches must be of one '

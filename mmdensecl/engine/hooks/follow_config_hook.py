@@ -1,0 +1,319 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""A resumed run follows its config."""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from copy import copy, deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop
+
+from mmdensecl.registry import HOOKS
+
+from ..resume import ResumeError
+from .checkpoint_keys_hook import difference, fits
+
+# Of a scheduler's state, what is no setting.
+PROGRESS = {'last_step', '_global_step', '_last_value', 'base_values'}
+# Of a parameter group, what other versions of torch lack.
+VERSIONS = {
+    'foreach',
+    'fused',
+    'maximize',
+    'capturable',
+    'differentiable',
+    'decoupled_weight_decay',
+}
+# Of an optimiser's state, what is as large as the parameter.
+MOMENTS = ('momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq')
+# A learning rate that ends above this share of its start has not come down.
+SMALL = 0.2
+
+
+@HOOKS.register_module()
+class FollowConfigHook(Hook):
+    """Let a resumed run follow its config, and say where that is new.
+
+    mmengine lets the settings of a checkpoint overwrite those of the config:
+    the learning rate, momentum and weight decay of each parameter group, and
+    the type and length of each schedule. Here the two are compared. Where they
+    differ, the config counts: schedules are computed anew up to the position
+    reached, as if they had been there from the start, and all differences are
+    named in one warning. What cannot be followed, another optimiser or other
+    parameters, stops the run.
+
+    At the start of any run it also warns of a learning rate that does not come
+    down by the end, as the schedule is of another length than the run.
+
+    Raises:
+        ResumeError: The state of the checkpoint's optimiser does not fit.
+    """
+
+    def __init__(self) -> None:
+        self.saved_iter = 0
+        self.changes: list[str] = []
+        self.refusal = ''
+        self.fresh: list[tuple] = []
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compare, before the checkpoint's settings replace the config's."""
+        saved = checkpoint.get('optimizer')
+        if saved is None or not isinstance(runner.optim_wrapper, OptimWrapper):
+            return
+        self.saved_iter = checkpoint.get('meta', {}).get('iter', 0)
+        schedulers = checkpoint.get('param_schedulers')
+        parts = [*_parts(runner)]
+        self.fresh = [
+            (
+                deepcopy(_settings(wrapper)),
+                [deepcopy(x.state_dict()) for x in s],
+            )
+            for _, wrapper, s in parts
+        ]
+        try:
+            for name, wrapper, own in parts:
+                old, old_own = saved, schedulers or []
+                if name is not None:
+                    old = saved.get(name)
+                    old_own = (schedulers or {}).get(name, [])
+                _check_state(wrapper, old)
+                self.changes += [
+                    *_changed_groups(wrapper, old['param_groups']),
+                    *_changed_schedulers(own, old_own),
+                ]
+        except ResumeError as error:
+            self.refusal = str(error)
+            checkpoint['optimizer'] = runner.optim_wrapper.state_dict()
+        if self.changes or self.refusal:
+            self._replace(checkpoint, parts)
+
+    def _replace(self, checkpoint: dict, parts: Sequence[tuple]) -> None:
+        """Put the config's settings in place of the checkpoint's."""
+        states = {}
+        for (name, wrapper, _), (groups, schedules) in zip(
+            parts, self.fresh, strict=True
+        ):
+            whole = checkpoint['optimizer']
+            old = whole if name is None else whole[name]
+            old['param_groups'] = [
+                {**settings, 'params': group['params']}
+                for settings, group in zip(
+                    groups, old['param_groups'], strict=False
+                )
+            ]
+            # mmengine's extra group, where paramwise_cfg makes many.
+            if len(groups) > len(old['param_groups']):
+                old['base_param_settings'] = deepcopy(wrapper.param_groups[-1])
+            else:
+                old.pop('base_param_settings', None)
+            states[name] = deepcopy(schedules)
+        if 'param_schedulers' in checkpoint:
+            checkpoint['param_schedulers'] = states.get(None, states)
+
+    def before_train(self, runner) -> None:
+        """Go to the position reached, and look at the end from there."""
+        resumed = runner.iter > 0 and self.fresh
+        if resumed and self.refusal:
+            raise ResumeError(
+                f'{self.refusal}. Use the config that it was trained with, or '
+                'start from its weights alone: load_from=FILE, without '
+                '--resume'
+            )
+        if resumed and (self.changes or runner.iter != self.saved_iter):
+            self._recompute(runner)
+        if resumed and self.changes:
+            lr = runner.optim_wrapper.get_lr()
+            now = ', '.join(f'{x} {values[0]:g}' for x, values in lr.items())
+            runner.logger.warning(
+                'The config differs from what the checkpoint was trained '
+                f'with, and is followed: {"; ".join(self.changes)}. The '
+                f'schedule goes on at iteration {runner.iter} as if it had '
+                f'been this one from the start ({now}).'
+            )
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                f'All {runner.max_iters} iterations are done: nothing is left '
+                'to train. For more, raise train_cfg.max_epochs'
+            )
+        else:
+            _check_end(runner)
+
+    def _recompute(self, runner) -> None:
+        """Put the schedules where they would be without a break."""
+        for (_, wrapper, schedulers), (groups, states) in zip(
+            _parts(runner), self.fresh, strict=True
+        ):
+            if any(hasattr(x, 'need_val_args') for x in schedulers):
+                if not self.changes:
+                    continue
+                raise ResumeError(
+                    'A schedule that depends on past metrics, such as '
+                    'ReduceOnPlateauLR, cannot be computed anew for: '
+                    f'{"; ".join(self.changes)}'
+                )
+            for group, settings in zip(
+                wrapper.param_groups, groups, strict=True
+            ):
+                group.update(settings)
+            for scheduler, state in zip(schedulers, states, strict=True):
+                scheduler.load_state_dict(deepcopy(state))
+            # Behind its last iteration the end of an epoch is still to come.
+            advance(schedulers, runner, 0, runner.iter, runner.epoch)
+
+
+def advance(
+    schedulers: Sequence, runner, start: int, end: int, epochs: int
+) -> None:
+    """Step schedulers as ParamSchedulerHook does from one iteration on.
+
+    Args:
+        schedulers: Of one optimiser.
+        runner: With the loop that would step them.
+        start: Iterations that they have seen.
+        end: Iterations that they are to have seen.
+        epochs: Epochs of which they are to have seen the end.
+    """
+    length = len(runner.train_dataloader)
+    by_epoch = [x for x in schedulers if x.by_epoch]
+    by_iter = [x for x in schedulers if not x.by_epoch]
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        by_epoch = []  # such a loop has no end of an epoch
+    step = 1 if by_iter else length
+    start = start if by_iter else start // length * length
+    with warnings.catch_warnings():
+        # The optimiser did its steps before, or never will.
+        warnings.simplefilter('ignore')
+        for done in range(start + step, end + 1, step):
+            for x in by_iter:
+                x.step()
+            if done % length == 0 and done // length <= epochs:
+                for x in by_epoch:
+                    x.step()
+
+
+def _parts(runner) -> Iterator[tuple[str | None, OptimWrapper, list]]:
+    """Each optimiser's name, None of the only one, and its schedulers."""
+    wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers
+    if not isinstance(wrapper, OptimWrapperDict):
+        yield None, wrapper, schedulers or []
+        return
+    for name, part in wrapper.items():
+        yield name, part, (schedulers or {}).get(name, [])
+
+
+def _settings(wrapper: OptimWrapper) -> list[dict]:
+    return [
+        {k: x for k, x in group.items() if k != 'params'}
+        for group in wrapper.param_groups
+    ]
+
+
+def _check_state(wrapper: OptimWrapper, saved: Any) -> None:
+    """Refuse a state that is not of these parameters and this optimiser."""
+    if not isinstance(saved, dict) or not saved.get('param_groups'):
+        raise ResumeError("The checkpoint's optimiser has no param_groups")
+    groups = wrapper.optimizer.param_groups
+    new, old = (
+        [len(x['params']) for x in part]
+        for part in (groups, saved['param_groups'])
+    )
+    if new != old:
+        raise ResumeError(
+            f'The checkpoint has {sum(old)} parameters in {len(old)} '
+            f'parameter groups, the config builds {sum(new)} in {len(new)}'
+        )
+    for group, settings in zip(groups, saved['param_groups'], strict=True):
+        odd = {
+            x
+            for x in group.keys() ^ settings.keys()
+            if x not in VERSIONS and not x.startswith('initial_')
+        }
+        if odd:
+            raise ResumeError(
+                f'The config has {type(wrapper.optimizer).__name__}, and the '
+                'checkpoint the state of another optimiser (one of them has '
+                f'no {", ".join(sorted(odd))})'
+            )
+        for number, parameter in zip(
+            settings['params'], group['params'], strict=True
+        ):
+            state = saved['state'].get(number, {})
+            for name in MOMENTS:
+                x = state.get(name)
+                if x is not None and not fits(x, parameter):
+                    raise ResumeError(
+                        f"{name} of the optimiser's parameter {number}: "
+                        f'{difference(x, parameter)}'
+                    )
+
+
+def _changed_groups(wrapper: OptimWrapper, saved: Sequence[dict]) -> list[str]:
+    lines = []
+    for group, old in zip(wrapper.optimizer.param_groups, saved, strict=True):
+        for name in sorted(group.keys() & old.keys() - {'params'}):
+            # Where it is scheduled, only its start is a setting.
+            if f'initial_{name}' in group.keys() & old.keys():
+                continue
+            if _plain(group[name]) != _plain(old[name]):
+                label = name.removeprefix('initial_')
+                lines.append(f'{label}: {group[name]}, was {old[name]}')
+    return [*dict.fromkeys(lines)]
+
+
+def _changed_schedulers(own: Sequence, saved: Sequence[dict]) -> list[str]:
+    if len(own) != len(saved):
+        return [f'schedulers: {len(own)}, were {len(saved)}']
+    lines = []
+    for scheduler, old in zip(own, saved, strict=True):
+        new = scheduler.state_dict()
+        name = type(scheduler).__name__
+        if new.keys() != old.keys():
+            lines.append(f'scheduler: {name}, was of another type')
+            continue
+        lines += [
+            f'{name}.{key}: {new[key]}, was {old[key]}'
+            for key in new
+            if key not in PROGRESS and _plain(new[key]) != _plain(old[key])
+        ]
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_end(runner) -> None:
+    """Warn if a learning rate is not small at the end of the run."""
+    for _, wrapper, schedulers in _parts(runner):
+        of_lr = [x for x in schedulers if x.param_name == 'lr']
+        if not of_lr or any(hasattr(x, 'need_val_args') for x in of_lr):
+            continue
+        # Copies, which step an optimiser without parameters.
+        groups = deepcopy(_settings(wrapper))
+        stand_in = SimpleNamespace(param_groups=groups, step=None)
+        copies = [copy(x) for x in schedulers]
+        for x in copies:
+            x.optimizer = stand_in
+        last = runner.max_iters - 1
+        advance(copies, runner, runner.iter, last, runner.max_epochs)
+        shares = [
+            x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')
+        ]
+        # Where a cosine of the run's own length ends, with few steps.
+        by_epoch = all(x.by_epoch for x in of_lr)
+        by_epoch &= isinstance(runner.train_loop, EpochBasedTrainLoop)
+        steps = runner.max_epochs if by_epoch else runner.max_iters
+        cosine = 0.5 + 0.5 * math.cos(math.pi * (steps - 1) / steps)
+        if shares and max(shares) > max(SMALL, 1.01 * cosine):
+            runner.logger.warning(
+                f'The learning rate ends at {max(shares):.0%} of its start: '
+                'the schedule is of another length than the run of '
+                f'{runner.max_iters} iterations, or counts epochs where the '
+                'loop has none. Without T_max and end in param_scheduler it '
+                'follows train_cfg.'
+            )
+            return

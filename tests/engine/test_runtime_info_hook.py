@@ -1,0 +1,213 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""Logs are read once an interval, and say what they said before."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.logging import HistoryBuffer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmdensecl.checkpoint import load_from_local
+from mmdensecl.engine import BufferedRuntimeInfoHook
+from mmdensecl.engine.hooks import flush_logs
+from mmdensecl.engine.hooks.runtime_info_hook import KEPT, _stack
+from mmdensecl.engine.hooks.runtime_info_hook import _Step as Step
+
+LONG = (
+    'train_cfg = dict(max_epochs=4)\n'
+    'log_processor = dict(window_size=5)\n'
+    'default_hooks = dict(logger=dict(interval=2, ignore_last=False))\n'
+)
+
+
+def without_times(lines):
+    skip = ('time', 'data_time', 'memory')
+    return {
+        step: {k: x for k, x in line.items() if k not in skip}
+        for step, line in lines.items()
+    }
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read from tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 'local_scalar_dense' in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def history(runner, name='train/loss'):
+    return runner.message_hub.log_scalars[name].data[0]
+
+
+def test_the_same_lines(build, logged, monkeypatch):
+    """Names, order and numbers: means over a window, the last of the rest."""
+    ours = build(LONG)
+    ours.train()
+    kinds = [type(x) for x in ours.hooks]
+    assert BufferedRuntimeInfoHook in kinds and RuntimeInfoHook not in kinds
+    monkeypatch.setattr(
+        BufferedRuntimeInfoHook, 'install', lambda runner: None
+    )
+    monkeypatch.setattr(
+        'mmdensecl.engine.hooks.contrast_monitor_hook.flush_logs', id
+    )
+    theirs = build(
+        f'{LONG}default_hooks["runtime_info"] = dict(type="RuntimeInfoHook")'
+    )
+    theirs.train()
+    old, new = (without_times(logged(x)) for x in (theirs, ours))
+    assert len(new) == 8 and new == old
+    assert [[*x] for x in new.values()] == [[*x] for x in old.values()]
+
+
+def test_one_read_an_interval(build):
+    """Between two log lines nothing waits for the device."""
+    runner = build(
+        'train_cfg = dict(max_epochs=3)\n'
+        'default_hooks = dict(logger=dict(interval=3))\n'
+    )
+    hook = BufferedRuntimeInfoHook()
+    hook.length = KEPT
+    reads = []
+    for step in range(6):
+        outputs = {f'x{i}': torch.tensor(float(step + i)) for i in range(14)}
+        with Reads() as mode:
+            hook.after_train_iter(
+                _Step(runner, step, length=99), step, None, outputs
+            )
+        reads.append(mode.count)
+    # The first step is looked at; the others wait for the 50th.
+    assert reads[1:] == [0] * 5
+    assert [*history(runner, 'train/x3')] == [3.0]
+    hook.flush(runner)
+    assert [*history(runner, 'train/x3')] == [3.0, 4, 5, 6, 7, 8]
+
+
+class _Step:
+    """A runner at a step, as far as the hook looks at it."""
+
+    def __init__(self, runner, step, length):
+        self.epoch, self.iter = 0, step
+        self.train_dataloader = range(length)
+        self.message_hub = runner.message_hub
+
+
+def test_types_of_outputs(build):
+    """Numbers of any type, exact, and copies of what changes in place."""
+    runner, hook = build(), BufferedRuntimeInfoHook()
+    counter = torch.tensor(0)
+    for _ in range(3):
+        counter += 1
+        outputs = dict(
+            loss=torch.tensor(0.1, requires_grad=True) * 1,
+            count=counter,
+            half=torch.tensor(0.1, dtype=torch.bfloat16),
+            double=torch.tensor([0.1], dtype=torch.float64),
+            plain=0.1,
+        )
+        hook.steps.append(hook_step(outputs))
+    hook.flush(runner)
+    assert [*history(runner, 'train/count')] == [1, 2, 3]
+    assert history(runner, 'train/double')[0] == 0.1
+    assert history(runner, 'train/half')[0] == outputs['half'].item()
+    assert history(runner)[0] == outputs['loss'].item()
+    names = [x for x in runner.message_hub.log_scalars if 'train/' in x]
+    assert names == [f'train/{x}' for x in outputs]
+
+
+def hook_step(outputs):
+    return Step(0, 0, [], [*outputs], *_stack(outputs))
+
+
+def test_checkpoints_do_not_grow(build, logged):
+    """Nor does an iteration take longer: histories are as long as needed."""
+    build().train()
+    runner = build(resume='epoch_1.pth')
+
+    class Old(Hook):
+        """What a run of mmengine's hook brings along."""
+
+        priority = 'HIGHEST'
+
+        def after_load_checkpoint(self, runner, checkpoint):
+            scalars = checkpoint['message_hub']['log_scalars']
+            for name in scalars:
+                scalars[name] = HistoryBuffer([1.0] * 5000, [1] * 5000)
+
+    runner.register_hook(Old())
+    runner.train()
+    saved = load_from_local(build.work_dir / 'epoch_2.pth')['message_hub']
+    lengths = {len(x.data[0]) for x in saved['log_scalars'].values()}
+    assert lengths == {KEPT}
+
+
+@pytest.mark.parametrize(
+    'window, length', [("'global'", 6), ("'epoch'", KEPT), (300, 300)]
+)
+def test_windows_of_the_log_processor(build, window, length):
+    runner = build(
+        'log_processor = dict(custom_cfg=[dict(data_src="loss", '
+        f'method_name="mean", window_size={window})])'
+    )
+    runner.train()
+    buffer = runner.message_hub.log_scalars['train/loss']
+    assert buffer.max_length == length
+    assert len(buffer.data[0]) == 6
+
+
+def test_a_checkpoint_between_two_lines(build):
+    """It holds what was not logged yet."""
+    runner = build(
+        'default_hooks = dict(logger=dict(interval=100), '
+        'checkpoint=dict(interval=2, by_epoch=False, max_keep_ckpts=9))\n'
+        'train_cfg = dict(max_epochs=1)\n'
+        'train_dataloader = dict(batch_size=1)'
+    )
+    runner.train()
+    hub = load_from_local(build.work_dir / 'iter_2.pth')['message_hub']
+    assert len(hub['log_scalars']['train/loss'].data[0]) == 2
+
+
+def test_no_checkpoint_after_a_bad_loss(build, monkeypatch):
+    """Though the log line is far: the save looks first."""
+    runner = build(
+        'default_hooks = dict(logger=dict(interval=100), '
+        'checkpoint=dict(interval=2, by_epoch=False, max_keep_ckpts=9))\n'
+        'train_cfg = dict(max_epochs=1)\n'
+        'train_dataloader = dict(batch_size=1)'
+    )
+    loss = type(runner.model).loss
+
+    def spoilt(self, *args, **kwargs):
+        outputs = loss(self, *args, **kwargs)
+        if runner.iter >= 4:
+            outputs['loss_global'] = outputs['loss_global'] * float('nan')
+        return outputs
+
+    monkeypatch.setattr(type(runner.model), 'loss', spoilt)
+    with pytest.raises(FloatingPointError, match='epoch 1, iteration 5') as e:
+        runner.train()
+    assert 'iter_4.pth' in str(e.value) and '.png' in str(e.value)
+    assert runner.iter == 5  # the 6th, whose checkpoint was due
+    names = sorted(x.name for x in build.work_dir.glob('*.pth'))
+    assert names == ['iter_2.pth', 'iter_4.pth']
+
+
+def test_who_looks_before_the_line(build):
+    """flush_logs is for hooks of others."""
+    seen = []
+
+    class Look(Hook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            flush_logs(runner)
+            seen.append(len(history(runner)))
+
+    runner = build('default_hooks = dict(logger=dict(interval=100))')
+    runner.register_hook(Look())
+    runner.train()
+    assert seen == [1, 2, 3, 4, 5, 6]
