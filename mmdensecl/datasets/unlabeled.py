@@ -16,6 +16,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 
+from .draws import current_draw
+
 IMG_EXTENSIONS = (
     '.jpg',
     '.jpeg',
@@ -107,10 +109,11 @@ class UnlabeledDataset(BaseDataset):
     Rank 0 lists them, and the other ranks receive its list.
 
     An image's augmentation is drawn from a seed made of the run's seed, the
-    epoch and the image's index, so it does not depend on the number of
-    workers, and no two epochs or ranks repeat each other's. The epoch comes
-    from :class:`mmdensecl.engine.UnlabeledDataHook`; without that hook the
-    seed comes from torch's global generator.
+    epoch, the image's index and the number of the draw in the epoch, so it
+    does not depend on the number of workers, and no two draws repeat each
+    other's. Epoch and number come from
+    :class:`mmdensecl.engine.UnlabeledDataHook`; without that hook the seed
+    comes from torch's global generator.
 
     An image that cannot be read is replaced by another one, which depends on
     the same seed, cached in `unreadable`, and reported by the same hook. Where
@@ -221,6 +224,17 @@ class UnlabeledDataset(BaseDataset):
             len(self), dtype=torch.bool
         ).share_memory_()
 
+    @property
+    def image_ids(self) -> np.ndarray:
+        """A number for each index, equal where a list repeats an image."""
+        infos = map(self.get_data_info, range(len(self)))
+        return np.array(
+            [
+                hash((self.data_root, x.get('shard'), x['img_path']))
+                for x in infos
+            ]
+        )
+
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         """Fix the random numbers of an epoch, also for running workers.
 
@@ -231,16 +245,14 @@ class UnlabeledDataset(BaseDataset):
         self._clock[:] = torch.tensor([seed, epoch])
 
     def draw_seed(self, idx: int) -> int:
-        """Seed of the augmentation of image `idx` in this epoch."""
+        """Seed of the augmentation of image `idx` in the present draw."""
         seed, epoch = self._clock.tolist()
         if epoch < 0:
             return int(torch.randint(2**62, ()))
-        return int(
-            np.random.SeedSequence((seed, epoch, idx)).generate_state(
-                1, np.uint64
-            )[0]
-            >> np.uint64(1)
-        )
+        draw = current_draw.get()
+        entropy = [seed, epoch, idx, *([] if draw is None else [draw])]
+        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
 
     def __getitem__(self, idx: int) -> dict:
         """The image after the pipeline, or another where it is broken."""

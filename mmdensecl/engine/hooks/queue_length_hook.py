@@ -5,6 +5,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from mmdensecl.datasets.draws import num_distinct_images
 from mmdensecl.registry import HOOKS
 
 MAX_QUEUE_LEN = 65536
@@ -19,7 +20,7 @@ def fit_queue_len(num_images: int, global_batch: int) -> int:
     only rises. Whole batches, so that every key stays equally long.
 
     Args:
-        num_images: Size of the dataset.
+        num_images: Images that differ.
         global_batch: Images in a step, over all ranks.
 
     Returns:
@@ -37,7 +38,8 @@ class QueueLengthHook(Hook):
     before weights are loaded. A length set by hand stays as it is.
 
     Raises:
-        ValueError: The dataset is smaller than one batch of all ranks.
+        ValueError: The dataset has fewer distinct images than a batch of all
+            ranks.
     """
 
     was_auto = False
@@ -80,10 +82,10 @@ class QueueLengthHook(Hook):
             return
         loader = runner.train_dataloader
         batch = loader.batch_size * get_world_size()
-        images = len(loader.dataset)
+        images = num_distinct_images(loader.dataset)
         if images < batch:
             raise ValueError(
-                f'The dataset has {images} images, fewer than one batch '
+                f'The dataset has {images} distinct images, fewer than one batch '
                 f'of {loader.batch_size} on each of {get_world_size()} '
                 'processes. Add images or lower '
                 'train_dataloader.batch_size'
