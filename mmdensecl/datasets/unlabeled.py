@@ -2,10 +2,12 @@
 """Images without labels: seeds, replacements for broken ones, limits."""
 
 import errno
+import logging
 import os
 import stat
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,19 +17,14 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
+from PIL import features
 
 from .draws import current_draw
 
 IMG_EXTENSIONS = (
-    '.jpg',
-    '.jpeg',
-    '.png',
-    '.bmp',
-    '.webp',
-    '.ppm',
-    '.pgm',
-    '.tif',
-    '.tiff',
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif'),
+    *('.ppm', '.pgm', '.tif', '.tiff'),
+    *(('.avif',) if features.check('avif') else ()),
 )
 
 # Of an image's file: 179 million pixels, PIL's limit, of 4 x 16 bits are
@@ -52,14 +49,12 @@ class UnreadableImageError(Exception):
     """A file that holds no whole image."""
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str | os.PathLike, size: int = -1) -> bytes:
     """Read an image's file.
 
     Args:
         path: The file; links are followed.
-
-    Returns:
-        All of it.
+        size: How much of it; -1 for all.
 
     Raises:
         UnreadableImageError: It is none that could hold an image. A pipe would
@@ -79,7 +74,7 @@ def read_file(path: str) -> bytes:
             f'{status.st_size:,} bytes are more than an image can have'
         )
     with open(path, 'rb') as file:
-        return file.read()
+        return file.read(size)
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
@@ -153,6 +148,8 @@ class UnlabeledDataset(BaseDataset):
                 'only as UnlabeledList. Put the folder into data_root.'
             )
         self.max_unreadable = max_unreadable
+        # Files that list_images did not take, by how they end.
+        self.passed_over: Counter[str] = Counter()
         # Both are in shared memory: workers read the one and write the other.
         self._clock = torch.tensor([0, -1]).share_memory_()  # seed, epoch
         self.unreadable = torch.zeros(0, dtype=torch.bool)
@@ -174,17 +171,26 @@ class UnlabeledDataset(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """List the images on rank 0, in a fixed order, for all ranks."""
         begin = time.perf_counter()
-        infos = from_rank_0(self.list_images)
+        infos, passed_over = from_rank_0(
+            lambda: (self.list_images(), self.passed_over)
+        )
+        rest = ''
+        if passed_over:
+            shown = [f'{n:,} {x}' for x, n in passed_over.most_common(8)]
+            rest = (
+                f'. Passed over {passed_over.total():,} other files: '
+                f'{", ".join(shown)}{", ..." * (len(passed_over) > 8)}'
+            )
         if not infos:
             raise FileNotFoundError(
-                f'No images in "{self.data_root}". Expected files that end '
-                f'in one of {", ".join(IMG_EXTENSIONS)}, in any case, at any '
-                'depth. Point data_root at them, for example with '
+                f'No images in "{self.data_root}"{rest}. Expected files that '
+                f'end in one of {", ".join(IMG_EXTENSIONS)}, in any case, at '
+                'any depth. Point data_root at them, for example with '
                 '--cfg-options data_root=/path/to/images'
             )
         print_log(
             f'Found {len(infos):,} images in "{self.data_root}" in '
-            f'{time.perf_counter() - begin:.1f} s',
+            f'{time.perf_counter() - begin:.1f} s{rest}',
             logger='current',
         )
         return infos
@@ -268,6 +274,13 @@ class UnlabeledDataset(BaseDataset):
                 # A name may hold line breaks, or what cannot be printed.
                 name = self.get_data_info(idx)['img_path']
                 last = f'The last was {name!r}: {error}.'
+                if not self.unreadable.any():
+                    print_log(
+                        f'{name!r} cannot be read ({error}); another image '
+                        'takes its place, and further ones are counted',
+                        logger='current',
+                        level=logging.WARNING,
+                    )
                 if not self.unreadable[idx]:  # else it has been counted
                     self.unreadable[idx] = True
                     self._note(name)

@@ -47,7 +47,7 @@ def keep_bytes(results):
 class TestFolder:
     def test_nested_any_case_sorted(self, tmp_path):
         write(tmp_path, ['b/x.JPG', 'a/deep/y.jpeg', 'z.Png', 'c.webp'])
-        write(tmp_path, ['notes.txt', 'a/labels.json', 'jpg'])
+        write(tmp_path, ['notes.txt', 'a/labels.json', 'jpg'], b'no image')
         assert paths(UnlabeledFolder(str(tmp_path))) == [
             'a/deep/y.jpeg',
             'b/x.JPG',

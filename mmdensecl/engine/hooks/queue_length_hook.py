@@ -85,8 +85,8 @@ class QueueLengthHook(Hook):
         images = num_distinct_images(loader.dataset)
         if images < batch:
             raise ValueError(
-                f'The dataset has {images} distinct images, fewer than one batch '
-                f'of {loader.batch_size} on each of {get_world_size()} '
+                f'The dataset has {images} distinct images, fewer than one '
+                f'batch of {loader.batch_size} on each of {get_world_size()} '
                 'processes. Add images or lower '
                 'train_dataloader.batch_size'
             )
