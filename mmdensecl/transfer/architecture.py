@@ -68,7 +68,8 @@ def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
     if not depths:
         kind = 'bottleneck' if bottleneck else 'basic'
         return f'ResNet of {"-".join(map(str, counts))} {kind} blocks'
-    words = f'ResNet{_version(state)}-{depths[0]}'
+    squeeze = 'SE' if any('.se_layer.' in x for x in state) else ''
+    words = f'{squeeze}ResNet{_version(state)}-{depths[0]}'
     if width != (64, 64):
         words += f' with {width[0]} channels in layer1'
         if width[0] != width[1]:

@@ -244,7 +244,9 @@ def test_one_baseline_and_one_rule(call, voc, checkpoint, monkeypatch):
     for seed in range(2):
         pairs = part.pairs(seed)
         for kept, backbone in zip(
-            found, (trained, trained.untrained(pairs.query, seed)), strict=False
+            found,
+            (trained, trained.untrained(pairs.query, seed)),
+            strict=False,
         ):
             kept.append(measure(backbone, pairs))
     assert compare(*map(mean_accuracy, found)) == seen[0]

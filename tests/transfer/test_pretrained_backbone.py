@@ -13,7 +13,12 @@ import torch
 import torch.nn as nn
 import torchvision
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import (
+    BaseModel,
+    BaseModule,
+    ImgDataPreprocessor,
+    Sequential,
+)
 from mmengine.registry import MODELS, DefaultScope
 
 from mmdensecl.transfer import PretrainedBackbone
@@ -495,6 +500,84 @@ def test_what_will_not_train(file18, log, changes, expected):
     else:
         assert expected in line and 'layer2' not in line
         assert ('norm_eval=True: batch norms' in line) == changes['norm_eval']
+
+
+class TestHowItWasTrained:
+    """A published file is compared with the model that it enters."""
+
+    MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+    @pytest.fixture
+    def published(self, backbone18, tmp_path):
+        def write(strides=None, **run):
+            run = dict(method='DenseCL', mean=self.MEAN, std=self.STD) | run
+            if strides:
+                run['backbone'] = dict(strides=strides)
+            path = tmp_path / 'published.pth'
+            meta = dict(mmdensecl=dict(run=run))
+            torch.save(dict(state_dict=backbone18, meta=meta), path)
+            return str(path)
+
+        return write
+
+    def enter(self, path, scope='mmdet', preprocessor=None, **changes):
+        normalisation = dict(mean=self.MEAN, std=self.STD)
+        preprocessor = normalisation if preprocessor is None else preprocessor
+        with DefaultScope.overwrite_default_scope(scope):
+            backbone = MODELS.build(resnet(ours(path), **changes))
+        model = BaseModel(ImgDataPreprocessor(**preprocessor))
+        model.backbone = backbone
+        model.init_weights()
+
+    def test_alike(self, published, log):
+        self.enter(published())
+        self.enter(published(strides=[1, 2, 2, 2]))
+        assert not any(' here' in text for _, text in log)
+
+    def test_dilated_is_alike(self, published, log):
+        pytest.importorskip('mmseg')
+        self.enter(
+            published(),
+            'mmseg',
+            strides=(1, 2, 1, 1),
+            dilations=(1, 1, 2, 4),
+        )
+        assert not any(' here' in text for _, text in log)
+
+    def test_strides(self, published, log):
+        self.enter(published(strides=[1, 1, 1, 2]))
+        line = find(log, 'were trained at one cell in (1, 1, 1, 2) pixels')
+        assert '(1, 2, 4, 8) here' in line
+
+    @pytest.mark.parametrize(
+        'preprocessor, what',
+        [
+            (dict(mean=[103.53, 116.28, 123.675], std=[1, 1, 1]), 'std'),
+            ({}, 'mean'),
+        ],
+    )
+    def test_normalisation(self, published, log, preprocessor, what):
+        self.enter(published(), preprocessor=preprocessor)
+        line = find(log, f'trained on RGB images of {what}')
+        assert 'data_preprocessor here has' in line
+
+    def test_nothing_is_known(self, file18, log):
+        self.enter(file18, preprocessor={}, strides=(1, 1, 1, 1))
+        assert not any(' here' in text for _, text in log)
+
+
+def test_timm(tmp_path):
+    """The names of mmpretrain's wrapper of timm's models are left out."""
+    pytest.importorskip('timm')
+    from mmpretrain.models import TIMMBackbone
+
+    source, target = (TIMMBackbone('resnet18') for _ in range(2))
+    state = {f'backbone.{k}': x for k, x in source.state_dict().items()}
+    path = str(tmp_path / 'timm.pth')
+    torch.save(dict(state_dict=state), path)
+    PretrainedBackbone(path)(target)
+    for name, x in target.state_dict().items():
+        assert torch.equal(x, source.state_dict()[name])
 
 
 def test_without_custom_imports(file18, tmp_path):
