@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmdensecl.registry import WEIGHT_INITIALIZERS
 
-from .architecture import describe_architecture, saved_geometry
+from .architecture import describe_architecture, name_in_twin, saved_geometry
 from .read_backbone import Backbone, read_backbone, trained_geometry
 from .run_info import are_rgb
 
@@ -119,7 +119,11 @@ class PretrainedBackbone:
         module = getattr(module, 'timm_model', module)
         state = module.state_dict()
         own = {k: x for k, x in state.items() if isinstance(x, Tensor)}
-        given = backbone.state_dict
+        twins = {name_in_twin(k, own): k for k in own}
+        given = {
+            k if k in own else twins.get(k, k): x
+            for k, x in backbone.state_dict.items()
+        }
         fits = {
             name: given[name]
             for name in own.keys() & given.keys()
