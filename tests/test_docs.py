@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmdensecl import cli
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / 'README.md'
 SITE = sorted((ROOT / 'docs').glob('*.md'))
@@ -110,6 +112,27 @@ def test_flags_of_commands_exist():
         for flag in re.findall(r'(?<=\s)--[a-z][\w-]*', line):
             assert f"'{flag}'" in source, f'{document}: {line}'
     assert {'tools/train.py', 'tools/benchmark.py'} <= set(tools)
+
+
+def test_commands_of_ours_exist():
+    """`mmdensecl pretrain ...` and its flags."""
+    known = {
+        flag
+        for action in cli.make_parser()._actions
+        for parser in (action.choices or {}).values()
+        for own in parser._actions
+        for flag in own.option_strings
+    }
+    found = set()
+    for path in DOCUMENTS:
+        for line in re.findall(r'^mmdensecl (.*)$', path.read_text(), re.M):
+            name, *words = line.split()
+            found.add(name)
+            assert name in ('pretrain', *cli.TOOLS), line
+            if name == 'pretrain':
+                flags = {x for x in words if x.startswith('--')}
+                assert flags <= known, line
+    assert {'pretrain', 'probe'} <= found
 
 
 def test_length():

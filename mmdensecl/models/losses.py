@@ -115,12 +115,13 @@ def stream_queue(
     queue: Tensor,
     with_weighted: bool,
     block_size: int | None = None,
+    product_type: torch.dtype | None = None,
 ) -> QueueStatistics:
     """Reduce the logits block by block, so that they never exist all at once.
 
-    In the type of its input, also under autocast. The weighted sum obeys the
-    same running-maximum recurrence as the log-sum-exp (Milakov and Gimelshein,
-    arXiv 1805.02867), so one pass gives both.
+    The weighted sum obeys the same running-maximum recurrence as the
+    log-sum-exp (Milakov and Gimelshein, arXiv 1805.02867), so one pass gives
+    both.
 
     Args:
         query: Queries over the temperature, (M, D).
@@ -128,16 +129,20 @@ def stream_queue(
         with_weighted: Whether the weighted sum is wanted.
         block_size: Keys in a block; by default as many as make `MAX_LOGITS`
             logits.
+        product_type: Type that the two matrix products of a block multiply
+            and give; what is summed over blocks stays in the type of `query`.
+            Defaults to None, the type of `query`.
 
     Returns:
         Statistics in the type of `query`.
     """
+    product_type = product_type or query.dtype
     if block_size is None:
         most = MAX_LOGITS.get(query.device.type, MAX_LOGITS['cuda'])
         block_size = max(1, most // max(1, min(len(query), MAX_ROWS)))
     with torch.autocast(query.device.type, enabled=False):
         parts = [
-            _stream(rows, queue, with_weighted, block_size)
+            _stream(rows, queue.to(product_type), with_weighted, block_size)
             for rows in query.split(MAX_ROWS)
         ]
     if len(parts) == 1:
@@ -156,16 +161,22 @@ def _stream(
     peak = query.new_full((len(query),), -torch.inf)  # (M, )
     total = torch.zeros_like(peak)  # (M, )
     weighted = torch.zeros_like(query) if with_weighted else None  # (M, D)
+    rows = query.to(queue)
     # One buffer: fresh memory for each block costs a CPU more than the maths.
-    buffer = query.new_empty(len(query), min(block_size, len(queue)))
+    buffer = rows.new_empty(len(query), min(block_size, len(queue)))
     for block in queue.split(block_size):  # (B, D)
-        logits = torch.mm(query, block.t(), out=buffer[:, : len(block)])
+        logits = torch.mm(rows, block.t(), out=buffer[:, : len(block)])
+        logits = logits.to(query)
         new_peak = torch.maximum(peak, logits.amax(dim=1))
         decay = torch.exp(peak - new_peak)
         weights = logits.sub_(new_peak[:, None]).exp_()  # (M, B)
         total = total * decay + weights.sum(dim=1)
         if weighted is not None:
-            weighted.mul_(decay[:, None]).addmm_(weights, block)
+            weighted.mul_(decay[:, None])
+            if weights.dtype == block.dtype:
+                weighted.addmm_(weights, block)
+            else:
+                weighted.add_(torch.mm(weights.to(block), block))
         peak = new_peak
     return QueueStatistics(peak, total, weighted)
 
@@ -187,10 +198,13 @@ class _InfoNCE(torch.autograd.Function):
         queue: Tensor,
         temperature: float,
         block_size: int | None,
+        product_type: torch.dtype | None,
     ):
         with_grad = ctx.needs_input_grad[0]
         query = query / temperature
-        negatives = stream_queue(query, queue, with_grad, block_size)
+        negatives = stream_queue(
+            query, queue, with_grad, block_size, product_type
+        )
         positive = (_beside(query, key) * key).sum(dim=-1)
         # How far the queue's log-sum-exp lies above the positive: the loss is
         # the logistic one of that gap. Small terms come last.
@@ -217,7 +231,7 @@ class _InfoNCE(torch.autograd.Function):
         gradient = grad_loss[..., None] * gradient
         if gradient.dim() == 3:
             gradient = gradient.sum(dim=1)
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
 def info_nce(
@@ -231,8 +245,10 @@ def info_nce(
 
     The value and the gradient of :func:`info_nce_reference`, exact up to
     rounding, without logits that grow with the queue. All sums are in float32,
-    also of half-precision input and under autocast; float64 stays float64.
-    Second derivatives are not there: the gradient counts as a constant.
+    also of half-precision input; float64 stays float64. Under autocast the
+    products with the queue are in autocast's type, those with the positives
+    are not. Second derivatives are not there: the gradient counts as a
+    constant.
 
     Args:
         query: Queries, shape (M, D).
@@ -246,8 +262,14 @@ def info_nce(
         Loss and similarities of each row.
     """
     query, key, queue = _full_precision(query, key, queue)
+    device = query.device.type
+    product_type = None
+    if torch.is_autocast_enabled(device) and query.dtype == torch.float32:
+        product_type = torch.get_autocast_dtype(device)
     return InfoNCEResult(
-        *_InfoNCE.apply(query, key, queue, temperature, block_size)
+        *_InfoNCE.apply(
+            query, key, queue, temperature, block_size, product_type
+        )
     )
 
 

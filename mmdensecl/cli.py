@@ -1,0 +1,541 @@
+# Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
+"""The command `mmdensecl`: the tools of this project under one name.
+
+`mmdensecl pretrain` chooses settings for a folder of images, writes them as a
+config and runs tools/train.py on it. All other commands are tools by another
+name, with the same flags.
+"""
+
+import argparse
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from .model_hub import index_file
+
+METHODS = 'densecl', 'mocov2', 'dsc-km', 'dsc-pm'
+TOOLS = {
+    'probe': (
+        'analysis_tools/dense_probe.py',
+        'score frozen features against random weights and other files',
+    ),
+    'show': (
+        'visualize/visualize_correspondence.py',
+        'draw which cells of two views match',
+    ),
+    'features': (
+        'visualize/visualize_features.py',
+        'draw dense features as colours',
+    ),
+    'export': (
+        'model_converters/publish_backbone.py',
+        'publish a backbone for other toolboxes',
+    ),
+    'benchmark': ('benchmark.py', 'compare weights on downstream tasks'),
+}
+CONFIG_NAME = 'pretrain.py'
+# Shorter runs use the settings of configs/mini, longer ones the published.
+SHORT_RUN = 20_000
+NUM_LOOKED_AT = 32  # images, to choose the size of a view
+TRIAL_STEPS = 8  # of the run that measures the speed
+DEFAULT_TIME = 3600.0  # seconds, where no GPU trains
+
+
+class Machine(NamedTuple):
+    """What there is to train with.
+
+    Attributes:
+        cores: CPU cores of this process.
+        gpus: GPUs.
+    """
+
+    cores: int
+    gpus: int
+
+
+class Choice(NamedTuple):
+    """A setting, and why it was chosen.
+
+    Attributes:
+        name: Of the setting.
+        value: Chosen.
+        reason: For the user.
+    """
+
+    name: str
+    value: Any
+    reason: str
+
+
+def root() -> Path:
+    """Folder of configs/ and tools/, of a checkout or an installed package."""
+    return index_file().parent
+
+
+def duration(text: str) -> float:
+    """Read a time such as 90s, 30m, 2h or 1h30m, in seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    match = re.fullmatch(
+        r'(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?',
+        text,
+    )
+    parts = [float(x or 0) for x in match.groups()] if match else []
+    seconds = sum(
+        x * unit for x, unit in zip(parts, (3600, 60, 1), strict=False)
+    )
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(
+            f'a time such as 90s, 30m, 2h or 1h30m is expected, got {text!r}'
+        )
+    return seconds
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f'a whole number of at least 1 is expected, got {text!r}'
+        )
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog='mmdensecl',
+        description='Dense self-supervised pre-training: from a folder of '
+        'images to weights for mmdet, mmseg and Python.',
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    pretrain = commands.add_parser(
+        'pretrain', help='train a backbone on a folder of images'
+    )
+    add = pretrain.add_argument
+    add('images', type=Path, help='folder of images, nested or not')
+    add('--out', type=Path, required=True, help='folder of the run')
+    add('--method', choices=METHODS, default='densecl')
+    add(
+        '--backbone',
+        default='resnet50',
+        help="resnet18 to resnet152, a model of mmpretrain's hub such as "
+        'convnext-tiny, or a registered type such as HRNet (default: '
+        'resnet50)',
+    )
+    length = pretrain.add_mutually_exclusive_group()
+    length.add_argument('--epochs', type=positive, metavar='N')
+    length.add_argument(
+        '--time',
+        type=duration,
+        metavar='2h',
+        help='train for about this long; a trial of a few steps measures '
+        'the speed (default without a GPU: 1h)',
+    )
+    add('--batch-size', type=positive, metavar='N', help='of a process')
+    add('--size', type=positive, metavar='PIXELS', help='side of a view')
+    add('--seed', type=int, default=0)
+    add('--init', metavar='FILE', help='weights to start from')
+    add('--resume', action='store_true', help='go on with the run in --out')
+    add(
+        '--dry-run',
+        action='store_true',
+        help='choose and write the config, but do not train',
+    )
+    for name, (_, text) in TOOLS.items():
+        # A tool reads its own flags; its own help is shown.
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments. Defaults to those of the process.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in TOOLS:
+        return run_tool(*argv)
+    args = make_parser().parse_args(argv)
+    try:
+        return pretrain(args)
+    except (ValueError, OSError) as error:
+        print(f'mmdensecl: error: {error}', file=sys.stderr)
+        return 2
+
+
+def run_tool(name: str, *argv: str) -> int:
+    """Run one of the tools in this process."""
+    path = root() / 'tools' / TOOLS[name][0]
+    sys.argv = [f'mmdensecl {name}', *argv]
+    sys.path.insert(0, str(path.parent))  # as Python does for a script
+    runpy.run_path(str(path), run_name='__main__')
+    return 0
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    """Choose, write the config, train, and say how to use the weights.
+
+    Raises:
+        FileExistsError: There is a run in the folder and no --resume.
+        FileNotFoundError: There is none to resume, or no images.
+        ValueError: The backbone is not known or gives no map.
+    """
+    config = args.out / CONFIG_NAME
+    if args.resume:
+        if not config.is_file():
+            raise FileNotFoundError(
+                f'"{config}" does not exist, so there is no run to resume. '
+                'Start without --resume.'
+            )
+        print(f'Settings of {config}')
+    elif config.exists():
+        raise FileExistsError(
+            f'"{config}" exists: add --resume to go on with that run, or '
+            'choose another --out.'
+        )
+    else:
+        write_config(args, config)
+    if args.dry_run:
+        return 0
+    machine = find_machine()
+    options = ['--resume'] if args.resume else []
+    if args.init:
+        options += ['--pretrained', args.init]
+    status = run(train_command(config, args.out, machine, options))
+    if status == 0:
+        print(how_to_use(newest(args.out), args.backbone))
+    return status
+
+
+def find_machine() -> Machine:
+    """Count cores and GPUs."""
+    import torch
+
+    return Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+
+
+def write_config(args: argparse.Namespace, path: Path) -> None:
+    """Choose what the command line leaves open, print it, write the config."""
+    # Late: a command that only helps or refuses should not wait for them.
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from PIL import Image
+
+    from .registry import DATASETS
+
+    init_default_scope('mmpretrain')
+    name = args.method.replace('-', '_')
+    cfg = Config.fromfile(
+        root() / 'configs' / f'{name}_r50_8xb32-coslr-200e.py'
+    )
+    loader = cfg.train_dataloader
+    loader.dataset.data_root = str(args.images.absolute())
+    dataset = DATASETS.build(loader.dataset)
+    sides = []
+    for i in range(0, len(dataset), max(1, len(dataset) // NUM_LOOKED_AT)):
+        file = args.images / dataset.get_data_info(i)['img_path']
+        try:
+            with Image.open(file) as image:
+                sides.append(min(image.size))
+        except OSError:  # training counts and reports them
+            continue
+    if not sides:
+        raise ValueError(
+            f'None of the images looked at below "{args.images}" can be read'
+        )
+    machine = find_machine()
+    choices = choose(args, len(dataset), int(median(sides)), machine)
+    settings = {choice.name: choice.value for choice in choices}
+    set_backbone(cfg, args.backbone, settings['view size'])
+    apply(cfg, settings, args)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if args.epochs is None and 'time' in settings:
+        epochs = epochs_in(settings['time'], cfg, path.parent, machine)
+        choices.append(Choice('epochs', *epochs))
+        settings['epochs'] = epochs[0]
+        steps = epochs[0] * steps_an_epoch(len(dataset), settings, machine)
+        choices += recipe(steps, settings, machine)
+        settings.update({x.name: x.value for x in choices})
+        apply(cfg, settings, args)
+    width = max(len(x.name) for x in choices)
+    for choice in choices:
+        print(f'{choice.name:{width}}  {choice.value}  ({choice.reason})')
+    cfg.dump(path)
+    print(f'Config: {path}', flush=True)
+
+
+def choose(
+    args: argparse.Namespace, num_images: int, side: int, machine: Machine
+) -> list[Choice]:
+    """Choose the settings that do not depend on the network.
+
+    Args:
+        args: Of the command line; what it has set is left.
+        num_images: In the folder.
+        side: Median of the shorter side of the images, in pixels.
+        machine: What trains.
+
+    Returns:
+        The settings, in the order in which they are told.
+    """
+    given = 'as given'
+    choices = [Choice('images', num_images, f'"{args.images}"')]
+    most, place = (224, 'as published') if machine.gpus else (96, 'no GPU')
+    size = max(32, min(most, side // 32 * 32))
+    why = place if size == most else f'images have {side} pixels'
+    choices.append(
+        Choice('view size', args.size or size, given if args.size else why)
+    )
+    processes = max(1, machine.gpus)
+    batch = max(2, min(64, num_images // processes // 2))
+    why = 'each process' if batch == 64 else f'{num_images} images'
+    choices.append(
+        Choice(
+            'batch size',
+            args.batch_size or batch,
+            given if args.batch_size else why,
+        )
+    )
+    workers = max(1, min(8, machine.cores // processes - 1))
+    choices.append(Choice('workers', workers, f'{machine.cores} cores'))
+    settings = {x.name: x.value for x in choices}
+    if args.epochs is None and (args.time or not machine.gpus):
+        seconds = args.time or DEFAULT_TIME
+        why = given if args.time else 'no GPU; set --time or --epochs'
+        choices.append(Choice('time', seconds, f'seconds, {why}'))
+        return choices
+    if args.epochs:
+        choices.append(Choice('epochs', args.epochs, given))
+    elif num_images >= 500_000:
+        choices.append(Choice('epochs', 200, 'as published for ImageNet'))
+    else:
+        choices.append(Choice('epochs', 800, 'as published for COCO'))
+    steps = choices[-1].value * steps_an_epoch(num_images, settings, machine)
+    return choices + recipe(steps, settings, machine)
+
+
+def steps_an_epoch(num_images: int, settings: dict, machine: Machine) -> int:
+    """Count the steps of an epoch; the last, smaller batch is dropped."""
+    return max(
+        1, num_images // (settings['batch size'] * max(1, machine.gpus))
+    )
+
+
+def recipe(steps: int, settings: dict, machine: Machine) -> list[Choice]:
+    """Choose learning rate and momentum by the length of the run.
+
+    Args:
+        steps: Of the run.
+        settings: With the batch size.
+        machine: What trains.
+    """
+    images = settings['batch size'] * max(1, machine.gpus)
+    if steps < SHORT_RUN:
+        why = f'{steps} steps: the recipe of configs/mini'
+        lr, momentum = 0.06 * images / 64, 0.01
+        lr = min(lr, 0.06)
+    else:
+        why = f'{steps} steps: the published recipe'
+        lr, momentum = 0.03 * images / 256, 0.001
+    return [
+        Choice(
+            'learning rate', round(lr, 6), f'{why}, {images} images a step'
+        ),
+        Choice('momentum', momentum, 'weight of the query in the key encoder'),
+    ]
+
+
+def apply(cfg: Any, settings: dict, args: argparse.Namespace) -> None:
+    """Write settings into a config."""
+    cfg.model.update(queue_len='auto', virtual_ranks='auto')
+    cfg.optim_wrapper.update(
+        type='mmdensecl.BFloat16OptimWrapper', enabled='auto'
+    )
+    loader = cfg.train_dataloader
+    loader.update(
+        batch_size=settings['batch size'], num_workers=settings['workers']
+    )
+    for transform in loader.dataset.pipeline:
+        if transform['type'] == 'mmdensecl.TwoViews':
+            transform['size'] = settings['view size']
+    cfg.train_pipeline = loader.dataset.pipeline
+    cfg.data_root = loader.dataset.data_root
+    cfg.randomness.seed = args.seed
+    if 'learning rate' in settings:
+        cfg.optim_wrapper.optimizer.lr = settings['learning rate']
+        cfg.model.momentum = settings['momentum']
+    if 'epochs' in settings:
+        epochs = settings['epochs']
+        cfg.max_epochs = cfg.train_cfg.max_epochs = epochs
+        cfg.param_scheduler.T_max = epochs
+        # Ten checkpoints a run, of which the last three stay.
+        cfg.default_hooks.checkpoint.interval = max(1, epochs // 10)
+
+
+def set_backbone(cfg: Any, name: str, size: int) -> None:
+    """Put another backbone into a config and fit the neck to its map.
+
+    Args:
+        cfg: Of a pre-training, with a ResNet-50.
+        name: See --backbone.
+        size: Side of a view in pixels.
+
+    Raises:
+        ValueError: There is no such backbone, or it gives no map.
+    """
+    import torch
+
+    from .models.modules import last_map
+    from .registry import MODELS
+
+    if match := re.fullmatch(r'resnet(18|34|50|101|152)', name.lower()):
+        cfg.model.backbone.depth = int(match[1])
+    else:
+        cfg.model.backbone = find_backbone(name)
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.eval()  # returns None in mmpretrain
+    with torch.no_grad():
+        shape = tuple(last_map(backbone(torch.zeros(1, 3, size, size))).shape)
+    if len(shape) != 4:
+        raise ValueError(
+            f'--backbone {name} gives features of shape {shape}, not a map '
+            '(N, C, H, W)'
+        )
+    cfg.model.neck.in_channels = shape[1]
+
+
+def find_backbone(name: str) -> Any:
+    """Find the config of a backbone by a name of mmpretrain's.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from mmengine.config import ConfigDict
+    from mmpretrain import list_models
+    from mmpretrain.apis.model import ModelHub
+
+    from .registry import MODELS
+
+    known = [x for x in list_models() if x == name or x.startswith(f'{name}_')]
+    if known:
+        backbone = ModelHub.get(known[0]).config.model.backbone
+        backbone.pop('init_cfg', None)  # weights are for --init
+    elif MODELS.get(f'mmpretrain.{name}') is not None:
+        backbone = ConfigDict(type=f'mmpretrain.{name}')
+    else:
+        raise ValueError(
+            f'--backbone {name} is neither resnet18 to resnet152 nor in '
+            "mmpretrain's hub (mmpretrain.list_models()) or registry"
+        )
+    # Some give a vector unless they are asked for the map.
+    if backbone.type in ('ConvNeXt', 'mmpretrain.ConvNeXt'):
+        backbone.gap_before_final_norm = False
+    if 'out_type' in backbone or backbone.type.endswith('VisionTransformer'):
+        backbone.out_type = 'featmap'
+    return backbone
+
+
+def epochs_in(
+    seconds: float, cfg: Any, out: Path, machine: Machine
+) -> tuple[int, str]:
+    """Find how many epochs fit in a time, by a trial of a few steps.
+
+    Args:
+        seconds: To train.
+        cfg: Of the run.
+        out: Folder of the run; the trial lies in `trial/` there.
+        machine: What trains.
+
+    Returns:
+        Epochs, at least 1, and how they were found.
+
+    Raises:
+        ValueError: The trial failed.
+    """
+    from .registry import DATASETS
+
+    num_images = len(DATASETS.build(cfg.train_dataloader.dataset))
+    images = cfg.train_dataloader.batch_size * max(1, machine.gpus)
+    trial = deepcopy(cfg)
+    dataset = trial.train_dataloader.dataset
+    dataset.indices = min(num_images, TRIAL_STEPS * images)
+    trial.model.queue_len = max(1, min(65536, num_images // 2))
+    trial.train_cfg.max_epochs = trial.param_scheduler.T_max = 1
+    trial.default_hooks.logger.interval = 1
+    trial.default_hooks.checkpoint.interval = 10
+    folder = out / 'trial'
+    folder.mkdir(exist_ok=True)
+    trial.dump(folder / CONFIG_NAME)
+    print(f'Measuring the speed with {TRIAL_STEPS} steps ...', flush=True)
+    command = train_command(folder / CONFIG_NAME, folder, machine, [])
+    with open(folder / 'output.txt', 'w') as log:
+        status = run(command, stdout=log, stderr=subprocess.STDOUT)
+    lines = sorted(folder.glob('*/vis_data/scalars.json'))
+    if status or not lines:
+        raise ValueError(
+            f'the trial run ended with status {status}; "{log.name}" says why'
+        )
+    times = [
+        json.loads(line)['time'] for line in lines[-1].read_text().splitlines()
+    ]
+    # mmengine smooths; the last value has the least of the slow first steps.
+    step = min(times)
+    steps = max(1, num_images // images)
+    epochs = max(1, int(seconds / (step * steps)))
+    return epochs, f'{step:.2f} s a step, {steps} steps an epoch'
+
+
+def train_command(
+    config: Path, out: Path, machine: Machine, options: list[str]
+) -> list[str]:
+    """Make the command line of tools/train.py, one process a GPU."""
+    tools = root() / 'tools'
+    options = ['--work-dir', str(out), *options]
+    if machine.gpus < 2:
+        return [sys.executable, str(tools / 'train.py'), str(config), *options]
+    script = str(tools / 'dist_train.sh')
+    return ['bash', script, str(config), str(machine.gpus), *options]
+
+
+def run(command: list[str], **kwargs) -> int:
+    """Run a command; Ctrl-C is the command's, which saves and leaves."""
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(command, **kwargs).returncode
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def newest(out: Path) -> Path:
+    """Return the last checkpoint of a run that ended."""
+    return Path((out / 'last_checkpoint').read_text().strip())
+
+
+def how_to_use(checkpoint: Path, backbone: str) -> str:
+    """Say how mmdet, mmseg and Python use a checkpoint."""
+    return (
+        f'\nWeights: {checkpoint}\n'
+        'mmdet and mmseg: model = dict(backbone=dict(init_cfg=dict('
+        f"type='mmdensecl.PretrainedBackbone', checkpoint='{checkpoint}')))\n"
+        f"Python: mmdensecl.load_backbone('{checkpoint}')\n"
+        f'Does it help: mmdensecl probe {checkpoint} --unlabeled IMAGES'
+    )
