@@ -282,7 +282,7 @@ class TestFiles:
         assert data.num_classes == 6 and len(read) == 5
         for grid in ((2, 2), (2, 2), (3, 4)):
             found = data.extract(
-                lambda images: [torch.zeros(1, *grid) for _ in images]
+                lambda images, grid=grid: [torch.zeros(1, *grid)] * len(images)
             )
             assert [len(found[x]) for x in ('train', 'val')] == [4, 1]
             labels = found['val'][0].labels

@@ -13,6 +13,7 @@ from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Extract the backbone of a checkpoint of any format and '
         'write it for another project. The first 8 digits of its sha256 '
@@ -51,6 +52,7 @@ def write(data: bytes, out: Path, suffix: str) -> Path:
 
 
 def publish(args: argparse.Namespace) -> None:
+    """Write the backbone, and say what it is."""
     backbone = read_backbone(args.checkpoint, args.prefix)
     suffix = SUFFIXES[args.to]
     out = Path(args.out)
@@ -65,6 +67,7 @@ def publish(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     try:
         publish(args)

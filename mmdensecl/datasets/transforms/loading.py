@@ -53,7 +53,8 @@ def _to_8_bits(values: np.ndarray) -> Image.Image:
 
 def _is_deep_color(image: Image.Image) -> bool:
     """Whether PIL would take the upper 8 of 16 bits, in use or not."""
-    args = image.tile[0][3] if image.tile else ''
+    tiles: list = getattr(image, 'tile', [])
+    args = tiles[0][3] if tiles else ''
     raw, *rest = (args,) if isinstance(args, str) else args or ('',)
     return ';16' in str(raw) or (image.format == 'PPM' and rest == [65535])
 
