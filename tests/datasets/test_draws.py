@@ -17,6 +17,7 @@ from torch.utils.data import (
 
 from mmdensecl.datasets import UnlabeledFolder, UnlabeledList, draws
 from mmdensecl.datasets.draws import num_distinct_images, number_draws
+from mmdensecl.engine.train_loop import skip_batches
 
 COUNT = 5
 
@@ -107,6 +108,17 @@ class TestSeeds:
             for workers, size in ((0, 4), (2, 4), (2, 3))
         ]
         assert seeds[0] == seeds[1] == seeds[2]
+
+    def test_the_rest_of_an_epoch_after_a_break(self, dataset):
+        wrapped = make('repeat', dataset)
+        sampler = DefaultSampler(wrapped, seed=0)
+        loader = DataLoader(
+            wrapped, sampler=sampler, batch_size=4, collate_fn=list
+        )
+        number_draws(loader)
+        whole = [*loader]
+        with skip_batches(loader, 2) as to_drop:
+            assert to_drop == 0 and [*loader] == whole[2:]
 
     def test_attributes_are_those_of_the_dataset_and_the_sampler(
         self, dataset

@@ -260,7 +260,8 @@ class TestDescription:
             entry = load_from_local(path)['meta']['mmdensecl']
         run = entry['run']
         assert {k: run[k] for k in RUN} == RUN
-        assert [*run['backbone']] == ['strides']
+        assert {*run['backbone']} == {'strides', 'dilations'}
+        assert len(entry['sha256']) == 64
         assert entry['arch'] == 'ResNet-18'
         assert entry['source'] == 'OpenMMLab model'
         assert entry['versions']['torch'] == torch.__version__

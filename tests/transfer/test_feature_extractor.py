@@ -316,8 +316,8 @@ class TestExtractDense:
         assert all(torch.equal(x, maps[0]) for x in maps)
 
     def test_files_are_read_as_in_training(self, backbone, tmp_path):
-        """Grey of 16 bits is stretched, EXIF does not turn the image."""
-        grey = np.full((32, 64), 1000, np.uint16)
+        """10 bits become 8, EXIF does not turn the image."""
+        grey = np.full((32, 64), 1023, np.uint16)
         Image.fromarray(grey).save(tmp_path / 'grey.png')
         white = np.full((32, 64, 3), 255, np.uint8)
         assert torch.equal(
