@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Small things for tests, here and in projects that build on this one."""
+
 from pathlib import Path
 from typing import Union
 
@@ -8,10 +9,9 @@ from mmengine.config import Config
 from PIL import Image
 
 
-def write_pictures(folder: Union[str, Path],
-                   count: int,
-                   size: int = 48,
-                   seed: int = 0) -> None:
+def write_pictures(
+    folder: Union[str, Path], count: int, size: int = 48, seed: int = 0
+) -> None:
     """Write PNGs of random smooth blobs, ``0000.png`` and so on.
 
     Args:
@@ -25,9 +25,11 @@ def write_pictures(folder: Union[str, Path],
     rng = np.random.default_rng(seed)
     for i in range(count):
         coarse = Image.fromarray(
-            rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
-        coarse.resize((size, size),
-                      Image.Resampling.BICUBIC).save(folder / f'{i:04d}.png')
+            rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        )
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(
+            folder / f'{i:04d}.png'
+        )
 
 
 def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
@@ -46,10 +48,8 @@ def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
     """
     loader = cfg.train_dataloader
     loader.update(
-        batch_size=2,
-        num_workers=0,
-        persistent_workers=False,
-        pin_memory=False)
+        batch_size=2, num_workers=0, persistent_workers=False, pin_memory=False
+    )
     loader.dataset.data_root = str(data_root)
     for transform in loader.dataset.pipeline:
         if transform['type'] == 'mmdensecl.TwoViews':

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Test any config of this repository with mmengine's Runner."""
+
 import argparse
 
 from mmengine.config import Config
@@ -8,9 +9,14 @@ from mmengine.fileio import dump
 from mmengine.runner import Runner
 
 from mmdensecl.checkpoint import UnsafeCheckpointError
-from mmdensecl.engine import (add_checkpoint_check, check_weight_sources,
-                              make_parser, prepare_cpu_launch, read_config,
-                              set_pretrained)
+from mmdensecl.engine import (
+    add_checkpoint_check,
+    check_weight_sources,
+    make_parser,
+    prepare_cpu_launch,
+    read_config,
+    set_pretrained,
+)
 from mmdensecl.engine.command_line import one_line_errors
 from mmdensecl.engine.launch import leave_ranks
 from mmdensecl.evaluation import is_probe
@@ -22,17 +28,21 @@ def parse_args() -> argparse.Namespace:
         'checkpoint',
         nargs='?',
         help='trained checkpoint; for a probe (kNN, SVM) the same as '
-        '--pretrained')
+        '--pretrained',
+    )
     parser.add_argument(
         '--pretrained',
         metavar='FILE',
         help='for a probe: checkpoint of any known format whose backbone it '
-        'reads, or "none" for random weights')
+        'reads, or "none" for random weights',
+    )
     parser.add_argument('--out', help='JSON file to write the metrics to')
     args = parser.parse_args()
     if bool(args.checkpoint) == bool(args.pretrained):
-        parser.error('give a checkpoint, once: CONFIG CHECKPOINT, or for a '
-                     'probe CONFIG --pretrained FILE')
+        parser.error(
+            'give a checkpoint, once: CONFIG CHECKPOINT, or for a '
+            'probe CONFIG --pretrained FILE'
+        )
     if args.out and not args.out.endswith('.json'):
         parser.error(f'--out {args.out} must end in .json')
     return args
@@ -42,9 +52,11 @@ def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line merged in."""
     cfg = read_config(args)
     if cfg.get('test_dataloader') is None:
-        raise ValueError(f'{args.config} has no test_dataloader, so there is '
-                         'nothing to test. Pre-training is judged by the '
-                         'configs below configs/benchmarks')
+        raise ValueError(
+            f'{args.config} has no test_dataloader, so there is '
+            'nothing to test. Pre-training is judged by the '
+            'configs below configs/benchmarks'
+        )
     if is_probe(cfg):
         pretrained = args.checkpoint or args.pretrained
         check_weight_sources(cfg, pretrained)
@@ -53,7 +65,8 @@ def build_config(args: argparse.Namespace) -> Config:
         raise ValueError(
             f'{args.config} is no probe: train it with tools/train.py '
             f'--pretrained {args.pretrained}, then test the checkpoint of '
-            'that run')
+            'that run'
+        )
     else:
         cfg.load_from = args.checkpoint
         add_checkpoint_check(cfg)

@@ -3,12 +3,29 @@
 
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from mmdensecl.registry import DATASETS
 
-from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, read_file
+from .unlabeled import (
+    IMG_EXTENSIONS,
+    UnlabeledDataset,
+    UnreadableImageError,
+    read_file,
+)
+
+# Browsers save Twitter's images as .jpg_large.
+IMAGE_NAME = re.compile(
+    f'({"|".join(map(re.escape, IMG_EXTENSIONS))})'
+    r'([_:-](large|medium|small|orig))?$',
+    re.IGNORECASE,
+)
+IMAGE_HEAD = re.compile(
+    rb'\xff\xd8\xff|\x89PNG|BM|GIF8|P[56]\s|II\*\0|MM\0\*|RIFF....WEBP'
+    rb'|....ftypavif',
+    re.DOTALL,
+)
 
 
 def is_hidden(name: str) -> bool:
@@ -16,17 +33,38 @@ def is_hidden(name: str) -> bool:
     return name.startswith('.') or name == '__MACOSX'
 
 
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a file is named as an image is, or nameless and begins as one.
+
+    Args:
+        path: Of an existing file where its name has no ending.
+    """
+    name = os.path.basename(path)
+    if '.' in name:
+        return IMAGE_NAME.search(name) is not None and not is_hidden(name)
+    try:
+        head = read_file(path, 16)
+    except (OSError, UnreadableImageError):
+        return False
+    return IMAGE_HEAD.match(head) is not None
+
+
+def ending(name: str) -> str:
+    """What a name ends in, to count files by."""
+    return os.path.splitext(name)[1].lower() or 'without an ending'
+
+
 def search_folder(
-    root: str, extensions: tuple[str, ...] = IMG_EXTENSIONS
+    root: str | os.PathLike, passed_over: Counter[str] | None = None
 ) -> list[str]:
-    """Find the files below a folder that have one of some extensions.
+    """Find the images below a folder.
 
     Hidden files and folders are left out. A folder that links lead to is
     listed once, by its own name if it has one below `root`.
 
     Args:
         root: The folder.
-        extensions: In lower case; any case fits.
+        passed_over: Gets the numbers of other files, by :func:`ending`.
 
     Returns:
         Names relative to `root`, with forward slashes, sorted.
@@ -49,8 +87,10 @@ def search_folder(
                     continue
                 if _is_folder(entry):
                     subfolders.append((entry.name, entry.is_symlink()))
-                elif entry.name.lower().endswith(extensions):
+                elif is_image(entry.path):
                     names.append(prefix + entry.name)
+                elif passed_over is not None:
+                    passed_over[ending(entry.name)] += 1
         for name, is_link in sorted(subfolders):
             path = os.path.join(folder, name)
             if is_link:  # comes when all that is no link is done
@@ -84,7 +124,8 @@ class UnlabeledFolder(UnlabeledDataset):
                 'images, for example with --cfg-options '
                 'data_root=/path/to/images'
             )
-        return [dict(img_path=name) for name in search_folder(self.data_root)]
+        names = search_folder(self.data_root, self.passed_over)
+        return [dict(img_path=name) for name in names]
 
     def read(self, info: dict) -> bytes:
         return read_file(os.path.join(self.data_root, info['img_path']))

@@ -5,13 +5,13 @@ import glob
 import itertools
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from mmdensecl.registry import DATASETS
 
-from .folder import is_hidden
-from .unlabeled import IMG_EXTENSIONS, UnlabeledDataset, UnreadableImageError
+from .folder import IMAGE_NAME, ending, is_hidden
+from .unlabeled import UnlabeledDataset, UnreadableImageError
 
 
 def find_shards(pattern: str) -> list[str]:
@@ -67,7 +67,7 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extensions
 
 
-def search_shard(path: str) -> Iterator[dict]:
+def search_shard(path: str, passed_over: Counter[str]) -> Iterator[dict]:
     """Find the images of a shard.
 
     Members that follow each other with one key are one sample. Its image is
@@ -77,6 +77,7 @@ def search_shard(path: str) -> Iterator[dict]:
 
     Args:
         path: A tar file that is not compressed.
+        passed_over: Gets the numbers of other members, by their endings.
 
     Yields:
         Data infos with `img_path`, `shard` (the path), `offset` and `size`.
@@ -97,12 +98,15 @@ def search_shard(path: str) -> Iterator[dict]:
                 before = member.offset
                 name = member.name.removeprefix('./')
                 if (
-                    member.isreg()
-                    and not member.issparse()
-                    and name.lower().endswith(IMG_EXTENSIONS)
-                    and not any(map(is_hidden, name.split('/')))
+                    not member.isreg()
+                    or member.issparse()
+                    or any(map(is_hidden, name.split('/')))
                 ):
+                    continue
+                if IMAGE_NAME.search(name):
                     found.append((name, member.offset_data, member.size))
+                else:
+                    passed_over[ending(name)] += 1
             end = tar.offset
         # tarfile takes a damaged header for the end.
         with open(path, 'rb') as file:
@@ -130,38 +134,6 @@ def search_shard(path: str) -> Iterator[dict]:
         yield dict(img_path=name, shard=path, offset=offset, size=size)
 
 
-class OpenFiles:
-    """Reads pieces of files, and keeps those open that were read last.
-
-    Args:
-        limit: How many.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.files: dict[str, BinaryIO] = {}
-        self.pid = os.getpid()
-
-    def __reduce__(self) -> tuple:
-        return OpenFiles, (self.limit,)
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`."""
-        if self.pid != os.getpid():  # a fork shares its parent's positions
-            self.files, self.pid = {}, os.getpid()
-        file = self.files.pop(path, None) or open(path, 'rb')  # noqa: SIM115
-        try:
-            file.seek(offset)
-            data = file.read(size)
-        except OSError:  # a file server may want it opened anew (ESTALE)
-            file.close()
-            raise
-        self.files[path] = file  # a dict keeps order: the newest comes last
-        if len(self.files) > self.limit:
-            self.files.pop(next(iter(self.files))).close()
-        return data
-
-
 @DATASETS.register_module()
 class UnlabeledShards(UnlabeledDataset):
     """Encoded images in tar files, in the format of webdataset.
@@ -185,15 +157,13 @@ class UnlabeledShards(UnlabeledDataset):
         ValueError: A shard is truncated, damaged or compressed.
     """
 
-    MAX_OPEN = 64  # shards, in each process
-
-    def __init__(self, data_root: str, **kwargs) -> None:
-        self._files = OpenFiles(self.MAX_OPEN)
-        super().__init__(data_root=data_root, **kwargs)
-
     def list_images(self) -> list[dict]:
         shards = find_shards(self.data_root)
-        return [info for path in shards for info in search_shard(path)]
+        return [
+            info
+            for path in shards
+            for info in search_shard(path, self.passed_over)
+        ]
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -202,7 +172,9 @@ class UnlabeledShards(UnlabeledDataset):
         return [len([*group]) for _, group in itertools.groupby(shards)]
 
     def read(self, info: dict) -> bytes:
-        data = self._files.read(info['shard'], info['offset'], info['size'])
+        with open(info['shard'], 'rb') as file:
+            file.seek(info['offset'])
+            data = file.read(info['size'])
         if len(data) != info['size']:
             raise UnreadableImageError(
                 f'"{info["shard"]}" has become shorter than it was'

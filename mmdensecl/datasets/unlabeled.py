@@ -2,10 +2,12 @@
 """Images without labels: seeds, replacements for broken ones, limits."""
 
 import errno
+import logging
 import os
 import stat
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,17 +17,14 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
+from PIL import features
+
+from .draws import current_draw
 
 IMG_EXTENSIONS = (
-    '.jpg',
-    '.jpeg',
-    '.png',
-    '.bmp',
-    '.webp',
-    '.ppm',
-    '.pgm',
-    '.tif',
-    '.tiff',
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif'),
+    *('.ppm', '.pgm', '.tif', '.tiff'),
+    *(('.avif',) if features.check('avif') else ()),
 )
 
 # Of an image's file: 179 million pixels, PIL's limit, of 4 x 16 bits are
@@ -50,14 +49,12 @@ class UnreadableImageError(Exception):
     """A file that holds no whole image."""
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str | os.PathLike, size: int = -1) -> bytes:
     """Read an image's file.
 
     Args:
         path: The file; links are followed.
-
-    Returns:
-        All of it.
+        size: How much of it; -1 for all.
 
     Raises:
         UnreadableImageError: It is none that could hold an image. A pipe would
@@ -77,7 +74,7 @@ def read_file(path: str) -> bytes:
             f'{status.st_size:,} bytes are more than an image can have'
         )
     with open(path, 'rb') as file:
-        return file.read()
+        return file.read(size)
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
@@ -107,10 +104,11 @@ class UnlabeledDataset(BaseDataset):
     Rank 0 lists them, and the other ranks receive its list.
 
     An image's augmentation is drawn from a seed made of the run's seed, the
-    epoch and the image's index, so it does not depend on the number of
-    workers, and no two epochs or ranks repeat each other's. The epoch comes
-    from :class:`mmdensecl.engine.UnlabeledDataHook`; without that hook the
-    seed comes from torch's global generator.
+    epoch, the image's index and the number of the draw in the epoch, so it
+    does not depend on the number of workers, and no two draws repeat each
+    other's. Epoch and number come from
+    :class:`mmdensecl.engine.UnlabeledDataHook`; without that hook the seed
+    comes from torch's global generator.
 
     An image that cannot be read is replaced by another one, which depends on
     the same seed, cached in `unreadable`, and reported by the same hook. Where
@@ -150,6 +148,8 @@ class UnlabeledDataset(BaseDataset):
                 'only as UnlabeledList. Put the folder into data_root.'
             )
         self.max_unreadable = max_unreadable
+        # Files that list_images did not take, by how they end.
+        self.passed_over: Counter[str] = Counter()
         # Both are in shared memory: workers read the one and write the other.
         self._clock = torch.tensor([0, -1]).share_memory_()  # seed, epoch
         self.unreadable = torch.zeros(0, dtype=torch.bool)
@@ -171,17 +171,26 @@ class UnlabeledDataset(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """List the images on rank 0, in a fixed order, for all ranks."""
         begin = time.perf_counter()
-        infos = from_rank_0(self.list_images)
+        infos, passed_over = from_rank_0(
+            lambda: (self.list_images(), self.passed_over)
+        )
+        rest = ''
+        if passed_over:
+            shown = [f'{n:,} {x}' for x, n in passed_over.most_common(8)]
+            rest = (
+                f'. Passed over {passed_over.total():,} other files: '
+                f'{", ".join(shown)}{", ..." * (len(passed_over) > 8)}'
+            )
         if not infos:
             raise FileNotFoundError(
-                f'No images in "{self.data_root}". Expected files that end '
-                f'in one of {", ".join(IMG_EXTENSIONS)}, in any case, at any '
-                'depth. Point data_root at them, for example with '
+                f'No images in "{self.data_root}"{rest}. Expected files that '
+                f'end in one of {", ".join(IMG_EXTENSIONS)}, in any case, at '
+                'any depth. Point data_root at them, for example with '
                 '--cfg-options data_root=/path/to/images'
             )
         print_log(
             f'Found {len(infos):,} images in "{self.data_root}" in '
-            f'{time.perf_counter() - begin:.1f} s',
+            f'{time.perf_counter() - begin:.1f} s{rest}',
             logger='current',
         )
         return infos
@@ -221,6 +230,17 @@ class UnlabeledDataset(BaseDataset):
             len(self), dtype=torch.bool
         ).share_memory_()
 
+    @property
+    def image_ids(self) -> np.ndarray:
+        """A number for each index, equal where a list repeats an image."""
+        infos = map(self.get_data_info, range(len(self)))
+        return np.array(
+            [
+                hash((self.data_root, x.get('shard'), x['img_path']))
+                for x in infos
+            ]
+        )
+
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         """Fix the random numbers of an epoch, also for running workers.
 
@@ -231,16 +251,14 @@ class UnlabeledDataset(BaseDataset):
         self._clock[:] = torch.tensor([seed, epoch])
 
     def draw_seed(self, idx: int) -> int:
-        """Seed of the augmentation of image `idx` in this epoch."""
+        """Seed of the augmentation of image `idx` in the present draw."""
         seed, epoch = self._clock.tolist()
         if epoch < 0:
             return int(torch.randint(2**62, ()))
-        return int(
-            np.random.SeedSequence((seed, epoch, idx)).generate_state(
-                1, np.uint64
-            )[0]
-            >> np.uint64(1)
-        )
+        draw = current_draw.get()
+        entropy = [seed, epoch, idx, *([] if draw is None else [draw])]
+        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
 
     def __getitem__(self, idx: int) -> dict:
         """The image after the pipeline, or another where it is broken."""
@@ -256,6 +274,13 @@ class UnlabeledDataset(BaseDataset):
                 # A name may hold line breaks, or what cannot be printed.
                 name = self.get_data_info(idx)['img_path']
                 last = f'The last was {name!r}: {error}.'
+                if not self.unreadable.any():
+                    print_log(
+                        f'{name!r} cannot be read ({error}); another image '
+                        'takes its place, and further ones are counted',
+                        logger='current',
+                        level=logging.WARNING,
+                    )
                 if not self.unreadable[idx]:  # else it has been counted
                     self.unreadable[idx] = True
                     self._note(name)

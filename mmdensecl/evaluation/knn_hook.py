@@ -10,13 +10,10 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import (
-    IMG_EXTENSIONS,
-    find_classes,
-    make_dataset,
-)
+from torchvision.datasets.folder import find_classes, make_dataset
 from torchvision.transforms.v2 import functional as F
 
+from mmdensecl.datasets.folder import is_image
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.datasets.unlabeled import UnreadableImageError
 from mmdensecl.registry import HOOKS
@@ -231,7 +228,7 @@ def split_labelled(
             'least two, or train/CLASS/ and val/CLASS/'
         )
     train, *rest = (
-        make_dataset(x, numbers, IMG_EXTENSIONS, allow_empty=True)
+        make_dataset(x, numbers, None, is_image, allow_empty=True)
         for x in folders
     )
     random = torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Probes of frozen features: kNN, linear SVM, low-shot SVM.
 
-Functions of arrays; :mod:`.probe_loop` extracts the features, docs/evaluation.md
-has the protocols.
+Functions of arrays; :mod:`.probe_loop` extracts the features. The protocols
+are in docs/evaluation.md.
 """
 
 import warnings

@@ -2,7 +2,7 @@
 """The architecture of a backbone, inferred from its tensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -68,7 +68,8 @@ def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
     if not depths:
         kind = 'bottleneck' if bottleneck else 'basic'
         return f'ResNet of {"-".join(map(str, counts))} {kind} blocks'
-    words = f'ResNet{_version(state)}-{depths[0]}'
+    squeeze = 'SE' if any('.se_layer.' in x for x in state) else ''
+    words = f'{squeeze}ResNet{_version(state)}-{depths[0]}'
     if width != (64, 64):
         words += f' with {width[0]} channels in layer1'
         if width[0] != width[1]:
@@ -90,6 +91,32 @@ def _version(state: Mapping[str, Tensor]) -> str:
         return ''
     shortcut = state.get('layer2.0.downsample.1.weight')
     return 'V1d' if shortcut is not None and shortcut.dim() == 4 else 'V1c'
+
+
+def name_in_twin(name: str, own: Collection[str]) -> str:
+    """Name of a tensor in the other toolboxes' version of a network.
+
+    Deep stems are lists of ConvModules in mmpretrain, and flat in mmdet and
+    mmseg; MobileNet's blocks are lists, and have names in mmdet.
+
+    Args:
+        name: Of a tensor of the module.
+        own: All names of the module.
+    """
+    stem = re.fullmatch(r'stem\.(\d)\.(?:(conv|bn)\.)?(\w+)', name)
+    if stem and stem[2]:
+        return f'stem.{3 * int(stem[1]) + (stem[2] == "bn")}.{stem[3]}'
+    if stem:
+        number, is_norm = divmod(int(stem[1]), 3)
+        return f'stem.{number}.{"bn" if is_norm else "conv"}.{stem[3]}'
+    part = re.fullmatch(
+        r'(layer\d+\.\d+)\.(expand|depthwise|linear)_conv\.(.+)', name
+    )
+    if part:
+        place = ('expand', 'depthwise', 'linear').index(part[2])
+        place -= f'{part[1]}.expand_conv.conv.weight' not in own
+        return f'{part[1]}.conv.{place}.{part[3]}'
+    return name
 
 
 def infer_config(

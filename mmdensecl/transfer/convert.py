@@ -19,8 +19,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mmdensecl.version import __version__
 
-from .architecture import DEPTHS, saved_geometry
-from .read_backbone import Backbone
+from .architecture import DEPTHS
+from .read_backbone import Backbone, trained_geometry
 from .run_info import ENTRY
 
 TORCHVISION = re.compile(
@@ -95,17 +95,17 @@ def missing_tensors(names: Iterable[str]) -> list[str]:
 def describe_file(backbone: Backbone) -> dict[str, object]:
     """What a published file says of itself, as plain values.
 
-    ``arch``, ``source``, ``versions``, and as ``run`` what
+    ``arch``, ``source`` and its ``sha256``, ``versions``, and as ``run`` what
     :func:`.run_info.read_run` found, of the backbone's config only what no
     tensor shows.
     """
-    run = dict(backbone.run)
-    saved = run.pop('backbone', None)
-    if isinstance(saved, dict) and saved_geometry(saved):
-        run['backbone'] = saved_geometry(saved)
+    run = {k: x for k, x in backbone.run.items() if k != 'backbone'}
+    if geometry := trained_geometry(backbone):
+        run['backbone'] = geometry
     return dict(
         arch=backbone.arch,
         source=backbone.source,
+        sha256=backbone.sha256,
         versions=dict(mmdensecl=__version__, torch=str(torch.__version__)),
         run=run,
     )

@@ -4,20 +4,26 @@
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import accumulate
+from operator import mul
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 from mmengine.logging import MessageHub, print_log
-from mmengine.model import update_init_info
+from mmengine.model import BaseModel, update_init_info
 from torch import Tensor
 
 from mmdensecl.registry import WEIGHT_INITIALIZERS
 
-from .architecture import describe_architecture
-from .read_backbone import Backbone, read_backbone
+from .architecture import describe_architecture, name_in_twin, saved_geometry
+from .read_backbone import Backbone, read_backbone, trained_geometry
+from .run_info import are_rgb
 
 # Batch norm counts its batches in it, for a momentum of None; older files
 # do not have it.
@@ -109,9 +115,15 @@ class PretrainedBackbone:
                 f'"{self.checkpoint}" is another file than expected: got '
                 f'sha256 {backbone.sha256}, expected {self.sha256}'
             )
+        # mmpretrain's and mmseg's wrapper of timm's models.
+        module = getattr(module, 'timm_model', module)
         state = module.state_dict()
         own = {k: x for k, x in state.items() if isinstance(x, Tensor)}
-        given = backbone.state_dict
+        twins = {name_in_twin(k, own): k for k in own}
+        given = {
+            k if k in own else twins.get(k, k): x
+            for k, x in backbone.state_dict.items()
+        }
         fits = {
             name: given[name]
             for name in own.keys() & given.keys()
@@ -265,6 +277,8 @@ class PretrainedBackbone:
         print_log('; '.join(lines), logger='current')
         if problems:
             _warn('\n'.join([f'strict=False: {head}', *problems]))
+        for difference in _differences(module, backbone):
+            _warn(f'{self._file(backbone)}: {difference}')
         if any(
             hasattr(part, 'conv3') and getattr(part, 'style', None) == 'caffe'
             for part in module.modules()
@@ -275,6 +289,67 @@ class PretrainedBackbone:
                 "checkpoint was trained so, set style='pytorch' and the RGB "
                 'statistics of ImageNet in the data preprocessor'
             )
+
+
+def _differences(module: nn.Module, backbone: Backbone) -> list[str]:
+    """How the module looks at images in another way than in pre-training.
+
+    Only of files that say how they were trained.
+    """
+    run = backbone.run
+    found = []
+    trained, own = map(_samplings, (trained_geometry(backbone), vars(module)))
+    if trained and own and trained != own[: len(trained)]:
+        found.append(
+            f'its stages were trained at one cell in {trained} pixels, '
+            f'relative to the first, and are at {own} here; set the strides '
+            'and dilations alike'
+        )
+    model = _model_around(module)
+    if model is None or not all(are_rgb(run.get(x)) for x in ('mean', 'std')):
+        return found
+    preprocessor = model.data_preprocessor
+    for name in ('mean', 'std'):
+        values = getattr(preprocessor, name, None)
+        given = None if values is None else values.flatten().tolist()
+        expected = [float(x) for x in run[name]]
+        if given is None or not np.allclose(given, expected, atol=0.5):
+            found.append(
+                f'it was trained on RGB images of {name} {expected}, and the '
+                f'data_preprocessor here has {given}'
+            )
+    return found
+
+
+def _samplings(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Pixels between what a stage of a ResNet looks at, in each stage.
+
+    A stride and, of all stages behind it, the same dilation are one, as with
+    a segmentation model of output stride 8.
+    """
+    strides = settings.get('strides', ())
+    known = saved_geometry(settings, len(strides))
+    if not known.get('strides'):
+        return None
+    dilations = known.get('dilations', (1,) * len(known['strides']))
+    steps = accumulate(known['strides'], mul)
+    return tuple(a * b for a, b in zip(steps, dilations, strict=False))
+
+
+def _model_around(module: nn.Module) -> BaseModel | None:
+    """The model whose ``init_weights`` is running.
+
+    mmengine gives an initialiser the backbone alone.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get('self')
+        if isinstance(owner, BaseModel) and any(
+            x is module for x in owner.modules()
+        ):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def _warn(text: str) -> None:

@@ -20,8 +20,15 @@ from torch import Tensor
 
 from mmdensecl.checkpoint import check_file, download, load_from_local
 
-from .architecture import FIRST_BLOCK, STEMS, describe_architecture, is_resnet
-from .run_info import decode_run, read_run
+from .architecture import (
+    FIRST_BLOCK,
+    STEMS,
+    describe_architecture,
+    infer_config,
+    is_resnet,
+    saved_geometry,
+)
+from .run_info import decode_run, is_published, read_run
 
 # Parts of a name that say how a model was wrapped or packed, not what it is:
 # DDP and AveragedModel, torch.compile, FSDP, activation checkpointing, and
@@ -108,6 +115,18 @@ class Backbone:
     run: dict[str, Any]
 
 
+def trained_geometry(backbone: Backbone) -> dict[str, Any]:
+    """Strides and the like that a ResNet was trained with, if it is known."""
+    saved = backbone.run.get('backbone')
+    if saved is None and 'method' not in backbone.run:
+        return {}
+    try:
+        cfg = infer_config(backbone.state_dict, backbone.arch, saved)
+    except ValueError:
+        return {}
+    return saved_geometry(cfg, cfg.get('num_stages', 0)) if cfg else {}
+
+
 def read_backbone(
     path: str | os.PathLike, prefix: str | None = None
 ) -> Backbone:
@@ -148,7 +167,7 @@ def read_backbone(
         raise NoBackboneError(f'"{path}" holds no tensors at all')
     if prefix is None:
         tensors = _unwrapped(tensors, path)
-        place = _choose(tensors, path)
+        place = '' if is_published(tree) else _choose(tensors, path)
     else:
         tensors, place = _at(tensors, prefix, path)
     start = f'{place}.' if place else ''
@@ -278,7 +297,8 @@ def _choose(tensors: Mapping[str, Tensor], path: Any) -> str:
             if f'{head}{place}'.strip('.') in found:
                 return f'{head}{place}'.strip('.')
     if not found and _below(tensors, 'backbone.'):
-        return 'backbone'
+        timm = 'backbone.timm_model'
+        return timm if _below(tensors, f'{timm}.') else 'backbone'
     encoders = [x for x in found if COPIES.isdisjoint(x.split('.'))]
     if len(encoders) == 1:
         return encoders[0]

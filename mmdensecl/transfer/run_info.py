@@ -12,6 +12,11 @@ VIEWS = ('TwoViews', 'SampleTwoCropParams', 'DrawViews')
 ENTRY = 'mmdensecl'
 
 
+def is_published(tree: Mapping[str, Any]) -> bool:
+    """Whether a file is one of ``publish_backbone.py``, a backbone alone."""
+    return ENTRY in _mapping(tree.get('meta'))
+
+
 def read_run(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the run that a checkpoint of mmengine is from.
 
@@ -29,7 +34,7 @@ def read_run(tree: Mapping[str, Any]) -> dict[str, Any]:
         ten iterations.
     """
     meta = _mapping(tree.get('meta'))
-    if ENTRY in meta:  # published
+    if is_published(tree):
         return dict(_mapping(_mapping(meta[ENTRY]).get('run')))
     hub = _mapping(tree.get('message_hub'))
     layout = _mapping(_mapping(hub.get('runtime_info')).get('loader_layout'))

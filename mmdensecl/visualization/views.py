@@ -12,7 +12,11 @@ from mmdensecl.engine.config import dicts
 from mmdensecl.evaluation.matching import Pairs
 from mmdensecl.models.data_preprocessors import render_views
 
-DRAWING = ('mmdensecl.TwoViews', 'mmdensecl.SampleTwoCropParams', 'mmdensecl.DrawViews')
+DRAWING = (
+    'mmdensecl.TwoViews',
+    'mmdensecl.SampleTwoCropParams',
+    'mmdensecl.DrawViews',
+)
 
 
 def view_images(data: dict, size: int) -> list[Tensor]:

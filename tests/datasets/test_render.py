@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What is rendered is what PIL and torchvision, the authors' tools, make."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +14,13 @@ from mmdensecl.datasets.transforms.render import blur_kernel
 
 SIDE = 64
 PLAIN = View((0, 0, SIDE, SIDE), None, False, None, False)
-ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation,
-          F.adjust_hue)
-NOTHING = (1., 1., 1., 0.)
+ADJUST = (
+    F.adjust_brightness,
+    F.adjust_contrast,
+    F.adjust_saturation,
+    F.adjust_hue,
+)
+NOTHING = (1.0, 1.0, 1.0, 0.0)
 # Sigmas at which PIL's box ends on a whole pixel are left out: there it comes
 # out half a level too dark. The kernel of 2.5 has radius 2.
 SIGMAS = (0.1, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.0, 2.5)
@@ -41,7 +46,8 @@ def authors_view(image, view, size):
 def difference(image, view, size=SIDE):
     """In grey levels, ours less the authors'."""
     return render_view(image, view, size).double() - authors_view(
-        image, view, size)
+        image, view, size
+    )
 
 
 def make_picture(seed):
@@ -60,16 +66,18 @@ def picture(request):
 
 
 class TestAgainstPIL:
-
-    @pytest.mark.parametrize('box', [
-        (0, 0, 320, 240),
-        (100, 40, 50, 80),
-        (3, 5, 317, 20),
-        (300, 220, 20, 20),
-        (17, 11, 64, 64),
-        (0, 0, 1, 240),
-        (319, 239, 1, 1),
-    ])
+    @pytest.mark.parametrize(
+        'box',
+        [
+            (0, 0, 320, 240),
+            (100, 40, 50, 80),
+            (3, 5, 317, 20),
+            (300, 220, 20, 20),
+            (17, 11, 64, 64),
+            (0, 0, 1, 240),
+            (319, 239, 1, 1),
+        ],
+    )
     def test_crop_and_resize(self, photo, box):
         """Smaller, larger, one way each; at most a rounding apart."""
         apart = difference(photo, PLAIN._replace(box=box))
@@ -77,7 +85,7 @@ class TestAgainstPIL:
         assert apart.mean().abs() < 0.1
 
     @pytest.mark.parametrize('which', range(3))
-    @pytest.mark.parametrize('factor', [0.6, 0.77, 0.9, 1., 1.13, 1.3, 1.4])
+    @pytest.mark.parametrize('factor', [0.6, 0.77, 0.9, 1.0, 1.13, 1.3, 1.4])
     def test_brightness_contrast_saturation(self, picture, which, factor):
         factors = list(NOTHING)
         factors[which] = factor
@@ -85,23 +93,25 @@ class TestAgainstPIL:
         # A level apart where a product is a whole number, or nearly.
         assert apart.abs().max() <= 1 and apart.abs().mean() < 0.1
 
-    @pytest.mark.parametrize('factor', [-0.1, -0.06, 0., 0.03, 0.07, 0.1])
+    @pytest.mark.parametrize('factor', [-0.1, -0.06, 0.0, 0.03, 0.07, 0.1])
     def test_hue(self, picture, factor):
         """Another 8-bit wheel, as far from the exact turn as PIL's is."""
-        view = PLAIN._replace(jitter=([3], 1., 1., 1., factor))
+        view = PLAIN._replace(jitter=([3], 1.0, 1.0, 1.0, factor))
         apart = difference(picture, view)
         assert apart.abs().mean() < 1.2 and apart.mean().abs() < 0.5
         assert apart.abs().max() <= 16
         hsv = rgb_to_hsv(np.asarray(picture) / 255)
         hsv[..., 0] = (hsv[..., 0] + int(factor * 255) / 255) % 1
         exact = torch.from_numpy(hsv_to_rgb(hsv) * 255).permute(2, 0, 1)
-        ours, theirs = ((render(picture, view, SIDE) - exact).abs().mean()
-                        for render in (render_view, authors_view))
+        ours, theirs = (
+            (render(picture, view, SIDE) - exact).abs().mean()
+            for render in (render_view, authors_view)
+        )
         assert ours < 1.5 * theirs
 
     def test_hue_of_grey_is_grey(self):
         image = Image.new('RGB', (SIDE, SIDE), (77, 77, 77))
-        view = PLAIN._replace(jitter=([3], 1., 1., 1., 0.1))
+        view = PLAIN._replace(jitter=([3], 1.0, 1.0, 1.0, 0.1))
         assert (render_view(image, view, SIDE) == 77).all()
 
     def test_gray(self, picture):
@@ -123,8 +133,9 @@ class TestAgainstPIL:
     @pytest.mark.parametrize('gray', [False, True])
     @pytest.mark.parametrize('flip', [False, True])
     def test_gray_then_blur_then_flip(self, picture, gray, flip):
-        apart = difference(picture,
-                           PLAIN._replace(gray=gray, sigma=1.7, flip=flip))
+        apart = difference(
+            picture, PLAIN._replace(gray=gray, sigma=1.7, flip=flip)
+        )
         assert apart.abs().mean() < 1
 
     def test_drawn_views(self, photo):
@@ -132,7 +143,9 @@ class TestAgainstPIL:
         apart = []
         for seed in range(25):
             out = TwoViews(size=SIDE).transform(dict(img=photo, seed=seed))
-            for view, image in zip(out['views'], out['view_imgs'], strict=True):
+            for view, image in zip(
+                out['views'], out['view_imgs'], strict=True
+            ):
                 apart.append(image.double() - authors_view(photo, view, SIDE))
         means = torch.stack([x.abs().mean() for x in apart])
         assert means.mean() < 1 and means.max() < 2
@@ -140,7 +153,6 @@ class TestAgainstPIL:
 
 
 class TestRender:
-
     def test_nothing_to_do(self, photo):
         crop = photo.crop((0, 0, SIDE, SIDE))
         out = render_view(photo, PLAIN, SIDE)
@@ -151,8 +163,9 @@ class TestRender:
     def test_crop_is_where_it_says(self):
         y, x = np.mgrid[:200, :250].astype(np.uint8)
         image = Image.fromarray(np.stack([x, y, 0 * x], 2))
-        out = render_view(image, PLAIN._replace(box=(100, 40, 50, 80)),
-                          10).float()
+        out = render_view(
+            image, PLAIN._replace(box=(100, 40, 50, 80)), 10
+        ).float()
         centres = torch.arange(10) + 0.5
         expected_x = 100 + centres * 5 - 0.5
         expected_y = 40 + centres * 8 - 0.5
@@ -188,27 +201,40 @@ class TestRender:
         one = PLAIN._replace(jitter=([0, 1, 2, 3], *factors))
         other = PLAIN._replace(jitter=([3, 2, 1, 0], *factors))
         assert not torch.equal(
-            render_view(photo, one, SIDE), render_view(photo, other, SIDE))
+            render_view(photo, one, SIDE), render_view(photo, other, SIDE)
+        )
 
     def test_an_operation_without_factor_is_left_out(self, photo):
         view = PLAIN._replace(jitter=([0, 1, 2, 3], None, None, None, None))
         assert torch.equal(
-            render_view(photo, view, SIDE), render_view(photo, PLAIN, SIDE))
+            render_view(photo, view, SIDE), render_view(photo, PLAIN, SIDE)
+        )
 
     def test_the_picture_is_left_alone(self, photo):
         before = np.array(photo)
-        view = View((0, 0, 320, 240), ([3, 2, 1, 0], 1.4, 0.6, 0.6, 0.1), True,
-                    1.0, True)
+        view = View(
+            (0, 0, 320, 240),
+            ([3, 2, 1, 0], 1.4, 0.6, 0.6, 0.1),
+            True,
+            1.0,
+            True,
+        )
         render_view(photo, view, 240)
         assert (np.asarray(photo) == before).all()
 
-    @pytest.mark.parametrize('width, height', [(1, 1), (1, 50), (50, 1),
-                                               (2, 3)])
+    @pytest.mark.parametrize(
+        'width, height', [(1, 1), (1, 50), (50, 1), (2, 3)]
+    )
     @pytest.mark.parametrize('size', [1, 2, 8])
     @pytest.mark.parametrize('gray', [False, True])
     def test_tiny_pictures(self, width, height, size, gray):
         image = Image.new('RGB', (width, height), (200, 90, 40))
-        view = View((0, 0, width, height), (range(4), 1.2, 0.8, 1.1, 0.05),
-                    gray, 2.0, True)
+        view = View(
+            (0, 0, width, height),
+            (range(4), 1.2, 0.8, 1.1, 0.05),
+            gray,
+            2.0,
+            True,
+        )
         apart = difference(image, view, size)
         assert apart.shape == (3, size, size) and apart.abs().max() <= 3

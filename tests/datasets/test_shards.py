@@ -1,13 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-import errno
 import io
 import os
-import pickle
 import runpy
 import sys
 import tarfile
 from pathlib import Path
-from unittest import mock
 from urllib.parse import unquote
 
 import pytest
@@ -20,7 +17,7 @@ from mmdensecl.datasets import (
     UnlabeledShards,
     samplers,
 )
-from mmdensecl.datasets.shards import OpenFiles, find_shards
+from mmdensecl.datasets.shards import find_shards
 
 CONVERTER = (
     Path(__file__).parents[2] / 'tools/dataset_converters/folder_to_shards.py'
@@ -320,50 +317,20 @@ class TestMembers:
 
 class TestReading:
     @pytest.fixture
-    def dataset(self, tmp_path, monkeypatch):
-        """Six shards of four pictures; two may be open."""
+    def dataset(self, tmp_path):
+        """Six shards of four images."""
         for s in range(6):
             write_tar(
                 tmp_path / f'{s}.tar', [f'{s}/{i}.jpg' for i in range(4)]
             )
-        monkeypatch.setattr(UnlabeledShards, 'MAX_OPEN', 2)
         return UnlabeledShards(str(tmp_path), pipeline=[same])
 
     @pytest.mark.parametrize('workers', [0, 2])
     def test_in_and_out_of_workers(self, dataset, workers):
-        dataset[0]  # opened here, before the fork
         expected = {name: content(name) for name in names(dataset)}
         assert len(expected) == 24
         sampler = ShardSampler(dataset, window=3, seed=0)
         assert contents(dataset, workers, sampler=sampler) == expected
-
-    def test_pickles_without_its_files(self, dataset):
-        dataset[0]
-        again = pickle.loads(pickle.dumps(dataset))
-        assert again[5]['img_bytes'] == content('1/1.jpg')
-
-    def test_few_files_are_open(self, tmp_path):
-        paths = [tmp_path / str(i) for i in range(4)]
-        for path in paths:
-            path.write_bytes(path.name.encode() * 9)
-        files = OpenFiles(limit=2)
-        for i in (0, 1, 0, 2, 3, 3, 0):
-            assert files.read(str(paths[i]), 3, 2) == 2 * str(i).encode()
-            assert len(files.files) <= 2
-        assert [*files.files] == [str(paths[3]), str(paths[0])]
-
-    def test_a_handle_that_fails_is_opened_anew(self, tmp_path):
-        path = str(tmp_path / 'a')
-        Path(path).write_bytes(b'abcdef')
-        files = OpenFiles(limit=2)
-        files.read(path, 0, 1)
-        stale = mock.Mock(wraps=files.files[path])
-        stale.read.side_effect = OSError(errno.ESTALE, 'Stale file handle')
-        files.files[path] = stale
-        with pytest.raises(OSError, match='Stale'):
-            files.read(path, 2, 3)
-        stale.close.assert_called_once()
-        assert files.read(path, 2, 3) == b'cde'
 
     def test_subset(self, dataset):
         subset = dataset.get_subset([9, 8, 1, 23])
@@ -457,7 +424,9 @@ class TestSampler:
             drawn = []
             for rank in range(world_size):
                 monkeypatch.setattr(
-                    samplers, 'get_dist_info', lambda rank=rank: (rank, world_size)
+                    samplers,
+                    'get_dist_info',
+                    lambda rank=rank: (rank, world_size),
                 )
                 sampler = ShardSampler(Sized(*sizes), **{'seed': 0, **kwargs})
                 sampler.set_epoch(epoch)

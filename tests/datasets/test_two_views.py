@@ -34,8 +34,9 @@ def is_uniform(values, low, high):
 
 def has_rate(flags, probability):
     flags = list(flags)
-    return stats.binomtest(sum(flags), len(flags),
-                           probability).pvalue > P_VALUE
+    return (
+        stats.binomtest(sum(flags), len(flags), probability).pvalue > P_VALUE
+    )
 
 
 class TestDistributions:
@@ -65,17 +66,23 @@ class TestDistributions:
 
     def test_rates_are_independent(self, drawn):
         flags = np.array(
-            [(v.jitter is not None, v.gray, v.sigma is not None, v.flip)
-             for v in drawn], float)
+            [
+                (v.jitter is not None, v.gray, v.sigma is not None, v.flip)
+                for v in drawn
+            ],
+            float,
+        )
         off_diagonal = np.corrcoef(flags.T)[~np.eye(4, dtype=bool)]
         assert np.abs(off_diagonal).max() < 4 / DRAWS**0.5
 
-    @pytest.mark.parametrize('which, low, high', [(1, 0.6, 1.4), (2, 0.6, 1.4),
-                                                  (3, 0.6, 1.4),
-                                                  (4, -0.1, 0.1)])
+    @pytest.mark.parametrize(
+        'which, low, high',
+        [(1, 0.6, 1.4), (2, 0.6, 1.4), (3, 0.6, 1.4), (4, -0.1, 0.1)],
+    )
     def test_jitter_factors(self, drawn, which, low, high):
-        assert is_uniform([v.jitter[which] for v in drawn if v.jitter], low,
-                          high)
+        assert is_uniform(
+            [v.jitter[which] for v in drawn if v.jitter], low, high
+        )
 
     def test_jitter_order(self, drawn):
         orders = [tuple(v.jitter[0]) for v in drawn if v.jitter]
@@ -86,8 +93,18 @@ class TestDistributions:
     def test_blur(self, drawn):
         assert is_uniform([v.sigma for v in drawn if v.sigma], 0.1, 2.0)
 
-    @pytest.mark.parametrize('size', [(500, 375), (100, 60), (60, 100), (7, 5),
-                                      (200, 20), (20, 200), (1, 1)])
+    @pytest.mark.parametrize(
+        'size',
+        [
+            (500, 375),
+            (100, 60),
+            (60, 100),
+            (7, 5),
+            (200, 20),
+            (20, 200),
+            (1, 1),
+        ],
+    )
     def test_crops_match_torchvision(self, size):
         """Also where few draws fit, or none."""
         rng, transform = Random(1), SampleTwoCropParams()
@@ -96,9 +113,12 @@ class TestDistributions:
         theirs = []
         for _ in range(1000):
             top, left, height, width = T.RandomResizedCrop.get_params(
-                shape, [0.2, 1.], [3 / 4, 4 / 3])
+                shape, [0.2, 1.0], [3 / 4, 4 / 3]
+            )
             theirs.append((left, top, width, height))
-        for a, b in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        for a, b in zip(
+            zip(*ours, strict=True), zip(*theirs, strict=True), strict=True
+        ):
             assert stats.ks_2samp(a, b).pvalue > P_VALUE
         # The fallback is one box, always the same.
         if max(size) >= 10 * min(size):
@@ -108,20 +128,25 @@ class TestDistributions:
     def test_pictures_match_torchvision(self, photo, where):
         """The views' statistics are those of the same torchvision chain."""
         torch.manual_seed(0)
-        theirs = T.Compose([
-            T.RandomResizedCrop(32, scale=(0.2, 1.)),
-            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            T.RandomGrayscale(p=0.2),
-            T.RandomHorizontalFlip(),
-            T.PILToTensor(),
-        ])
-        no_blur = dict(blur_prob=0.)  # torchvision blurs differently
+        theirs = T.Compose(
+            [
+                T.RandomResizedCrop(32, scale=(0.2, 1.0)),
+                T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+                T.RandomGrayscale(p=0.2),
+                T.RandomHorizontalFlip(),
+                T.PILToTensor(),
+            ]
+        )
+        no_blur = dict(blur_prob=0.0)  # torchvision blurs differently
         if where == 'worker':
             transform = TwoViews(size=32, **no_blur)
-            a = torch.stack([
-                view for _ in range(400)
-                for view in transform(dict(img=photo))['view_imgs']
-            ]).float()
+            a = torch.stack(
+                [
+                    view
+                    for _ in range(400)
+                    for view in transform(dict(img=photo))['view_imgs']
+                ]
+            ).float()
         else:
             draw, pack = SampleTwoCropParams(**no_blur), PackImage()
             batch = [
@@ -131,16 +156,15 @@ class TestDistributions:
             a = torch.cat(DeviceViews(32)(pseudo_collate(batch))['inputs'])
         b = torch.stack([theirs(photo) for _ in range(800)]).float()
         for statistic in (
-                lambda x: x.mean((1, 2, 3)),
-                lambda x: x.std((1, 2, 3)),
-                lambda x: (x[:, 0] - x[:, 2]).mean((1, 2)),
-                lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3)),
+            lambda x: x.mean((1, 2, 3)),
+            lambda x: x.std((1, 2, 3)),
+            lambda x: (x[:, 0] - x[:, 2]).mean((1, 2)),
+            lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3)),
         ):
             assert stats.ks_2samp(statistic(a), statistic(b)).pvalue > P_VALUE
 
 
 class TestTwoViews:
-
     def test_the_seed_fixes_everything(self, photo):
         transform = TwoViews(size=32)
 
@@ -165,14 +189,20 @@ class TestTwoViews:
 
     def test_pack(self, photo):
         results = TwoViews(size=32).transform(
-            dict(img=photo, seed=5, img_path='a.png', sample_idx=3))
+            dict(img=photo, seed=5, img_path='a.png', sample_idx=3)
+        )
         packed = PackViews().transform(results)
         assert [v.shape for v in packed['inputs']] == [(3, 32, 32)] * 2
         sample = packed['data_samples']
         assert sample.img_path == 'a.png' and sample.sample_idx == 3
         left, top, width, height = results['views'][1].box
-        assert sample.views[1] == (left, top, width, height,
-                                   results['views'][1].flip)
+        assert sample.views[1] == (
+            left,
+            top,
+            width,
+            height,
+            results['views'][1].flip,
+        )
 
     def test_without_a_seed(self, photo):
         """It comes from torch's generator, which mmengine seeds."""
@@ -184,7 +214,8 @@ class TestTwoViews:
 
     def test_strength_of_zero(self, photo):
         transform = SampleTwoCropParams(
-            jitter=(0., 0.4, 0., 0.1), jitter_prob=1.)
+            jitter=(0.0, 0.4, 0.0, 0.1), jitter_prob=1.0
+        )
         for view in transform(dict(img=photo, seed=1))['views']:
             _, brightness, contrast, saturation, hue = view.jitter
             assert brightness is None and saturation is None

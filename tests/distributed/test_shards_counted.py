@@ -17,6 +17,7 @@ from ranks import ROOT, TOOLS, train_ranks
 from torch.utils.data import BatchSampler
 
 from mmdensecl.datasets import ShardSampler, UnlabeledShards
+from mmdensecl.datasets.draws import current_draw
 from mmdensecl.testing import write_pictures
 
 sys.path.append(str(ROOT / 'tests/tools'))
@@ -187,8 +188,11 @@ def test_stopped_and_resumed(folder, dataset, batches):
     epoch_of = {}
     for epoch in range(EPOCHS):
         dataset.set_epoch(epoch, SEED)
-        for index in range(COUNT):
-            epoch_of[dataset.draw_seed(index)] = epoch
+        for rank, own in enumerate(batches(ShardSampler, dataset, epoch)):
+            for position, index in enumerate(sum(own, [])):
+                current_draw.set(position * RANKS + rank)
+                epoch_of[dataset.draw_seed(index)] = epoch
+    current_draw.set(None)
     for rank, reads in enumerate(lines(folder, 'reads')):
         before, after = reads[: stopped[rank]], reads[stopped[rank] :]
         # The stop left the rest of its epoch to be read again, at most; what

@@ -65,10 +65,13 @@ def make_runner(tmp_path):
         epochs=2,
         batch_size=2,
         pipeline=(pack,),
+        times=1,
         **kwargs,
     ):
         write_pictures(tmp_path / 'pictures', count, size=4)
         dataset = UnlabeledFolder(str(tmp_path / 'pictures'), list(pipeline))
+        if times > 1:
+            dataset = RepeatDataset(dataset, times)
         return Runner(
             model=model,
             work_dir=str(tmp_path / 'work'),
@@ -207,13 +210,45 @@ class TestQueueLength:
         assert any(expected in text for _, text in messages)
 
     def test_fewer_pictures_than_a_batch(self, make_runner):
-        with pytest.raises(ValueError, match='3 images, fewer than one'):
+        with pytest.raises(ValueError, match='3 distinct images, fewer'):
             make_runner(
                 ToyContrast(), [QueueLengthHook()], count=3, batch_size=4
             ).train()
 
+    def test_copies_do_not_lengthen_the_queue(self, make_runner):
+        model = ToyContrast('auto')
+        make_runner(model, [QueueLengthHook()], times=4, epochs=1).train()
+        assert len(model.queue) == 10
+
+    def test_copies_do_not_fill_a_batch(self, make_runner):
+        with pytest.raises(ValueError, match='8 distinct images, fewer'):
+            make_runner(
+                ToyContrast(),
+                [QueueLengthHook()],
+                count=8,
+                times=8,
+                batch_size=32,
+            ).train()
+
 
 class TestUnlabeledData:
+    def test_copies_of_an_image_get_seeds_of_their_own(self, make_runner):
+        seeds = []
+
+        def note(results):
+            seeds.append(results['seed'])
+            return pack(results)
+
+        make_runner(
+            ToyContrast(),
+            [UnlabeledDataHook()],
+            count=3,
+            times=4,
+            epochs=2,
+            pipeline=(note,),
+        ).train()
+        assert len({*seeds}) == len(seeds) == 24
+
     def test_epoch_and_seed_reach_the_data_set(self, make_runner):
         clocks = []
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The hook with the real visualizers, on pictures of one colour each."""
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,8 @@ class Pictures(Dataset):
     """Picture ``i`` is grey of level ``20 * i``."""
 
     METAINFO = dict(
-        classes=('left', 'right'), palette=[(255, 0, 0), (0, 0, 255)])
+        classes=('left', 'right'), palette=[(255, 0, 0), (0, 0, 255)]
+    )
 
     def __init__(self, folder, count, host, labels=True):
         self.metainfo = self.METAINFO
@@ -31,8 +33,9 @@ class Pictures(Dataset):
         folder.mkdir(exist_ok=True)
         for i in range(count):
             self.paths.append(str(folder / f'{i}.png'))
-            Image.new('RGB', (WIDTH, HEIGHT),
-                      (20 * i, ) * 3).save(self.paths[-1])
+            Image.new('RGB', (WIDTH, HEIGHT), (20 * i,) * 3).save(
+                self.paths[-1]
+            )
 
     def __len__(self):
         return len(self.paths)
@@ -44,22 +47,25 @@ class Pictures(Dataset):
         meta = dict(img_path=self.paths[i], ori_shape=(HEIGHT, WIDTH))
         if self.host == 'mmseg':
             from mmseg.structures import SegDataSample
+
             sample = SegDataSample(metainfo=meta)
             if self.labels:
                 sample.gt_sem_seg = halves(0)
             return sample
         from mmdet.structures import DetDataSample
+
         sample = DetDataSample(metainfo=meta)
         sample.gt_instances = InstanceData(
-            bboxes=torch.tensor([[5., 5., 40., 50.]]),
-            labels=torch.tensor([0]))
+            bboxes=torch.tensor([[5.0, 5.0, 40.0, 50.0]]),
+            labels=torch.tensor([0]),
+        )
         return sample
 
 
 def halves(value):
     """A map whose right half has class 1."""
     data = torch.full((1, HEIGHT, WIDTH), value)
-    data[:, :, WIDTH // 2:] = 1
+    data[:, :, WIDTH // 2 :] = 1
     return PixelData(data=data)
 
 
@@ -76,17 +82,18 @@ class Model(BaseModel):
         for sample in data_samples:
             if 'gt_instances' in sample:
                 sample.pred_instances = InstanceData(
-                    bboxes=torch.tensor([[5., 5., 40., 50.],
-                                         [50., 5., 85., 50.]]),
+                    bboxes=torch.tensor(
+                        [[5.0, 5.0, 40.0, 50.0], [50.0, 5.0, 85.0, 50.0]]
+                    ),
                     scores=torch.tensor([0.9, 0.2]),
-                    labels=torch.tensor([1, 1]))
+                    labels=torch.tensor([1, 1]),
+                )
             else:
                 sample.pred_sem_seg = halves(1)
         return data_samples
 
 
 class Nothing(BaseMetric):
-
     def process(self, data_batch, data_samples):
         self.results.append(0)
 
@@ -97,12 +104,14 @@ class Nothing(BaseMetric):
 @pytest.fixture
 def make_runner(tmp_path):
 
-    def make(host='mmseg',
-             count=9,
-             labels=True,
-             batch_size=2,
-             hook={},
-             visualizer=None):
+    def make(
+        host='mmseg',
+        count=9,
+        labels=True,
+        batch_size=2,
+        hook={},
+        visualizer=None,
+    ):
         pytest.importorskip(host)
         __import__(f'{host}.visualization')
         dataset = Pictures(tmp_path / 'pictures', count, host, labels)
@@ -110,7 +119,8 @@ def make_runner(tmp_path):
             dataset=dataset,
             batch_size=batch_size,
             sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=dict(type='pseudo_collate'))
+            collate_fn=dict(type='pseudo_collate'),
+        )
         name = dict(mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer')
         return Runner(
             model=Model(),
@@ -123,7 +133,7 @@ def make_runner(tmp_path):
             test_cfg=dict(),
             val_evaluator=[Nothing()],
             test_evaluator=[Nothing()],
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
             default_hooks=dict(checkpoint=None),
             custom_hooks=[
                 dict(type='mmdensecl.SamplePredictionsHook', **hook)
@@ -131,7 +141,8 @@ def make_runner(tmp_path):
             visualizer=visualizer
             or dict(type=f'{host}.{name[host]}', name=tmp_path.name),
             default_scope=host,
-            experiment_name=tmp_path.name)
+            experiment_name=tmp_path.name,
+        )
 
     scopes = dict(DefaultScope._instance_dict)
     yield make
@@ -150,20 +161,22 @@ def pixels(tmp_path, name):
     return np.asarray(Image.open(path).convert('RGB')).astype(int)
 
 
-@pytest.mark.parametrize('count, total, expected', [
-    (4, 10, [0, 3, 6, 9]),
-    (4, 4, [0, 1, 2, 3]),
-    (4, 2, [0, 1]),
-    (1, 9, [0]),
-    (3, 101, [0, 50, 100]),
-])
+@pytest.mark.parametrize(
+    'count, total, expected',
+    [
+        (4, 10, [0, 3, 6, 9]),
+        (4, 4, [0, 1, 2, 3]),
+        (4, 2, [0, 1]),
+        (1, 9, [0]),
+        (3, 101, [0, 50, 100]),
+    ],
+)
 def test_spread_evenly(count, total, expected):
     found = sample_predictions_hook.spread_evenly(count, total)
     assert list(found) == expected
 
 
 class TestSegmentation:
-
     def test_train(self, make_runner, tmp_path):
         make_runner(hook=dict(num=3, height=120)).train()
         assert drawn(tmp_path) == [
@@ -193,8 +206,11 @@ class TestSegmentation:
 
         visualizer.add_datasample = spy
         runner.train()
-        assert seen == [(name, epoch) for epoch in (1, 2)
-                        for name in ('00000_gt', '00000_pred')]
+        assert seen == [
+            (name, epoch)
+            for epoch in (1, 2)
+            for name in ('00000_gt', '00000_pred')
+        ]
 
     def test_test_set_without_labels(self, make_runner, tmp_path):
         make_runner(labels=False, hook=dict(num=2)).test()
@@ -207,22 +223,23 @@ class TestSegmentation:
     def test_share_of_rank_zero(self, make_runner, tmp_path, monkeypatch):
         """Two processes: rank 0 has the pictures of even number."""
         runner = make_runner(count=9, hook=dict(num=2))
-        (hook, ) = [
+        (hook,) = [
             x for x in runner.hooks if isinstance(x, SamplePredictionsHook)
         ]
-        monkeypatch.setattr(sample_predictions_hook, 'get_world_size',
-                            lambda: 2)
+        monkeypatch.setattr(
+            sample_predictions_hook, 'get_world_size', lambda: 2
+        )
         hook.before_val_epoch(runner)
         dataset = runner.val_dataloader.dataset
         for start in (0, 4, 8):
             batch = [dataset.sample(i) for i in (start, start + 2) if i < 9]
-            hook.after_val_iter(runner, start // 4, None,
-                                Model()(None, batch, mode='predict'))
+            hook.after_val_iter(
+                runner, start // 4, None, Model()(None, batch, mode='predict')
+            )
         assert {name[:5] for name in drawn(tmp_path)} == {'00000', '00008'}
 
 
 class TestDetection:
-
     def test_val(self, make_runner, tmp_path):
         make_runner('mmdet', hook=dict(num=2)).val()
         assert drawn(tmp_path) == [
@@ -245,10 +262,10 @@ class TestDetection:
 
 
 class TestErrors:
-
     def test_visualizer_that_draws_nothing(self, make_runner, tmp_path):
         runner = make_runner(
-            visualizer=dict(type='mmengine.Visualizer', name=tmp_path.name))
+            visualizer=dict(type='mmengine.Visualizer', name=tmp_path.name)
+        )
         with pytest.raises(TypeError, match='has "Visualizer".*SegLocal'):
             runner.train()
 

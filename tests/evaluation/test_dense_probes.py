@@ -1,18 +1,28 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Probes of dense features whose worth is known."""
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mmdensecl.evaluation.dense_probes import (IGNORED, PROBES, LabelledCells,
-                                               SegmentationImages,
-                                               count_classes, dense_probes,
-                                               draw_cells, fit_knn, fit_linear,
-                                               label_cells, list_pairs,
-                                               mean_iou, read_class_names,
-                                               read_mask)
+from mmdensecl.evaluation.dense_probes import (
+    IGNORED,
+    PROBES,
+    LabelledCells,
+    SegmentationImages,
+    count_classes,
+    dense_probes,
+    draw_cells,
+    fit_knn,
+    fit_linear,
+    label_cells,
+    list_pairs,
+    mean_iou,
+    read_class_names,
+    read_mask,
+)
 
 CLASSES = 3
 
@@ -27,8 +37,12 @@ def make_items(count, seed, worth):
         told = F.one_hot(blocks, CLASSES).permute(2, 0, 1).float()
         noise = torch.randn(CLASSES, 4, 4, generator=generator)
         items.append(
-            LabelledCells(worth * told + (1 - worth) * noise + 1e-3 * noise,
-                          mask, blocks.flatten()))
+            LabelledCells(
+                worth * told + (1 - worth) * noise + 1e-3 * noise,
+                mask,
+                blocks.flatten(),
+            )
+        )
     return items
 
 
@@ -39,13 +53,21 @@ def pixels_as_cells(cells, mask):
 
 
 class TestCells:
-
     def test_most_pixels_decide(self):
-        mask = torch.tensor([[0, 1, 2, 2], [1, 1, 2,
-                                            0], [IGNORED, IGNORED] * 2,
-                             [1, IGNORED, 2, 2]]).byte()
-        assert label_cells(mask, (2, 2),
-                           3).tolist() == [1, 2, IGNORED, IGNORED]
+        mask = torch.tensor(
+            [
+                [0, 1, 2, 2],
+                [1, 1, 2, 0],
+                [IGNORED, IGNORED] * 2,
+                [1, IGNORED, 2, 2],
+            ]
+        ).byte()
+        assert label_cells(mask, (2, 2), 3).tolist() == [
+            1,
+            2,
+            IGNORED,
+            IGNORED,
+        ]
         mask[2, 2] = 2
         assert label_cells(mask, (2, 2), 3)[3] == 2
 
@@ -68,7 +90,7 @@ class TestCells:
         assert not torch.equal(draws[0][0][:16], draws[2][0][:16])
         assert (draws[0][1] < CLASSES).all()
         cells, labels = draw_cells(items, 0, max_cells=7)
-        assert cells.shape == (7, CLASSES) and labels.shape == (7, )
+        assert cells.shape == (7, CLASSES) and labels.shape == (7,)
         # A cell keeps its own label.
         assert torch.equal(cells.argmax(1), labels)
 
@@ -83,19 +105,19 @@ class TestCells:
 
 
 class TestMeanIoU:
-
     def test_by_hand(self):
         named = torch.tensor([[0, 1, 1], [1, 2, 2]])
         scores = F.one_hot(named, 3).permute(2, 0, 1).float()
         items = [pixels_as_cells(scores, [[0, 0, 1], [1, IGNORED, 1]])]
         # 0: 1 of 2, 1: 2 of 4; 2 is in no mask and has no IoU.
-        assert mean_iou(lambda x: x, items, 3) == pytest.approx(50.)
+        assert mean_iou(lambda x: x, items, 3) == pytest.approx(50.0)
 
     def test_all_images_together(self):
         items = [
             pixels_as_cells(
-                F.one_hot(torch.full((2, 2), named), 2).permute(2, 0, 1) * 1.,
-                mask)
+                F.one_hot(torch.full((2, 2), named), 2).permute(2, 0, 1) * 1.0,
+                mask,
+            )
             for named, mask in ((0, [[0, 0], [0, 0]]), (0, [[1, 1], [1, 0]]))
         ]
         # 0: 5 of 8, 1: 0 of 3.
@@ -103,22 +125,22 @@ class TestMeanIoU:
 
     def test_pixels_not_cells(self):
         """A mask is not shrunk: two cells, and a border between them."""
-        cells = torch.tensor([[[1., 0.]], [[0., 1.]]])
+        cells = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
         mask = torch.tensor([[0] * 4 + [1] * 4] * 3).byte()
         items = [LabelledCells(cells, mask, torch.tensor([0, 1]))]
-        assert mean_iou(lambda x: x, items, 2) == 100.
+        assert mean_iou(lambda x: x, items, 2) == 100.0
         mask[:, 4] = 0
-        assert mean_iou(lambda x: x, items,
-                        2) == pytest.approx(50 * (4 / 5 + 3 / 4))
+        assert mean_iou(lambda x: x, items, 2) == pytest.approx(
+            50 * (4 / 5 + 3 / 4)
+        )
 
 
 class TestProbes:
-
     def test_perfect_and_useless_features(self):
         results = {
-            worth:
-            dense_probes(
-                make_items(12, 0, worth), make_items(6, 1, worth), CLASSES, 0)
+            worth: dense_probes(
+                make_items(12, 0, worth), make_items(6, 1, worth), CLASSES, 0
+            )
             for worth in (1, 0)
         }
         assert results[1].keys() == PROBES.keys()
@@ -141,15 +163,17 @@ class TestProbes:
         # Where the gradient vanishes: residuals against features is decay.
         design = torch.cat([x, torch.ones(len(x), 1)], 1)
         logits = score(cells).log()
-        weight = torch.linalg.lstsq(design, logits -
-                                    logits.mean(1, keepdim=True)).solution[:-1]
+        weight = torch.linalg.lstsq(
+            design, logits - logits.mean(1, keepdim=True)
+        ).solution[:-1]
         gradient = x.T @ (score(cells) - F.one_hot(labels, CLASSES)) / len(x)
         torch.testing.assert_close(
-            gradient, -0.1 * weight, atol=2e-3, rtol=0.02)
+            gradient, -0.1 * weight, atol=2e-3, rtol=0.02
+        )
 
     def test_linear_minds_no_scale(self):
         cells, labels = draw_cells(make_items(12, 0, 0.5), 0)
-        scale = torch.tensor([1e-3, 1., 1e3])
+        scale = torch.tensor([1e-3, 1.0, 1e3])
         a = fit_linear(cells, labels, CLASSES)(cells)
         b = fit_linear(cells * scale + 5, labels, CLASSES)(cells * scale + 5)
         torch.testing.assert_close(a, b, atol=1e-2, rtol=0.1)
@@ -157,29 +181,32 @@ class TestProbes:
     def test_knn_vote(self):
         cells = torch.eye(3)
         score = fit_knn(cells, torch.tensor([0, 1, 1]), 2, k=3)
-        votes = score(torch.tensor([[1., 0., 0.], [0., 1., 1.]]))
-        weights = torch.tensor([1., 0., 0.]).div(0.07).exp()
+        votes = score(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
+        weights = torch.tensor([1.0, 0.0, 0.0]).div(0.07).exp()
         expected = weights[0] / weights.sum()
-        torch.testing.assert_close(votes[0],
-                                   torch.stack([expected, 1 - expected]))
+        torch.testing.assert_close(
+            votes[0], torch.stack([expected, 1 - expected])
+        )
         assert votes[1].argmax() == 1
 
 
 class TestFiles:
-
     @pytest.fixture
     def root(self, tmp_path):
-        for folder in ('JPEGImages', 'SegmentationClass',
-                       'ImageSets/Segmentation'):
+        for folder in (
+            'JPEGImages',
+            'SegmentationClass',
+            'ImageSets/Segmentation',
+        ):
             (tmp_path / folder).mkdir(parents=True)
         for i in range(6):
             Image.new('RGB', (8, 6)).save(tmp_path / f'JPEGImages/{i}.jpg')
             mask = Image.fromarray(np.full((6, 8), i, np.uint8), 'P')
             mask.putpalette([7 * x % 256 for x in range(768)])
             mask.save(tmp_path / f'SegmentationClass/{i}.png')
-        (tmp_path /
-         'ImageSets/Segmentation/train.txt').write_text('\n'.join('012345') +
-                                                        '\n')
+        (tmp_path / 'ImageSets/Segmentation/train.txt').write_text(
+            '\n'.join('012345') + '\n'
+        )
         return tmp_path
 
     @pytest.fixture
@@ -191,9 +218,11 @@ class TestFiles:
                 (root / folder / 'val' / town).mkdir(parents=True)
             ending = ('png', 'jpg')[i]
             Image.new('RGB', (8, 6)).save(
-                root / f'leftImg8bit/val/{town}/{town}_0_leftImg8bit.{ending}')
+                root / f'leftImg8bit/val/{town}/{town}_0_leftImg8bit.{ending}'
+            )
             Image.fromarray(np.full((6, 8), i, np.uint8)).save(
-                root / f'gtFine/val/{town}/{town}_0_gtFine_labelTrainIds.png')
+                root / f'gtFine/val/{town}/{town}_0_gtFine_labelTrainIds.png'
+            )
         return root
 
     def test_voc(self, root):
@@ -207,7 +236,8 @@ class TestFiles:
     def test_cityscapes(self, cityscapes):
         pairs = list_pairs(cityscapes, 'val')
         assert [x.image.name for x in pairs] == [
-            'a_0_leftImg8bit.jpg', 'b_0_leftImg8bit.png'
+            'a_0_leftImg8bit.jpg',
+            'b_0_leftImg8bit.png',
         ]
         assert [int(read_mask(x.mask)[0, 0]) for x in pairs] == [1, 0]
         assert len(list_pairs(cityscapes, 'val', 1)) == 1
@@ -251,8 +281,9 @@ class TestFiles:
         data = SegmentationImages(root, read_image, 4)
         assert data.num_classes == 6 and len(read) == 5
         for grid in ((2, 2), (2, 2), (3, 4)):
-            found = data.extract(lambda images: [
-                torch.zeros(1, *grid) for _ in images])
+            found = data.extract(
+                lambda images, grid=grid: [torch.zeros(1, *grid)] * len(images)
+            )
             assert [len(found[x]) for x in ('train', 'val')] == [4, 1]
             labels = found['val'][0].labels
             assert labels.tolist() == [5] * grid[0] * grid[1]

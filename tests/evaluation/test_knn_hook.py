@@ -27,17 +27,18 @@ def write_classes(root, count, colours=COLOURS):
         (root / name).mkdir(parents=True)
         for i in range(count):
             pixels = rng.integers(0, 30, (40, 50, 3)) + colour
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name /
-                                                          f'{i:02d}.png')
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                root / name / f'{i:02d}.png'
+            )
 
 
 class TestSplit:
-
     def test_a_share_of_each_class(self, tmp_path):
         write_classes(tmp_path, 10)
         train, val = split_labelled(str(tmp_path), val_share=0.3)
-        assert sorted(label
-                      for _, label in train) == [0] * 7 + [1] * 7 + [2] * 7
+        assert (
+            sorted(label for _, label in train) == [0] * 7 + [1] * 7 + [2] * 7
+        )
         assert len(val) == 9 and not {*train} & {*val}
         for path, label in train + val:
             assert [*COLOURS][label] in path
@@ -78,7 +79,7 @@ class TestSplit:
 
     def test_bad_share(self):
         with pytest.raises(ValueError, match='val_share'):
-            KNNHook('x', val_share=1.)
+            KNNHook('x', val_share=1.0)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def train(tmp_path, tiny_cfg):
         wrapper = 'mmdensecl.BFloat16OptimWrapper' if amp else 'OptimWrapper'
         cfg = tiny_cfg()
         cfg['backbone'] = dict(cfg['backbone'], frozen_stages=1)
-        cfg['data_preprocessor'] = dict(mean=[120.] * 3, std=[60.] * 3)
+        cfg['data_preprocessor'] = dict(mean=[120.0] * 3, std=[60.0] * 3)
         runner = Runner(
             model=cfg,
             work_dir=str(tmp_path / name),
@@ -107,20 +108,26 @@ def train(tmp_path, tiny_cfg):
                     pipeline=[
                         dict(type='mmdensecl.DecodeRGB'),
                         dict(type='mmdensecl.TwoViews', size=32),
-                        dict(type='mmdensecl.PackViews')
-                    ])),
+                        dict(type='mmdensecl.PackViews'),
+                    ],
+                ),
+            ),
             train_cfg=dict(by_epoch=True, max_epochs=2),
             optim_wrapper=dict(
-                type=wrapper, optimizer=dict(type='SGD', lr=0.1)),
+                type=wrapper, optimizer=dict(type='SGD', lr=0.1)
+            ),
             default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
             custom_hooks=hooks,
             randomness=dict(seed=0),
             default_scope='mmpretrain',
-            experiment_name=f'{tmp_path.name}_{name}')
+            experiment_name=f'{tmp_path.name}_{name}',
+        )
         runner.train()
-        states = (torch.get_rng_state(),
-                  torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
-                  random.getstate())
+        states = (
+            torch.get_rng_state(),
+            torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
+            random.getstate(),
+        )
         rows = []
         for path in (tmp_path / name).glob('*/vis_data/scalars.json'):
             rows += map(json.loads, path.read_text().splitlines())
@@ -136,7 +143,8 @@ def test_training_does_not_notice(train, tmp_path, amp, workers):
         data_root=str(tmp_path / 'labelled'),
         k=3,
         size=32,
-        num_workers=workers)
+        num_workers=workers,
+    )
     plain, states, losses = train('plain', [], amp)
     runner, seen_states, rows = train('hook', [hook], amp)
     expected, state = plain.model.state_dict(), runner.model.state_dict()
@@ -146,10 +154,12 @@ def test_training_does_not_notice(train, tmp_path, amp, workers):
     assert torch.equal(states[0], seen_states[0])
     assert torch.equal(states[1], seen_states[1])
     assert states[2] == seen_states[2]
-    assert [x.training for x in plain.model.modules()
-            ] == [x.training for x in runner.model.modules()]
-    assert [row['loss'] for row in losses
-            ] == [row['loss'] for row in rows if 'loss' in row]
+    assert [x.training for x in plain.model.modules()] == [
+        x.training for x in runner.model.modules()
+    ]
+    assert [row['loss'] for row in losses] == [
+        row['loss'] for row in rows if 'loss' in row
+    ]
     # Before the first epoch and after each; colours are easy to tell.
     found = [row for row in rows if 'knn_top1' in row]
     assert [row['step'] for row in found] == [0, 2, 4]
@@ -164,7 +174,8 @@ def test_labels_that_mean_nothing(train, tmp_path):
     # One that cannot be read is left out.
     (tmp_path / 'noise/a/broken.png').write_bytes(b'no image')
     hook = KNNHook(
-        str(tmp_path / 'noise'), interval=2, k=5, size=32, num_workers=0)
+        str(tmp_path / 'noise'), interval=2, k=5, size=32, num_workers=0
+    )
     *_, rows = train('noise_run', [hook])
     found = [row for row in rows if 'knn_top1' in row]
     assert [row['step'] for row in found] == [0, 4]

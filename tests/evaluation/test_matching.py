@@ -3,12 +3,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmdensecl.evaluation.matching import (
+    Accuracy,
+    Pairs,
+    compare,
+    match_accuracy,
+    mean_accuracy,
+    measure,
+)
 from mmdensecl.models import BackboneSimilarity
-from mmdensecl.models.modules import backbone_features
 from mmdensecl.models.metrics import match_metrics
-from mmdensecl.evaluation.matching import (Accuracy, Pairs, compare,
-                                           match_accuracy, mean_accuracy,
-                                           measure)
+from mmdensecl.models.modules import backbone_features
 from mmdensecl.visualization import strongest_matches
 
 SIDE, CELL = 8, 4
@@ -19,14 +24,20 @@ def shifted_pairs(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     source = torch.randint(
         0,
-        256, (count, 3, SIDE * CELL, (SIDE + 2) * CELL),
+        256,
+        (count, 3, SIDE * CELL, (SIDE + 2) * CELL),
         generator=generator,
-        dtype=torch.uint8)
+        dtype=torch.uint8,
+    )
     side = float(SIDE * CELL)
-    views = torch.tensor([[0., 0., side, side, 0.],
-                          [2. * CELL, 0., side, side, 0.]])
-    return Pairs(source[..., :SIDE * CELL], source[..., 2 * CELL:],
-                 views.expand(count, -1, -1))
+    views = torch.tensor(
+        [[0.0, 0.0, side, side, 0.0], [2.0 * CELL, 0.0, side, side, 0.0]]
+    )
+    return Pairs(
+        source[..., : SIDE * CELL],
+        source[..., 2 * CELL :],
+        views.expand(count, -1, -1),
+    )
 
 
 def pixels_of_cells(images):
@@ -46,7 +57,6 @@ def places(images):
 
 
 class TestAccuracy:
-
     def test_hand_made_features_match_a_shifted_image(self):
         """More than a batch of them."""
         pairs = shifted_pairs(18)
@@ -54,13 +64,15 @@ class TestAccuracy:
         assert found.right.tolist() == [1] * 18
         query, key = (backbone_features(pixels_of_cells(x)) for x in pairs[:2])
         matches = strongest_matches(
-            query, key, 0, pairs.views, top=99, min_similarity=0.9)
+            query, key, 0, pairs.views, top=99, min_similarity=0.9
+        )
         # The two columns that only the first view shows have no match.
         assert len(matches.similarity) == SIDE * (SIDE - 2)
         assert matches.right.all()
         assert torch.allclose(
             torch.tensor(matches.query[:, 0] - matches.key[:, 0]),
-            torch.tensor(2 / SIDE))
+            torch.tensor(2 / SIDE),
+        )
 
     def test_what_needs_no_features_by_counting(self):
         found = measure(nothing, shifted_pairs(1))
@@ -78,7 +90,7 @@ class TestAccuracy:
 
     def test_features_that_know_the_place_are_at_the_same_position(self):
         pairs = shifted_pairs(3)
-        one_cell = torch.tensor([[0., 0., 32, 32, 0], [4, 4, 32, 32, 0]])
+        one_cell = torch.tensor([[0.0, 0.0, 32, 32, 0], [4, 4, 32, 32, 0]])
         pairs = pairs._replace(views=one_cell.expand(3, -1, -1))
         found = measure(places, pairs)
         assert torch.equal(found.right, found.same_position)
@@ -96,11 +108,16 @@ class TestAccuracy:
         """match_acc of DenseCL's rule, over cells instead of pairs."""
         pairs = shifted_pairs(4)
         noisy = pixels_of_cells(pairs.query) + 200 * torch.randn(4, 48, 8, 8)
-        query, key = map(backbone_features, (noisy, pixels_of_cells(pairs.key)))
+        query, key = map(
+            backbone_features, (noisy, pixels_of_cells(pairs.key))
+        )
         found = match_accuracy(query, key, pairs.views)
-        logged = match_metrics(BackboneSimilarity()(query, key, None), query,
-                                key._replace(dense_proj=key.backbone_feats),
-                                pairs.views)['match_acc']
+        logged = match_metrics(
+            BackboneSimilarity()(query, key, None),
+            query,
+            key._replace(dense_proj=key.backbone_feats),
+            pairs.views,
+        )['match_acc']
         assert 5 < logged < 95
         assert logged == pytest.approx(100 * found.right.mean().item())
 
@@ -108,43 +125,65 @@ class TestAccuracy:
 def test_mean_of_draws():
     nan = float('nan')
     draws = [
-        Accuracy(*torch.tensor([x, [0., 0.2], [0.1, 0.1]]))
+        Accuracy(*torch.tensor([x, [0.0, 0.2], [0.1, 0.1]]))
         for x in ([0.2, nan], [0.4, 0.6])
     ]
     mean = mean_accuracy(draws)
     assert mean.right.tolist() == pytest.approx([0.3, 0.6])
-    assert mean.same_position.tolist() == pytest.approx([0., 0.2])
+    assert mean.same_position.tolist() == pytest.approx([0.0, 0.2])
 
 
 def spread(mean, count=16):
     return mean + torch.linspace(-0.1, 0.1, count)
 
 
-@pytest.mark.parametrize('right, random, position, count, words', [
-    (0.6, 0.2, 0.3, 16, 'match object parts: clearly'),
-    (0.6, 0.6, 0.3, 16, 'they are not told apart from random weights.'),
-    (0.6, 0.2, 0.6, 16, 'not told apart from the same position.'),
-    (0.1, 0.1, 0.1, 16, 'not told apart from random weights and the same '
-     'position and chance.'),
-    (0.4, 0.6, 0.4, 16, 'they are not told apart from the same position, and '
-     'worse than random weights.'),
-    (0.4, 0.6, 0.5, 16, 'they are worse than random weights and the same '
-     'position.'),
-    (0.6, 0.2, 0.3, 7, 'cannot be said: only 7'),
-])
+@pytest.mark.parametrize(
+    'right, random, position, count, words',
+    [
+        (0.6, 0.2, 0.3, 16, 'match object parts: clearly'),
+        (0.6, 0.6, 0.3, 16, 'they are not told apart from random weights.'),
+        (0.6, 0.2, 0.6, 16, 'not told apart from the same position.'),
+        (
+            0.1,
+            0.1,
+            0.1,
+            16,
+            'not told apart from random weights and the same '
+            'position and chance.',
+        ),
+        (
+            0.4,
+            0.6,
+            0.4,
+            16,
+            'they are not told apart from the same position, and '
+            'worse than random weights.',
+        ),
+        (
+            0.4,
+            0.6,
+            0.5,
+            16,
+            'they are worse than random weights and the same position.',
+        ),
+        (0.6, 0.2, 0.3, 7, 'cannot be said: only 7'),
+    ],
+)
 def test_sentences(right, random, position, count, words):
     """Only a significant difference is called one."""
     generator = torch.Generator().manual_seed(0)
-    rulers = torch.full((count, ), position), torch.full((count, ), 0.1)
+    rulers = torch.full((count,), position), torch.full((count,), 0.1)
     noise = 0.05 * torch.randn(count, generator=generator)
     found = compare(
         Accuracy(spread(right, count), *rulers),
-        Accuracy(spread(random, count) + noise, *rulers))
+        Accuracy(spread(random, count) + noise, *rulers),
+    )
     assert words in found.sentence()
     assert found.matches_parts == ('clearly' in words)
     assert found.right == pytest.approx(right)
     assert [*found.baselines.values()] == pytest.approx(
-        [random + noise.mean().item(), position, 0.1])
+        [random + noise.mean().item(), position, 0.1]
+    )
     assert found.pairs == count
 
 
@@ -152,7 +191,7 @@ def test_above_chance_but_not_significant():
     """A share of several times chance may be luck, and is called neither."""
     right = torch.zeros(8)
     right[:2] = torch.tensor([0.6, 0.65])
-    rulers = torch.zeros(8), torch.full((8, ), 0.024)
+    rulers = torch.zeros(8), torch.full((8,), 0.024)
     found = compare(Accuracy(right, *rulers), Accuracy(right / 2, *rulers))
     assert 1 < found.errors['chance'] < 3
     assert 'not told apart from' in found.sentence()
@@ -162,6 +201,6 @@ def test_above_chance_but_not_significant():
 def test_pairs_that_say_nothing_are_left_out():
     right = spread(0.6, 10)
     right[3] = float('nan')
-    rulers = torch.full((10, ), 0.2), torch.full((10, ), 0.1)
+    rulers = torch.full((10,), 0.2), torch.full((10,), 0.1)
     found = compare(Accuracy(right, *rulers), Accuracy(right / 2, *rulers))
     assert found.pairs == 9 and found.matches_parts

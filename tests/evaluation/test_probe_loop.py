@@ -15,6 +15,7 @@ from mmdensecl.registry import DATASETS, LOOPS
 
 class Noise(Dataset):
     """Images of noise with two labels each, class i of n and class 3."""
+
     metainfo = dict(classes=('a', 'b', 'c', 'd'))
 
     def __init__(self, count, seed=0):
@@ -43,7 +44,8 @@ def make_runner(tmp_path, tiny_cfg):
                 batch_size=4,
                 num_workers=0,
                 sampler=dict(sampler),
-                dataset=dict(type='mmdensecl.Noise', count=count, seed=count))
+                dataset=dict(type='mmdensecl.Noise', count=count, seed=count),
+            )
             for count in (9, 6)
         ]
         loaders[1].update(test_loader or {})
@@ -51,8 +53,9 @@ def make_runner(tmp_path, tiny_cfg):
         return Runner(
             model=dict(
                 type='mmpretrain.ImageClassifier',
-                data_preprocessor=dict(mean=[1.] * 3, std=[2.] * 3),
-                backbone=backbone),
+                data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3),
+                backbone=backbone,
+            ),
             work_dir=str(tmp_path),
             default_scope='mmpretrain',
             randomness=dict(seed=0),
@@ -61,7 +64,9 @@ def make_runner(tmp_path, tiny_cfg):
             test_cfg=dict(
                 type=f'mmdensecl.{kind}',
                 train_dataloader=loaders[0],
-                **test_cfg))
+                **test_cfg,
+            ),
+        )
 
     yield make
     DATASETS.module_dict.pop('Noise')
@@ -72,12 +77,12 @@ def spied(monkeypatch, kind='KNNLoop'):
     seen = []
     loop = LOOPS.get(f'mmdensecl.{kind}')
     monkeypatch.setattr(
-        loop, 'fit', lambda self, *args: seen.extend(args) or {'score': 7.0})
+        loop, 'fit', lambda self, *args: seen.extend(args) or {'score': 7.0}
+    )
     return seen
 
 
 class TestFeatures:
-
     @pytest.mark.parametrize('pool', [None, (3, 1)])
     def test_of_the_frozen_backbone(self, make_runner, monkeypatch, pool):
         """All images in order, last map, eval mode, preprocessed."""
@@ -91,9 +96,11 @@ class TestFeatures:
         for features, labels, count in ((*seen[:2], 9), (*seen[2:], 6)):
             with torch.no_grad():
                 maps = backbone((Noise(count, count).images - 1) / 2)[-1]
-            maps = maps.mean(
-                (2,
-                 3)) if pool is None else F.avg_pool2d(maps, 3, 1).flatten(1)
+            maps = (
+                maps.mean((2, 3))
+                if pool is None
+                else F.avg_pool2d(maps, 3, 1).flatten(1)
+            )
             torch.testing.assert_close(features, maps)
             assert not features.requires_grad
             assert labels.tolist() == [i % 3 for i in range(count)]
@@ -113,16 +120,18 @@ class TestFeatures:
 
     def test_weights_are_initialised(self, make_runner):
         """Runner.test alone would leave the initialiser out."""
-        runner = make_runner(ks=(1, ))
+        runner = make_runner(ks=(1,))
         runner.model.backbone.init_cfg = dict(
-            type='Constant', layer='Conv2d', val=0.25)
+            type='Constant', layer='Conv2d', val=0.25
+        )
         runner.test()
         assert (runner.model.backbone.conv1.weight == 0.25).all()
 
     def test_no_checkpoint_named(self, make_runner):
         runner = make_runner()
         runner.model.backbone.init_cfg = dict(
-            type='mmdensecl.PretrainedBackbone', checkpoint=None)
+            type='mmdensecl.PretrainedBackbone', checkpoint=None
+        )
         with pytest.raises(ValueError, match='--pretrained FILE'):
             runner.test()
 
@@ -139,22 +148,28 @@ class TestFeatures:
         ]
 
 
-@pytest.mark.parametrize('changes', [
-    dict(sampler=dict(type='DefaultSampler', shuffle=True)),
-    dict(sampler=dict(type='InfiniteSampler', shuffle=False)),
-    dict(test_loader=dict(drop_last=True)),
-])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(sampler=dict(type='DefaultSampler', shuffle=True)),
+        dict(sampler=dict(type='InfiniteSampler', shuffle=False)),
+        dict(test_loader=dict(drop_last=True)),
+    ],
+)
 def test_order_is_checked(make_runner, changes):
     with pytest.raises(ValueError, match='dataloader must give every image'):
         make_runner(**changes).test()
 
 
-@pytest.mark.parametrize('test_cfg, expected', [
-    (dict(type='mmdensecl.KNNLoop'), True),
-    (dict(type='mmdensecl.LowShotLoop'), True),
-    (dict(type='TestLoop'), False),
-    (dict(), False),
-    (None, False),
-])
+@pytest.mark.parametrize(
+    'test_cfg, expected',
+    [
+        (dict(type='mmdensecl.KNNLoop'), True),
+        (dict(type='mmdensecl.LowShotLoop'), True),
+        (dict(type='TestLoop'), False),
+        (dict(), False),
+        (None, False),
+    ],
+)
 def test_is_probe(test_cfg, expected):
     assert is_probe(Config(dict(test_cfg=test_cfg))) is expected

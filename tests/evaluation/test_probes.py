@@ -6,8 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdensecl.evaluation.probes import (average_precision, knn_accuracy,
-                                       low_shot_map, nearest, svm_map)
+from mmdensecl.evaluation.probes import (
+    average_precision,
+    knn_accuracy,
+    low_shot_map,
+    nearest,
+    svm_map,
+)
 
 FEW_COSTS = (0.1, 10.0)
 
@@ -15,9 +20,9 @@ FEW_COSTS = (0.1, 10.0)
 def loop_knn(train, labels, test, k, temperature, classes):
     """Votes of the paper's equation, image by image."""
     votes = torch.zeros(len(test), classes, dtype=torch.float64)
-    for row, query in zip(votes, test):
+    for row, query in zip(votes, test, strict=False):
         similar = []
-        for image, label in zip(train, labels):
+        for image, label in zip(train, labels, strict=False):
             cosine = float(query @ image / query.norm() / image.norm())
             similar.append((cosine, int(label)))
         for cosine, label in sorted(similar, reverse=True)[:k]:
@@ -26,7 +31,6 @@ def loop_knn(train, labels, test, k, temperature, classes):
 
 
 class TestKNN:
-
     @pytest.mark.parametrize('block', [3, 8, 1000])
     def test_nearest_in_blocks(self, block):
         bank, queries = torch.randn(20, 4), torch.randn(7, 4)
@@ -39,17 +43,19 @@ class TestKNN:
     def test_against_the_loop(self):
         train = torch.randn(60, 5, dtype=torch.float64) * 7
         test = torch.randn(40, 5, dtype=torch.float64)
-        labels, targets = torch.randint(6, (60, )), torch.randint(6, (40, ))
+        labels, targets = torch.randint(6, (60,)), torch.randint(6, (40,))
         found = knn_accuracy(
-            train, labels, test, targets, ks=(1, 5, 30), topk=(1, 3))
+            train, labels, test, targets, ks=(1, 5, 30), topk=(1, 3)
+        )
         for k, accuracies in found.items():
             votes = loop_knn(train, labels, test, k, 0.07, 6)
             order = votes.argsort(dim=1, descending=True)
-            for n, accuracy in zip((1, 3), accuracies):
+            for n, accuracy in zip((1, 3), accuracies, strict=False):
                 right = [
                     label in row[:n] and votes[i, label] > 0
                     for i, (row, label) in enumerate(
-                        zip(order.tolist(), targets.tolist()))
+                        zip(order.tolist(), targets.tolist(), strict=False)
+                    )
                 ]
                 assert accuracy == pytest.approx(100 * np.mean(right))
 
@@ -60,14 +66,15 @@ class TestKNN:
         labels, test = torch.tensor([0, 1, 1]), torch.tensor([[5.0, 0.0]])
         arguments = (train, labels, test, torch.tensor([0]), [3])
         assert knn_accuracy(*arguments)[3][0] == 100
-        assert knn_accuracy(*arguments, temperature=100.)[3][0] == 0
+        assert knn_accuracy(*arguments, temperature=100.0)[3][0] == 0
 
     def test_only_voted_classes_count(self):
         train, test = torch.eye(3), torch.tensor([[1.0, 0.1, 0.0]])
         labels = torch.arange(3)
         for target, expected in ((0, [100, 100]), (1, [0, 0])):
-            found = knn_accuracy(train, labels, test, torch.tensor([target]),
-                                 [1])
+            found = knn_accuracy(
+                train, labels, test, torch.tensor([target]), [1]
+            )
             assert found == {1: expected}
 
     def test_random_features_give_chance(self):
@@ -80,12 +87,13 @@ class TestKNN:
         with pytest.raises(ValueError, match='k=200 .* has 8 images'):
             knn_accuracy(
                 torch.randn(8, 2),
-                torch.zeros(8).long(), torch.randn(1, 2),
-                torch.zeros(1).long())
+                torch.zeros(8).long(),
+                torch.randn(1, 2),
+                torch.zeros(1).long(),
+            )
 
 
 class TestAveragePrecision:
-
     def test_by_hand(self):
         """Ranks 1, 3 and 4 of five are right.
 
@@ -99,10 +107,12 @@ class TestAveragePrecision:
 
     def test_is_sklearns_where_precision_only_falls(self):
         from sklearn.metrics import average_precision_score
+
         labels = np.array([1, 1, 0, 0, 1, 0, 0, 0])
         scores = -np.arange(8.0)
         assert average_precision(labels, scores) == pytest.approx(
-            average_precision_score(labels, scores))
+            average_precision_score(labels, scores)
+        )
 
 
 def multi_label(count, classes=3, seed=0, difficult=0.0, noise=0.0):
@@ -117,10 +127,10 @@ def multi_label(count, classes=3, seed=0, difficult=0.0, noise=0.0):
 
 
 class TestSVM:
-
     def test_separable(self):
         mean, each = svm_map(
-            *multi_label(60), *multi_label(40, seed=1), costs=FEW_COSTS)
+            *multi_label(60), *multi_label(40, seed=1), costs=FEW_COSTS
+        )
         assert mean == 100 and each == [100] * 3
 
     def test_random_features_give_chance(self):
@@ -132,7 +142,8 @@ class TestSVM:
             train_targets,
             rng.standard_normal((400, 4)),
             test_targets,
-            costs=FEW_COSTS)
+            costs=FEW_COSTS,
+        )
         assert abs(mean - 100 * test_targets.mean()) < 8
 
     def test_difficult_ones_are_not_tested(self):
@@ -147,7 +158,8 @@ class TestSVM:
                 *train,
                 features,
                 np.concatenate([targets, labels]),
-                costs=FEW_COSTS)[1]
+                costs=FEW_COSTS,
+            )[1]
             for labels in (absent, np.where(np.eye(3)[1] > 0, -1, absent))
         ]
         assert found[0][1] < 100 and found[1] == [100] * 3
@@ -156,9 +168,9 @@ class TestSVM:
         features, targets = multi_label(90, difficult=0.2)
         test = multi_label(80, seed=1, noise=0.8)
         as_negatives = np.where(targets == -1, 0, targets)
-        assert svm_map(
-            features, targets, *test, costs=FEW_COSTS) == svm_map(
-                features, as_negatives, *test, costs=FEW_COSTS)
+        assert svm_map(features, targets, *test, costs=FEW_COSTS) == svm_map(
+            features, as_negatives, *test, costs=FEW_COSTS
+        )
 
     def test_cost_is_chosen_by_cross_validation(self):
         """Not worse than the best single cost on clean data; each counts."""
@@ -166,7 +178,7 @@ class TestSVM:
         test = multi_label(200, seed=1, noise=0.7)
         tiny, good = 1e-9, 10.0
         both = svm_map(*train, *test, costs=(tiny, good))[0]
-        single = [svm_map(*train, *test, costs=(x, ))[0] for x in (tiny, good)]
+        single = [svm_map(*train, *test, costs=(x,))[0] for x in (tiny, good)]
         assert single[0] < single[1] == pytest.approx(both, abs=2)
 
     def test_scale_of_a_image_does_not_matter(self):
@@ -179,10 +191,13 @@ class TestSVM:
         ]
         assert found[0] == pytest.approx(found[1], abs=0.5)
 
-    @pytest.mark.parametrize('split, column', [
-        ('training', [1, 1] + [0] * 28),
-        ('test', [0] * 30),
-    ])
+    @pytest.mark.parametrize(
+        'split, column',
+        [
+            ('training', [1, 1] + [0] * 28),
+            ('test', [0] * 30),
+        ],
+    )
     def test_too_few_images_of_a_class(self, split, column):
         train, test = multi_label(30), multi_label(30, seed=1)
         (train if split == 'training' else test)[1][:, 2] = column
@@ -197,18 +212,19 @@ class TestSVM:
 
         monkeypatch.setattr(probes, 'import_module', no_sklearn)
         with pytest.raises(
-                ModuleNotFoundError, match='pip install scikit-learn'):
+            ModuleNotFoundError, match='pip install scikit-learn'
+        ):
             svm_map(*multi_label(60), *multi_label(40), costs=FEW_COSTS)
 
 
 class TestLowShot:
-
     def test_more_shots_are_better_and_repeatable(self):
         train = multi_label(120, noise=0.4)
         test = multi_label(150, seed=1, noise=0.4)
         found = [
             low_shot_map(
-                *train, *test, shots=(1, 16), num_samples=3, costs=(1.0, ))
+                *train, *test, shots=(1, 16), num_samples=3, costs=(1.0,)
+            )
             for _ in range(2)
         ]
         assert found[0] == found[1]
@@ -218,6 +234,7 @@ class TestLowShot:
     def test_what_a_sample_holds(self, monkeypatch):
         """k positives, k * (classes - 1) negatives, nothing difficult."""
         from mmdensecl.evaluation import probes
+
         seen = []
 
         def spy(train, test, targets, test_targets, costs, rows):
@@ -231,23 +248,35 @@ class TestLowShot:
             *multi_label(20, seed=1),
             shots=(1, 4),
             num_samples=2,
-            costs=FEW_COSTS)
+            costs=FEW_COSTS,
+        )
         assert seen == [[0, 2, 1]] * 6 + [[0, 8, 4]] * 6
         assert found == {1: (100, 0), 4: (100, 0)}
 
     def test_mean_and_spread(self, monkeypatch):
         """Over samples, of the cost with the best mean over them."""
         from mmdensecl.evaluation import probes
+
         outcomes = iter(
-            ([.1, .3], [.3, .3], [.2, .3], [.8, .5], [.8, .5], [.8, .5]))
-        monkeypatch.setattr(probes, '_sample_precisions',
-                            lambda *_: next(outcomes))
+            (
+                [0.1, 0.3],
+                [0.3, 0.3],
+                [0.2, 0.3],
+                [0.8, 0.5],
+                [0.8, 0.5],
+                [0.8, 0.5],
+            )
+        )
+        monkeypatch.setattr(
+            probes, '_sample_precisions', lambda *_: next(outcomes)
+        )
         found = low_shot_map(
             *multi_label(60),
             *multi_label(20, seed=1),
-            shots=(2, ),
+            shots=(2,),
             num_samples=2,
-            costs=FEW_COSTS)
+            costs=FEW_COSTS,
+        )
         assert found[2] == pytest.approx((50, 30))
 
     def test_too_few_images(self):

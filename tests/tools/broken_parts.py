@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Faults that a run carries inside, by ``custom_imports``."""
+
 import os
 import signal
 from pathlib import Path

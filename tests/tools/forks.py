@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Run a script as a process of its own that has less to import."""
+
 import multiprocessing
 import os
 import runpy
@@ -22,7 +23,8 @@ def _main(script, args, cwd, env, output):
     # the libraries are imported once for all of them.
     multiprocessing.set_forkserver_preload(['mmpretrain.models'])
     multiprocessing.get_context = lambda method=None: get_context(
-        'forkserver' if method == 'spawn' else method)
+        'forkserver' if method == 'spawn' else method
+    )
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv = [script, *args]
@@ -48,7 +50,8 @@ def run_script(script, *args, cwd, env=None, timeout=300):
     env = {**os.environ, **(env or {})}
     with tempfile.NamedTemporaryFile() as output:
         process = multiprocessing.get_context('forkserver').Process(
-            target=_main, args=(str(script), args, str(cwd), env, output.name))
+            target=_main, args=(str(script), args, str(cwd), env, output.name)
+        )
         process.start()
         process.join(timeout)
         text = Path(output.name).read_text()
@@ -56,5 +59,6 @@ def run_script(script, *args, cwd, env=None, timeout=300):
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired([script, *args], timeout, text)
-        return subprocess.CompletedProcess([script, *args], process.exitcode,
-                                           text)
+        return subprocess.CompletedProcess(
+            [script, *args], process.exitcode, text
+        )

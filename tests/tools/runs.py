@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Training runs of a tiny model, and what they leave behind."""
+
 import os
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def run(*command, cwd, env=None, check=True):
         PYTHONPATH=str(ROOT),
         PYTHON=sys.executable,
         OMP_NUM_THREADS='1',
-        **(env or {}))
+        **(env or {}),
+    )
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -76,7 +78,8 @@ def run(*command, cwd, env=None, check=True):
         timeout=300,
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
+        stderr=subprocess.STDOUT,
+    )
     return checked(done, check)
 
 
@@ -93,7 +96,8 @@ def train(workplace, *flags, config='tiny.py', options=(), env=None):
         'data_root=pictures',
         *options,
         cwd=workplace,
-        env=env)
+        env=env,
+    )
 
 
 def final(folder):

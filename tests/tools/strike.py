@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A hook that signals the run it belongs to, by ``custom_imports``."""
+
 import multiprocessing
 import os
 import signal
@@ -24,11 +25,9 @@ class Strike(Hook):
         self.workers = workers
         self.wait = wait
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx,
-                         data_batch=None,
-                         outputs=None):
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ):
         if runner.iter + 1 != self.at or self.rank not in (None, get_rank()):
             return
         pids = [os.getpid()]

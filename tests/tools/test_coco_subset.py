@@ -7,20 +7,43 @@ from pathlib import Path
 import pytest
 
 TOOL = (
-    Path(__file__).parents[2] / 'tools' / 'dataset_converters' /
-    'coco_subset.py')
+    Path(__file__).parents[2]
+    / 'tools'
+    / 'dataset_converters'
+    / 'coco_subset.py'
+)
 
 # Of 200 pictures by seed 0.
 FIRST_DRAW = [
-    38, 52, 87, 129, 234, 262, 430, 521, 563, 689, 752, 878, 913, 1025, 1067,
-    1081, 1193, 1242, 1263, 1277
+    38,
+    52,
+    87,
+    129,
+    234,
+    262,
+    430,
+    521,
+    563,
+    689,
+    752,
+    878,
+    913,
+    1025,
+    1067,
+    1081,
+    1193,
+    1242,
+    1263,
+    1277,
 ]
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, TOOL, *map(str, arguments)],
-                          capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, TOOL, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
 
 
 def write(path, count=200, reverse=False):
@@ -32,7 +55,8 @@ def write(path, count=200, reverse=False):
             dict(id=2 * i + k, image_id=i) for i in ids[1:] for k in (0, 1)
         ],
         categories=[dict(id=1, name='cat')],
-        info=dict(year=2017))
+        info=dict(year=2017),
+    )
     if reverse:
         content['images'].reverse()
     path.write_text(json.dumps(content))
@@ -50,7 +74,6 @@ def source(tmp_path):
 
 
 class TestCocoSubset:
-
     def test_ten_percent(self, source):
         """Where the config looks for it, with every label of the share."""
         done = run(source)
@@ -82,16 +105,20 @@ class TestCocoSubset:
         draws = []
         for percent in (1, 5, 100):
             out = tmp_path / f'{percent}.json'
-            assert run(source, '--percent', percent, '--out',
-                       out).returncode == 0
+            assert (
+                run(source, '--percent', percent, '--out', out).returncode == 0
+            )
             draws.append(set(read(out)[1]))
         assert [len(x) for x in draws] == [2, 10, 200]
         assert draws[0] < draws[1] < draws[2]
 
-    @pytest.mark.parametrize('arguments, message', [
-        (['--percent', '0'], 'above 0 and at most 100, got 0'),
-        (['--percent', '101'], 'above 0 and at most 100, got 101'),
-    ])
+    @pytest.mark.parametrize(
+        'arguments, message',
+        [
+            (['--percent', '0'], 'above 0 and at most 100, got 0'),
+            (['--percent', '101'], 'above 0 and at most 100, got 101'),
+        ],
+    )
     def test_bad_share(self, source, arguments, message):
         done = run(source, *arguments)
         assert done.returncode == 2 and message in done.stderr

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """tools/train.py while its data and the processes that load them fail."""
+
 import ctypes
 import multiprocessing
 import os
@@ -39,7 +40,8 @@ def workplace(tmp_path):
 def train(folder, *flags, hooks='', transforms='', options=()):
     """A run with such faults: its exit status and what it said."""
     (folder / 'faulty.py').write_text(
-        CONFIG.format(hooks=hooks, transforms=transforms))
+        CONFIG.format(hooks=hooks, transforms=transforms)
+    )
     done = tool(
         'train.py',
         'faulty.py',
@@ -48,7 +50,8 @@ def train(folder, *flags, hooks='', transforms='', options=()):
         'data_root=pictures',
         *options,
         cwd=folder,
-        check=False)
+        check=False,
+    )
     return done.returncode, done.stdout
 
 
@@ -65,7 +68,8 @@ def test_broken_and_vanished_pictures(workplace):
     status, log = train(
         workplace,
         hooks="dict(type='MoveFile', at=2, source='pictures/0020.png', "
-        "target='elsewhere')")
+        "target='elsewhere')",
+    )
     assert status == 0, log[-5000:]
     assert '[2][10/10]' in log
     # Met in the first epoch, or read ahead there and met in the second.
@@ -85,11 +89,13 @@ def test_broken_pictures_met_before_a_stop(workplace):
     status, log = train(
         workplace,
         hooks="dict(type='SignalRank', name='SIGTERM', file='pid', at=24)",
-        options=['train_cfg.max_epochs=1'])
+        options=['train_cfg.max_epochs=1'],
+    )
     assert status == 128 + signal.SIGTERM, log[-5000:]
     assert 'could not be read' not in log
     status, log = train(
-        workplace, '--resume', options=['train_cfg.max_epochs=1'])
+        workplace, '--resume', options=['train_cfg.max_epochs=1']
+    )
     assert status == 0 and '[1][30/30]' in log, log[-5000:]
     assert '5 of 120 images could not be read' in log
     listed = (workplace / STATE / 'unreadable.txt').read_text()
@@ -107,7 +113,9 @@ def test_more_broken_pictures_than_allowed(workplace):
     path = os.path.join(STATE, 'unreadable.txt')
     found = re.search(
         r'(\d+) of 120 images .* Mend or remove them, as named in '
-        rf'"(.*{path})"', log)
+        rf'"(.*{path})"',
+        log,
+    )
     assert found, log[-5000:]
     listed = (workplace / found[2]).read_text().split()
     assert 12 < int(found[1]) <= len({*listed})
@@ -119,7 +127,8 @@ def test_a_folder_that_vanishes_and_comes_back(workplace):
         workplace,
         hooks="dict(type='MoveFile', at=4, source='pictures', "
         "target='unmounted')",
-        options=['train_cfg.max_epochs=30'])
+        options=['train_cfg.max_epochs=30'],
+    )
     assert status != 0
     # Two of twelve are more than a tenth, and both workers meet some.
     assert re.search('[2-9] of 12 images in "pictures" cannot be read', log)
@@ -128,7 +137,8 @@ def test_a_folder_that_vanishes_and_comes_back(workplace):
     assert_good((state / 'last_checkpoint').read_text())
     (workplace / 'unmounted').rename(workplace / 'pictures')
     status, log = train(
-        workplace, '--resume', options=['train_cfg.max_epochs=4'])
+        workplace, '--resume', options=['train_cfg.max_epochs=4']
+    )
     assert status == 0 and '[4][3/3]' in log, log[-5000:]
 
 
@@ -144,8 +154,9 @@ def test_a_killed_worker(workplace):
     assert time.time() - last < 30 and last > start
     assert 'DataLoader worker (pid' in log
     assert 'is killed by signal: Killed' in log
-    assert sorted(
-        x.name for x in (workplace / STATE).glob('*.pth')) == ['epoch_1.pth']
+    assert sorted(x.name for x in (workplace / STATE).glob('*.pth')) == [
+        'epoch_1.pth'
+    ]
     # The other worker does not live on.
     pids = [int(path.suffix[1:]) for path in workplace.glob('flag.*')]
     assert len(pids) == 2
@@ -160,7 +171,8 @@ def test_a_killed_worker(workplace):
 
 def test_a_key_that_is_not_known(workplace):
     status, log = train(
-        workplace, options=['train_dataloader.dataset.max_unreadble=0.5'])
+        workplace, options=['train_dataloader.dataset.max_unreadble=0.5']
+    )
     assert status != 0
     assert "argument 'max_unreadble'" in log.strip().splitlines()[-1]
 
@@ -179,9 +191,11 @@ def load_with_little_memory(connection):
     """With 64 KiB of /dev/shm, in a mount namespace of this process's own."""
     libc = ctypes.CDLL(None)
     new_namespace, private = 0x20000, 0x4000 | 1 << 18
-    if (libc.unshare(new_namespace)
-            or libc.mount(b'none', b'/', None, private, None)
-            or libc.mount(b'none', b'/dev/shm', b'tmpfs', 0, b'size=64k')):
+    if (
+        libc.unshare(new_namespace)
+        or libc.mount(b'none', b'/', None, private, None)
+        or libc.mount(b'none', b'/dev/shm', b'tmpfs', 0, b'size=64k')
+    ):
         connection.send('not permitted')
         return
     try:
@@ -197,7 +211,8 @@ def test_too_little_shared_memory_is_said():
     """What docs/reliability.md tells users to look for."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context('fork').Process(
-        target=load_with_little_memory, args=(theirs, ))
+        target=load_with_little_memory, args=(theirs,)
+    )
     process.start()
     assert ours.poll(60)
     said = ours.recv()

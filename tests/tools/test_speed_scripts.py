@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The benchmark_*.py scripts run, small; what does not vary is checked."""
+
 import json
 import os
 import re
@@ -40,9 +41,13 @@ def test_loss(tmp_path):
         '--batch=2',
         '--queue-len=3000',
         '--rounds=1',
-        cwd=tmp_path)
-    assert [row['what'] for row in rows
-            ] == ['mmdensecl, auto', 'mmdensecl, reference', 'mmpretrain']
+        cwd=tmp_path,
+    )
+    assert [row['what'] for row in rows] == [
+        'mmdensecl, auto',
+        'mmdensecl, reference',
+        'mmpretrain',
+    ]
     losses = [float(row['loss']) for row in rows]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
@@ -54,8 +59,9 @@ def scripts(monkeypatch):
 
 def test_growth(scripts, tmp_path):
     import benchmark_loss
+
     rows = [
-        dict(what='grid', value=x, logits=x * x, seconds=1., extra_MiB=2.)
+        dict(what='grid', value=x, logits=x * x, seconds=1.0, extra_MiB=2.0)
         for x in (3, 5)
     ]
     benchmark_loss.draw(rows, ['grid'], str(tmp_path / 'x.png'))
@@ -72,10 +78,12 @@ def test_comm(tmp_path):
         '--batch=2',
         '--baselines=DenseCL',
         '--plot=ranks.png',
-        cwd=tmp_path)
+        cwd=tmp_path,
+    )
     found = {(row['what'], row['ranks']): row for row in rows}
     ours, peer = (
-        found[x, 8] for x in ('mmdensecl DenseCL', 'mmpretrain DenseCL'))
+        found[x, 8] for x in ('mmdensecl DenseCL', 'mmpretrain DenseCL')
+    )
     assert ours['exchanges'] == 3
     assert ours['calls'] == '1 all_gather, 2 all_to_all_single'
     assert ours['ratio'] == ours['MiB'] / peer['MiB'] < 1 / 4
@@ -94,13 +102,18 @@ def test_comm(tmp_path):
         ('mmpretrain DenseCL', 32, 'bfloat16'),
         ('DSC-PM', 128, 'float32'),  # it draws 16 cells
         ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 32, 'bfloat16'),
-    ])
+    ],
+)
 def test_step(scripts, monkeypatch, name, size, precision):
     """One step, in the precision that the table will name."""
     import benchmark_step
+
     used = []
-    monkeypatch.setattr(benchmark_step.measure, 'precision',
-                        lambda name, _: used.append(name) or nullcontext())
+    monkeypatch.setattr(
+        benchmark_step.measure,
+        'precision',
+        lambda name, _: used.append(name) or nullcontext(),
+    )
     if name.endswith('.py'):
         name = str(ROOT / name)
         given = 'float32'
@@ -123,27 +136,34 @@ def test_iterations_of_a_run(scripts):
         assert (kept == 100) if ours else (kept == 1002)
 
 
-@pytest.mark.parametrize('wrapper, precision', [
-    (dict(optimizer=dict()), 'float32'),
-    (dict(type='OptimWrapper'), 'float32'),
-    (dict(type='AmpOptimWrapper'), 'float16'),
-    (dict(type='AmpOptimWrapper', dtype='bfloat16'), 'bfloat16'),
-    (dict(type='mmdensecl.BFloat16OptimWrapper'), 'bfloat16'),
-])
+@pytest.mark.parametrize(
+    'wrapper, precision',
+    [
+        (dict(optimizer=dict()), 'float32'),
+        (dict(type='OptimWrapper'), 'float32'),
+        (dict(type='AmpOptimWrapper'), 'float16'),
+        (dict(type='AmpOptimWrapper', dtype='bfloat16'), 'bfloat16'),
+        (dict(type='mmdensecl.BFloat16OptimWrapper'), 'bfloat16'),
+    ],
+)
 def test_precision_of(scripts, wrapper, precision):
     import baselines
-    assert baselines.precision_of(Config(
-        dict(optim_wrapper=wrapper))) == precision
+
+    assert (
+        baselines.precision_of(Config(dict(optim_wrapper=wrapper)))
+        == precision
+    )
 
 
-@pytest.mark.parametrize('flags', [(), ('--profile', )])
+@pytest.mark.parametrize('flags', [(), ('--profile',)])
 def test_data(tmp_path, flags):
     rows = run(
         'benchmark_data.py',
         '--num-images=2',
         '--rounds=1',
         *flags,
-        cwd=tmp_path)
+        cwd=tmp_path,
+    )
     if flags:
         for row in rows:
             if 'mmdensecl' in row['library']:
@@ -157,10 +177,26 @@ def test_gpu(tmp_path):
     """Parts end, fail or are skipped, and the table says so."""
     script = SCRIPTS / 'gpu.sh'
     done = subprocess.run(
-        ['bash', script, '--tiny', '--out', tmp_path, '--minutes', '15',
-         '--parts', 'tests', 'compiled', 'mini', 'data', '--mini', 'x.py'],
+        [
+            'bash',
+            script,
+            '--tiny',
+            '--out',
+            tmp_path,
+            '--minutes',
+            '15',
+            '--parts',
+            'tests',
+            'compiled',
+            'mini',
+            'data',
+            '--mini',
+            'x.py',
+        ],
         env={**os.environ, 'PYTHON': sys.executable},
-        stdout=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert done.returncode == 0
     text = (tmp_path / 'gpu.md').read_text()
     assert text in done.stdout
@@ -196,16 +232,19 @@ train_dataloader['dataset']['pipeline'] = [
 
 def test_runs_to_compare(scripts):
     import compare_curves
+
     args = Namespace(
         config='a.py',
         others=[['b', 'b.py']],
         variants=[['c', 'x=1', 'y=2']],
-        seed=3)
-    assert compare_curves.list_runs(args) == [('reference', 'a.py', []),
-                                              ('b', 'b.py', []),
-                                              ('c', 'a.py', ['x=1', 'y=2']),
-                                              ('another seed', 'a.py',
-                                               ['randomness.seed=4'])]
+        seed=3,
+    )
+    assert compare_curves.list_runs(args) == [
+        ('reference', 'a.py', []),
+        ('b', 'b.py', []),
+        ('c', 'a.py', ['x=1', 'y=2']),
+        ('another seed', 'a.py', ['randomness.seed=4']),
+    ]
 
 
 def test_compare_curves(scripts, tmp_path, monkeypatch, capsys):
@@ -222,10 +261,19 @@ def test_compare_curves(scripts, tmp_path, monkeypatch, capsys):
     (tmp_path / 'tiny.py').write_text(TINY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare_curves.subprocess, 'run', run_fork)
-    monkeypatch.setattr(sys, 'argv', [
-        'compare_curves.py', 'tiny.py', '--out', 'out.json', '--variant',
-        'reference form', 'model.head.loss.form=reference'
-    ])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'compare_curves.py',
+            'tiny.py',
+            '--out',
+            'out.json',
+            '--variant',
+            'reference form',
+            'model.head.loss.form=reference',
+        ],
+    )
     compare_curves.main()
     rows = rows_of(tmp_path / 'out.json', capsys.readouterr().out)
     found = {row['what']: row for row in rows}

@@ -4,6 +4,7 @@
 What it does with each kind of config is tested, without processes, in
 tests/configs/test_mmpretrain_benchmarks.py.
 """
+
 import importlib.util
 import json
 import os
@@ -45,7 +46,8 @@ def workplace(tmp_path_factory):
     for split, counts in (('train', (6, 7)), ('val', (4, 3))):
         for seed, (name, count) in enumerate(zip('ab', counts)):
             write_pictures(
-                folder / 'pictures' / split / name, count, seed=seed)
+                folder / 'pictures' / split / name, count, seed=seed
+            )
     (folder / 'knn.py').write_text(CONFIG)
     return folder
 
@@ -56,7 +58,8 @@ def run(*command, cwd, env=None):
         PYTHONPATH=str(ROOT),
         PYTHON=sys.executable,
         OMP_NUM_THREADS='1',
-        **(env or {}))
+        **(env or {}),
+    )
     return subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -64,19 +67,22 @@ def run(*command, cwd, env=None):
         timeout=300,
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
+        stderr=subprocess.STDOUT,
+    )
 
 
 @pytest.fixture
 def tool(monkeypatch, workplace):
     """tools/test.py as a module, and a function that sets its arguments."""
-    spec = importlib.util.spec_from_file_location('test_tool',
-                                                  TOOLS / 'test.py')
+    spec = importlib.util.spec_from_file_location(
+        'test_tool', TOOLS / 'test.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(workplace)
-    return module, lambda *argv: monkeypatch.setattr(sys, 'argv',
-                                                     ['test.py', *argv])
+    return module, lambda *argv: monkeypatch.setattr(
+        sys, 'argv', ['test.py', *argv]
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has GPUs')
@@ -98,20 +104,21 @@ def test_two_ranks_measure_what_one_does(workplace, tool):
         'two.json',
         *flags,
         cwd=workplace,
-        env=dict(PORT=port))
+        env=dict(PORT=port),
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'fitting to 13 training images' in done.stdout
     one, two = (
         json.loads((workplace / f'{name}.json').read_text())
-        for name in ('one', 'two'))
+        for name in ('one', 'two')
+    )
     assert one == pytest.approx(two)
     assert one['knn_1/top1'] == 100  # each val picture is in train
-    written, = (workplace / 'two').glob('*/[0-9]*.json')
+    (written,) = (workplace / 'two').glob('*/[0-9]*.json')
     assert json.loads(written.read_text()) == pytest.approx(two)
 
 
 class TestArguments:
-
     @pytest.fixture
     def read(self, tool):
         """Function that reads a command line, no more."""
@@ -131,10 +138,14 @@ class TestArguments:
         assert cfg.work_dir == os.path.join('work_dirs', 'knn')
 
     @pytest.mark.parametrize('weights', ['w.pth', 'none'])
-    @pytest.mark.parametrize('other', [
-        'load_from=y.pth', 'model.pretrained=y.pth',
-        'model.init_cfg.type=Pretrained'
-    ])
+    @pytest.mark.parametrize(
+        'other',
+        [
+            'load_from=y.pth',
+            'model.pretrained=y.pth',
+            'model.init_cfg.type=Pretrained',
+        ],
+    )
     def test_no_other_weights_for_a_probe(self, read, weights, other):
         with pytest.raises(ValueError, match=f'{weights} would be overwritt'):
             read('knn.py', weights, '--cfg-options', other)
@@ -143,7 +154,8 @@ class TestArguments:
         """So does the benchmark plan its probes."""
         (workplace / 'pinned.py').write_text(
             "_base_ = 'knn.py'\nmodel = dict(backbone=dict(init_cfg=dict("
-            "checkpoint='w.pth', sha256='0123abcd')))")
+            "checkpoint='w.pth', sha256='0123abcd')))"
+        )
         pinned = read('pinned.py', 'w.pth').model.backbone.init_cfg
         assert pinned.sha256 == '0123abcd'
         other = read('pinned.py', 'v.pth').model.backbone.init_cfg
@@ -153,8 +165,10 @@ class TestArguments:
         assert 'init_cfg' not in read('knn.py', 'none').model.backbone
 
     def test_model_loads_its_checkpoint(self, read):
-        config = ('configs/benchmarks/mmpretrain/'
-                  'resnet50_8xb32-steplr-100e_in1k_linear.py')
+        config = (
+            'configs/benchmarks/mmpretrain/'
+            'resnet50_8xb32-steplr-100e_in1k_linear.py'
+        )
         cfg = read(str(ROOT / config), 'epoch_100.pth')
         assert cfg.load_from == 'epoch_100.pth'
         assert cfg.custom_hooks[-1].type == 'mmdensecl.CheckpointKeysHook'
@@ -166,11 +180,14 @@ class TestArguments:
         with pytest.raises(ValueError, match='no test_dataloader'):
             read(config, 'w.pth')
 
-    @pytest.mark.parametrize('argv, message', [
-        ([], 'give a checkpoint'),
-        (['w.pth', '--pretrained', 'w.pth'], 'give a checkpoint, once'),
-        (['w.pth', '--out', 'm.pkl'], 'must end in .json'),
-    ])
+    @pytest.mark.parametrize(
+        'argv, message',
+        [
+            ([], 'give a checkpoint'),
+            (['w.pth', '--pretrained', 'w.pth'], 'give a checkpoint, once'),
+            (['w.pth', '--out', 'm.pkl'], 'must end in .json'),
+        ],
+    )
     def test_unclear_command_lines(self, read, capsys, argv, message):
         with pytest.raises(SystemExit):
             read('knn.py', *argv)
@@ -178,7 +195,6 @@ class TestArguments:
 
 
 class TestLaunchers:
-
     @pytest.fixture
     def fakes(self, tmp_path):
         """Environment in which srun and python print their arguments."""
@@ -188,30 +204,48 @@ class TestLaunchers:
         shutil.copy(fake, tmp_path / 'fake_python')
         return dict(
             PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
-            FAKE_PYTHON=str(tmp_path / 'fake_python'))
+            FAKE_PYTHON=str(tmp_path / 'fake_python'),
+        )
 
     def test_dist_test(self, fakes, tmp_path):
-        done = subprocess.run([
-            'bash',
-            str(TOOLS / 'dist_test.sh'), 'c.py', 'w.pth', '8', '--out',
-            'm n.json'
-        ],
-                              env=dict(
-                                  os.environ,
-                                  PYTHON=fakes['FAKE_PYTHON'],
-                                  NNODES='2',
-                                  NODE_RANK='1',
-                                  PORT='1234',
-                                  MASTER_ADDR='10.0.0.1'),
-                              text=True,
-                              capture_output=True)
+        done = subprocess.run(
+            [
+                'bash',
+                str(TOOLS / 'dist_test.sh'),
+                'c.py',
+                'w.pth',
+                '8',
+                '--out',
+                'm n.json',
+            ],
+            env=dict(
+                os.environ,
+                PYTHON=fakes['FAKE_PYTHON'],
+                NNODES='2',
+                NODE_RANK='1',
+                PORT='1234',
+                MASTER_ADDR='10.0.0.1',
+            ),
+            text=True,
+            capture_output=True,
+        )
         words = done.stdout.splitlines()
-        for word in ('--nnodes=2', '--node_rank=1', '--master_port=1234',
-                     '--master_addr=10.0.0.1', '--nproc_per_node=8'):
+        for word in (
+            '--nnodes=2',
+            '--node_rank=1',
+            '--master_port=1234',
+            '--master_addr=10.0.0.1',
+            '--nproc_per_node=8',
+        ):
             assert word in words
         assert words[-7:] == [
-            str(TOOLS / 'test.py'), 'c.py', 'w.pth', '--launcher', 'pytorch',
-            '--out', 'm n.json'
+            str(TOOLS / 'test.py'),
+            'c.py',
+            'w.pth',
+            '--launcher',
+            'pytorch',
+            '--out',
+            'm n.json',
         ]
 
     def test_slurm_test(self, fakes, tmp_path):
@@ -226,19 +260,32 @@ class TestLaunchers:
             '--out',
             'm.json',
             cwd=tmp_path,
-            env=env)
+            env=env,
+        )
         words = done.stdout.splitlines()
-        for word in ('gpu', '--job-name=job', '--ntasks=16',
-                     '--ntasks-per-node=8', '--gres=gpu:8', '--time=1',
-                     '--mem=2'):
+        for word in (
+            'gpu',
+            '--job-name=job',
+            '--ntasks=16',
+            '--ntasks-per-node=8',
+            '--gres=gpu:8',
+            '--time=1',
+            '--mem=2',
+        ):
             assert word in words
         assert words[-7:] == [
-            str(TOOLS / 'test.py'), 'c.py', 'w.pth', '--launcher', 'slurm',
-            '--out', 'm.json'
+            str(TOOLS / 'test.py'),
+            'c.py',
+            'w.pth',
+            '--launcher',
+            'slurm',
+            '--out',
+            'm.json',
         ]
 
-    @pytest.mark.parametrize('script, count', [('dist_test.sh', 2),
-                                               ('slurm_test.sh', 3)])
+    @pytest.mark.parametrize(
+        'script, count', [('dist_test.sh', 2), ('slurm_test.sh', 3)]
+    )
     def test_usage(self, tmp_path, script, count):
         done = run('bash', TOOLS / script, *['x'] * count, cwd=tmp_path)
         assert done.returncode == 2 and 'usage' in done.stdout

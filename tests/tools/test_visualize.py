@@ -21,7 +21,7 @@ TOOLS = Path(__file__).parents[2] / 'tools' / 'visualize'
 @pytest.fixture
 def workplace(tiny_cfg, tmp_path, monkeypatch):
     """A config, a checkpoint and images."""
-    model = tiny_cfg(data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
+    model = tiny_cfg(data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3))
     cfg = Config(
         dict(
             default_scope='mmpretrain',
@@ -35,15 +35,21 @@ def workplace(tiny_cfg, tmp_path, monkeypatch):
                         dict(
                             type='mmdensecl.TwoViews',
                             size=32,
-                            crop_scale=(0.7, 1.)),
-                        dict(type='mmdensecl.PackViews')
-                    ]))))
+                            crop_scale=(0.7, 1.0),
+                        ),
+                        dict(type='mmdensecl.PackViews'),
+                    ],
+                )
+            ),
+        )
+    )
     cfg.dump(tmp_path / 'tiny.py')
     built = MODELS.build(model)
     built.init_weights()
     torch.save(
         dict(state_dict=built.state_dict(), meta=dict(cfg=cfg.pretty_text)),
-        tmp_path / 'tiny.pth')
+        tmp_path / 'tiny.pth',
+    )
     write_pictures(tmp_path / 'images', 3, size=80)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -70,34 +76,63 @@ def run(monkeypatch, capsys):
 
 
 class TestCorrespondence:
-
     TOOL = 'visualize_correspondence'
 
     def test_two_views(self, workplace, run):
-        code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth',
-                             'images/0000.png', '--before', 'none', '--out',
-                             'made/c.png', '--margin', 0, '--cells', '0,0',
-                             '3,2')
+        code, out, err = run(
+            self.TOOL,
+            'tiny.py',
+            'tiny.pth',
+            'images/0000.png',
+            '--before',
+            'none',
+            '--out',
+            'made/c.png',
+            '--margin',
+            0,
+            '--cells',
+            '0,0',
+            '3,2',
+        )
         assert code == 0, err
         assert 'random weights' in out and 'chance' in out
         assert 'standard errors' in out and 'features match object' in out
         for name in ('c.png', 'c_cells.png'):
             image = np.asarray(
-                Image.open(workplace / 'made' / name).convert('RGB'))
+                Image.open(workplace / 'made' / name).convert('RGB')
+            )
             assert image.shape[1] > 600 and image.std() > 10
 
     def test_two_images_by_similarity(self, workplace, run):
-        code, out, err = run(self.TOOL, 'tiny.py', 'tiny.pth',
-                             'images/0000.png', 'images/0001.png',
-                             '--cells', 0, '--min-similarity', 2)
+        code, out, err = run(
+            self.TOOL,
+            'tiny.py',
+            'tiny.pth',
+            'images/0000.png',
+            'images/0001.png',
+            '--cells',
+            0,
+            '--min-similarity',
+            2,
+        )
         assert code == 0, err
         assert (workplace / 'correspondence.png').exists()
         assert not (workplace / 'correspondence_cells.png').exists()
 
     def test_same_seed_same_words(self, workplace, run):
         words = [
-            run(self.TOOL, 'tiny.py', 'tiny.pth', 'images/0000.png',
-                '--cells', 0, '--margin', 0, '--seed', seed)[1]
+            run(
+                self.TOOL,
+                'tiny.py',
+                'tiny.pth',
+                'images/0000.png',
+                '--cells',
+                0,
+                '--margin',
+                0,
+                '--seed',
+                seed,
+            )[1]
             for seed in (1, 1, 2)
         ]
         assert words[0] == words[1] != words[2]
@@ -105,8 +140,17 @@ class TestCorrespondence:
     def test_the_margin_is_of_the_lines_alone(self, workplace, run):
         """The test is of all cells, as everywhere."""
         words = [
-            run(self.TOOL, 'tiny.py', 'tiny.pth', 'images/0000.png',
-                '--cells', 0, '--margin', margin)[1] for margin in (0, 3)
+            run(
+                self.TOOL,
+                'tiny.py',
+                'tiny.pth',
+                'images/0000.png',
+                '--cells',
+                0,
+                '--margin',
+                margin,
+            )[1]
+            for margin in (0, 3)
         ]
         assert words[0] == words[1]
 
@@ -114,33 +158,45 @@ class TestCorrespondence:
         """Of random weights above and trained ones below."""
         monkeypatch.syspath_prepend(str(TOOLS))
         import visualize_correspondence as tool
+
         shape = dict(global_proj=torch.ones(1, 1), shape=(2, 2))
         cells = torch.eye(4)[None]
         pairs = [
-            tool.FeaturePair(name, Features(backbone_feats=cells, **shape),
-                             Features(backbone_feats=x * cells, **shape))
-            for name, x in (('before', 0.1), ('after', 1.))
+            tool.FeaturePair(
+                name,
+                Features(backbone_feats=cells, **shape),
+                Features(backbone_feats=x * cells, **shape),
+            )
+            for name, x in (('before', 0.1), ('after', 1.0))
         ]
         view = torch.zeros(3, 8, 8, dtype=torch.uint8)
         figure = tool.draw_all_maps(pairs, [view, view], None, ['1'])
         limits = {
             x.get_clim()
-            for ax in figure.axes for x in ax.images
+            for ax in figure.axes
+            for x in ax.images
             if x.get_cmap().name == 'inferno'
         }
-        assert limits == {(0., 1.)}
+        assert limits == {(0.0, 1.0)}
 
-    @pytest.mark.parametrize('arguments, words', [
-        (('tiny.py', 'tiny.pth', 'gone.png'), 'gone.png'),
-        (('tiny.py', 'gone.pth', 'images/0000.png'), 'gone.pth'),
-        (('gone.py', 'tiny.pth', 'images/0000.png'), 'gone.py'),
-        (('tiny.py', 'tiny.pth', 'tiny.py'), 'no image'),
-        (('tiny.py', 'tiny.pth', 'images/0000.png', '--cells', '9,9'),
-         r'8 x 8 cells'),
-        (('tiny.py', 'tiny.pth', 'images/0000.png', '--pairs', '2'),
-         'at least 8'),
-        (('other.py', 'tiny.pth', 'images/0000.png'), 'draws no views'),
-    ])
+    @pytest.mark.parametrize(
+        'arguments, words',
+        [
+            (('tiny.py', 'tiny.pth', 'gone.png'), 'gone.png'),
+            (('tiny.py', 'gone.pth', 'images/0000.png'), 'gone.pth'),
+            (('gone.py', 'tiny.pth', 'images/0000.png'), 'gone.py'),
+            (('tiny.py', 'tiny.pth', 'tiny.py'), 'no image'),
+            (
+                ('tiny.py', 'tiny.pth', 'images/0000.png', '--cells', '9,9'),
+                r'8 x 8 cells',
+            ),
+            (
+                ('tiny.py', 'tiny.pth', 'images/0000.png', '--pairs', '2'),
+                'at least 8',
+            ),
+            (('other.py', 'tiny.pth', 'images/0000.png'), 'draws no views'),
+        ],
+    )
     def test_errors(self, workplace, run, arguments, words):
         (workplace / 'other.py').write_text('model = dict()')
         code, _, err = run(self.TOOL, *arguments)
@@ -149,15 +205,26 @@ class TestCorrespondence:
 
 
 class TestFeatures:
-
     TOOL = 'visualize_features'
 
     @pytest.mark.parametrize('checkpoint', ['tiny.pth', 'none'])
     def test_folder(self, workplace, run, checkpoint):
         (workplace / 'images/broken.png').write_text('no image')
-        code, out, err = run(self.TOOL, 'tiny.py', checkpoint, 'images',
-                             '--size', 64, '--margin', 1, '--patch', 40, 30,
-                             '--first', '0001.png')
+        code, out, err = run(
+            self.TOOL,
+            'tiny.py',
+            checkpoint,
+            'images',
+            '--size',
+            64,
+            '--margin',
+            1,
+            '--patch',
+            40,
+            30,
+            '--first',
+            '0001.png',
+        )
         assert code == 0, err
         assert 'left out' in out and 'broken.png' in out
         for name in ('features.png', 'neighbours.png'):
@@ -169,23 +236,45 @@ class TestFeatures:
         assert '"chosen": [2, 3]' in html and '[6, 6]' in html
 
     def test_most_images_of_a_folder(self, workplace, run):
-        code, out, err = run(self.TOOL, 'tiny.py', 'none', 'images',
-                             '--size', 64, '--max-images', 2)
+        code, out, err = run(
+            self.TOOL,
+            'tiny.py',
+            'none',
+            'images',
+            '--size',
+            64,
+            '--max-images',
+            2,
+        )
         assert code == 0, err
         html = (workplace / 'features/index.html').read_text()
         assert '0000.png' in html and '0002.png' in html
         assert '0001.png' not in html
 
-    @pytest.mark.parametrize('arguments, words', [
-        (('tiny.py', 'tiny.pth', 'gone'), 'gone'),
-        (('tiny.py', 'tiny.pth', 'empty'), 'No images'),
-        (('tiny.py', 'tiny.pth', 'images', '--patch', '1', '1'), 'margin'),
-        (('tiny.py', 'tiny.pth', 'images/0000.png', '--patch', '1', '1'),
-         'at least two'),
-        (('tiny.py', 'tiny.pth', 'images', '--margin', '40'),
-         'lower the margin'),
-        (('tiny.py', 'tiny.pth', 'images', '--first', 'x.png'), 'x.png'),
-    ])
+    @pytest.mark.parametrize(
+        'arguments, words',
+        [
+            (('tiny.py', 'tiny.pth', 'gone'), 'gone'),
+            (('tiny.py', 'tiny.pth', 'empty'), 'No images'),
+            (('tiny.py', 'tiny.pth', 'images', '--patch', '1', '1'), 'margin'),
+            (
+                (
+                    'tiny.py',
+                    'tiny.pth',
+                    'images/0000.png',
+                    '--patch',
+                    '1',
+                    '1',
+                ),
+                'at least two',
+            ),
+            (
+                ('tiny.py', 'tiny.pth', 'images', '--margin', '40'),
+                'lower the margin',
+            ),
+            (('tiny.py', 'tiny.pth', 'images', '--first', 'x.png'), 'x.png'),
+        ],
+    )
     def test_errors(self, workplace, run, arguments, words):
         (workplace / 'empty').mkdir()
         code, _, err = run(self.TOOL, *arguments, '--size', 64)

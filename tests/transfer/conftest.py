@@ -7,10 +7,10 @@ import torchvision
 def randomise(module):
     """Distinct values everywhere, statistics and counters included."""
     generator = torch.Generator().manual_seed(3)
-    for name, x in module.state_dict().items():
+    for _name, x in module.state_dict().items():
         if x.is_floating_point():
             # Variances must be positive; small, so that features stay finite.
-            x.copy_(torch.rand(x.shape, generator=generator) * .1 + .01)
+            x.copy_(torch.rand(x.shape, generator=generator) * 0.1 + 0.01)
         else:
             x.fill_(7)
     return module
@@ -27,7 +27,8 @@ def backbone18(resnet18):
     """Its state dict, without the classifier."""
     return {
         k: v
-        for k, v in resnet18.state_dict().items() if not k.startswith('fc.')
+        for k, v in resnet18.state_dict().items()
+        if not k.startswith('fc.')
     }
 
 
@@ -42,8 +43,7 @@ def file18(resnet18, tmp_path_factory):
 def backbone50():
     model = randomise(torchvision.models.resnet50())
     return {
-        k: v
-        for k, v in model.state_dict().items() if not k.startswith('fc.')
+        k: v for k, v in model.state_dict().items() if not k.startswith('fc.')
     }
 
 

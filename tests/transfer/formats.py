@@ -4,12 +4,13 @@
 Each function takes the backbone's state dict and returns what the project
 gives to torch.save; names are those of reference checkpoints.
 """
+
 import torch
 
-OTHER = 100.  # what momentum copies differ by
+OTHER = 100.0  # what momentum copies differ by
 
 
-def under(prefix, state, shift=0.):
+def under(prefix, state, shift=0.0):
     return {f'{prefix}{k}': v + shift for k, v in state.items()}
 
 
@@ -32,15 +33,17 @@ def mmdensecl(state):
         message_hub=dict(log_scalars=dict()),
         optimizer=dict(
             state={0: dict(momentum_buffer=torch.rand(2))},
-            param_groups=[dict(lr=.1, params=[0])]),
+            param_groups=[dict(lr=0.1, params=[0])],
+        ),
         state_dict={
             **under('backbone.', state),
             **neck('neck.mlp', 'neck.mlp2'),
             **under('encoder_k.backbone.', state, OTHER),
             **neck('encoder_k.neck.mlp', 'encoder_k.neck.mlp2'),
             **some('queue.keys', 'queue.enqueued', 'dense_queue.keys'),
-            **some('batch_shuffle._extra_state')
-        })
+            **some('batch_shuffle._extra_state'),
+        },
+    )
 
 
 def authors_training(state):
@@ -51,8 +54,9 @@ def authors_training(state):
             **neck('encoder_q.1.mlp', 'encoder_q.1.mlp2'),
             **under('encoder_k.0.', state, OTHER),
             **neck('encoder_k.1.mlp', 'encoder_k.1.mlp2'),
-            **under('backbone.', state)
-        })
+            **under('backbone.', state),
+        }
+    )
 
 
 def authors_released(state):
@@ -68,8 +72,9 @@ def mmselfsup(state):
             **neck('neck.mlp', 'neck.mlp2'),
             **some('encoder_k.steps'),
             **under('encoder_k.module.0.', state, OTHER),
-            **neck('encoder_k.module.1.mlp')
-        })
+            **neck('encoder_k.module.1.mlp'),
+        },
+    )
 
 
 def facebook_v1(state):
@@ -77,14 +82,13 @@ def facebook_v1(state):
         epoch=200,
         arch='resnet50',
         state_dict={
-            'module.queue':
-            torch.rand(2, 4),
-            **under('module.encoder_q.', state), 'module.encoder_q.fc.weight':
-            torch.rand(2),
-            'module.encoder_q.fc.bias':
-            torch.rand(2),
-            **under('module.encoder_k.', state, OTHER)
-        })
+            'module.queue': torch.rand(2, 4),
+            **under('module.encoder_q.', state),
+            'module.encoder_q.fc.weight': torch.rand(2),
+            'module.encoder_q.fc.bias': torch.rand(2),
+            **under('module.encoder_k.', state, OTHER),
+        },
+    )
 
 
 def facebook_v2(state):
@@ -93,8 +97,9 @@ def facebook_v2(state):
         state_dict={
             **under('module.encoder_q.', state),
             **neck('module.encoder_q.fc'),
-            **under('module.encoder_k.', state, OTHER)
-        })
+            **under('module.encoder_k.', state, OTHER),
+        },
+    )
 
 
 def torchvision(state):
@@ -102,18 +107,18 @@ def torchvision(state):
 
 
 def mmpretrain(state):
-    return dict(state_dict={
-        **under('backbone.', state),
-        **some('head.fc.weight')
-    })
+    return dict(
+        state_dict={**under('backbone.', state), **some('head.fc.weight')}
+    )
 
 
 def mmdet(state):
     return dict(
         state_dict={
             **under('backbone.', state),
-            **some('neck.fpn_convs.0.conv.weight', 'rpn_head.conv.weight')
-        })
+            **some('neck.fpn_convs.0.conv.weight', 'rpn_head.conv.weight'),
+        }
+    )
 
 
 def mmdet_c4(state):
@@ -124,15 +129,18 @@ def mmdet_c4(state):
             **under('backbone.', stages),
             **some('rpn_head.conv.weight'),
             **under('roi_head.shared_head.', last),
-            **some('roi_head.shared_head.norm.weight')
-        })
+            **some('roi_head.shared_head.norm.weight'),
+        }
+    )
 
 
 def mmseg(state):
-    return dict(state_dict={
-        **under('backbone.', state),
-        **some('decode_head.conv_seg.weight')
-    })
+    return dict(
+        state_dict={
+            **under('backbone.', state),
+            **some('decode_head.conv_seg.weight'),
+        }
+    )
 
 
 def mmengine_ema(state):
@@ -141,8 +149,9 @@ def mmengine_ema(state):
         state_dict=under('backbone.', state),
         ema_state_dict={
             'steps': torch.tensor(7),
-            **under('module.backbone.', state, OTHER)
-        })
+            **under('module.backbone.', state, OTHER),
+        },
+    )
 
 
 def averaged_model(state):
@@ -151,17 +160,16 @@ def averaged_model(state):
 
 def timm_ema(state):
     return dict(
-        state_dict=torchvision({
-            k: v + OTHER
-            for k, v in state.items()
-        }),
-        state_dict_ema=torchvision(state))
+        state_dict=torchvision({k: v + OTHER for k, v in state.items()}),
+        state_dict_ema=torchvision(state),
+    )
 
 
 def model_ema(state):
     return dict(
         model=under('backbone.', state, OTHER),
-        model_ema=under('module.backbone.', state))
+        model_ema=under('module.backbone.', state),
+    )
 
 
 def in_model(state):
@@ -189,33 +197,72 @@ def unknown_place(state):
 
 # Function, source, prefix, what is left out.
 FORMATS = [
-    (mmdensecl, 'mmdensecl training checkpoint', 'backbone.',
-     ('neck', 'encoder_k', 'queue', 'dense_queue', 'batch_shuffle')),
-    (authors_training, "DenseCL authors' training checkpoint", 'encoder_q.0.',
-     ('queue', 'queue_ptr', 'queue2', 'queue2_ptr', 'encoder_q.1', 'encoder_k',
-      'backbone')),
+    (
+        mmdensecl,
+        'mmdensecl training checkpoint',
+        'backbone.',
+        ('neck', 'encoder_k', 'queue', 'dense_queue', 'batch_shuffle'),
+    ),
+    (
+        authors_training,
+        "DenseCL authors' training checkpoint",
+        'encoder_q.0.',
+        (
+            'queue',
+            'queue_ptr',
+            'queue2',
+            'queue2_ptr',
+            'encoder_q.1',
+            'encoder_k',
+            'backbone',
+        ),
+    ),
     (authors_released, "DenseCL authors' released weights", '', ()),
-    (mmselfsup, 'mmselfsup or mmpretrain checkpoint with a momentum '
-     'encoder', 'backbone.', ('queue', 'queue2', 'neck', 'encoder_k')),
-    (facebook_v1, 'checkpoint of facebookresearch/moco', 'encoder_q.',
-     ('queue', 'encoder_q.fc', 'encoder_k')),
-    (facebook_v2, 'checkpoint of facebookresearch/moco', 'encoder_q.',
-     ('encoder_q.fc', 'encoder_k')),
-    (torchvision, 'torchvision or timm classifier', '', ('fc', )),
-    (mmpretrain, 'OpenMMLab model', 'backbone.', ('head', )),
+    (
+        mmselfsup,
+        'mmselfsup or mmpretrain checkpoint with a momentum encoder',
+        'backbone.',
+        ('queue', 'queue2', 'neck', 'encoder_k'),
+    ),
+    (
+        facebook_v1,
+        'checkpoint of facebookresearch/moco',
+        'encoder_q.',
+        ('queue', 'encoder_q.fc', 'encoder_k'),
+    ),
+    (
+        facebook_v2,
+        'checkpoint of facebookresearch/moco',
+        'encoder_q.',
+        ('encoder_q.fc', 'encoder_k'),
+    ),
+    (torchvision, 'torchvision or timm classifier', '', ('fc',)),
+    (mmpretrain, 'OpenMMLab model', 'backbone.', ('head',)),
     (mmdet, 'mmdet model', 'backbone.', ('neck', 'rpn_head')),
     (mmdet_c4, 'mmdet model', 'backbone.', ('rpn_head', 'roi_head')),
-    (mmseg, 'mmseg model', 'backbone.', ('decode_head', )),
-    (mmengine_ema, 'OpenMMLab model', 'backbone.', ('ema_state_dict', )),
-    (averaged_model, 'bare backbone', '', ('n_averaged', )),
-    (timm_ema, 'torchvision or timm classifier, averaged (EMA) weights',
-     'state_dict_ema.', None),
-    (model_ema, 'OpenMMLab model, averaged (EMA) weights',
-     'model_ema.backbone.', ('backbone', )),
+    (mmseg, 'mmseg model', 'backbone.', ('decode_head',)),
+    (mmengine_ema, 'OpenMMLab model', 'backbone.', ('ema_state_dict',)),
+    (averaged_model, 'bare backbone', '', ('n_averaged',)),
+    (
+        timm_ema,
+        'torchvision or timm classifier, averaged (EMA) weights',
+        'state_dict_ema.',
+        None,
+    ),
+    (
+        model_ema,
+        'OpenMMLab model, averaged (EMA) weights',
+        'model_ema.backbone.',
+        ('backbone',),
+    ),
     (in_model, 'bare backbone', '', ()),
     (ddp, 'OpenMMLab model', 'backbone.', ()),
     (compiled, 'OpenMMLab model', 'backbone.', ()),
     (compiled_inside, 'OpenMMLab model', 'backbone.', ()),
-    (unknown_place, 'unknown checkpoint with a backbone under '
-     '"student.trunk."', 'student.trunk.', ()),
+    (
+        unknown_place,
+        'unknown checkpoint with a backbone under "student.trunk."',
+        'student.trunk.',
+        (),
+    ),
 ]

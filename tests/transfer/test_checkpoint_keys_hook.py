@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A run stops when its weights did not arrive."""
+
 import hashlib
 import logging
 
@@ -23,7 +24,8 @@ class Toy(BaseModel):
     def __init__(self, classes=2, init_cfg=None):
         super().__init__()
         self.backbone = Sequential(
-            nn.Linear(2, 4), nn.BatchNorm1d(4), init_cfg=init_cfg)
+            nn.Linear(2, 4), nn.BatchNorm1d(4), init_cfg=init_cfg
+        )
         self.roi_head = nn.Module()
         self.roi_head.shared_head = nn.Linear(4, 4)
         self.roi_head.fc_cls = nn.Linear(4, classes)
@@ -35,7 +37,6 @@ class Toy(BaseModel):
 
 
 class Count(BaseMetric):
-
     def process(self, data_batch, data_samples):
         self.results.append(1)
 
@@ -61,7 +62,7 @@ def make_runner(tmp_path, request):
             work_dir=str(tmp_path / 'work'),
             train_dataloader=loader,
             train_cfg=dict(by_epoch=True, max_epochs=2),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
             test_dataloader=loader,
             test_cfg=dict(),
             test_evaluator=Count(),
@@ -69,7 +70,8 @@ def make_runner(tmp_path, request):
             load_from=checkpoint,
             resume=resume,
             cfg=cfg,
-            experiment_name=f'{request.node.name}{make.count}')
+            experiment_name=f'{request.node.name}{make.count}',
+        )
 
     make.count = 0
     return make
@@ -86,7 +88,6 @@ def trained(make_runner, tmp_path, **kwargs):
 
 
 class TestTest:
-
     @pytest.mark.parametrize('prefix', ['', 'module.'])
     def test_whole(self, make_runner, prefix):
         state = {prefix + k: v for k, v in Toy().state_dict().items()}
@@ -101,7 +102,8 @@ class TestTest:
 
     def test_shape(self, make_runner):
         with pytest.raises(
-                ValueError, match=r'fc_cls.weight: got \(3, 4\), expected \('):
+            ValueError, match=r'fc_cls.weight: got \(3, 4\), expected \('
+        ):
             make_runner(Toy(), dict(state_dict=Toy(3).state_dict())).test()
 
     def test_counters_may_be_missing(self, make_runner):
@@ -117,7 +119,6 @@ class TestTest:
 
 
 class TestResume:
-
     def test_whole(self, make_runner, tmp_path):
         checkpoint = trained(make_runner, tmp_path)
         runner = make_runner(Toy(), checkpoint, resume=True)
@@ -150,9 +151,11 @@ class TestOrigins:
                 path = tmp_path / f'{name}.pth'
                 torch.save(Toy().state_dict(), path)
                 init_cfg = dict(
-                    type='mmdensecl.PretrainedBackbone', checkpoint=str(path))
+                    type='mmdensecl.PretrainedBackbone', checkpoint=str(path)
+                )
             runner = make_runner(
-                Toy(init_cfg=init_cfg), resumed, resume=resumed is not None)
+                Toy(init_cfg=init_cfg), resumed, resume=resumed is not None
+            )
             records, handler = [], logging.Handler(logging.WARNING)
             handler.emit = lambda record: records.append(record.getMessage())
             runner.logger.addHandler(handler)
@@ -164,15 +167,17 @@ class TestOrigins:
     @staticmethod
     def checkpoint(tmp_path, epoch=1):
         return torch.load(
-            tmp_path / f'work/epoch_{epoch}.pth', weights_only=False)
+            tmp_path / f'work/epoch_{epoch}.pth', weights_only=False
+        )
 
     @pytest.mark.parametrize('name', ['a', None])
     def test_same_weights(self, start, tmp_path, name):
         assert not start(name)
         assert not start(name, self.checkpoint(tmp_path))
 
-    @pytest.mark.parametrize('new, old', [('b', 'a'), ('b', None),
-                                          (None, 'a')])
+    @pytest.mark.parametrize(
+        'new, old', [('b', 'a'), ('b', None), (None, 'a')]
+    )
     def test_other_weights(self, start, tmp_path, new, old):
 
         def words(name, otherwise):
@@ -183,7 +188,7 @@ class TestOrigins:
             return f'"{path}" (sha256 {sha256[:8]})'
 
         start(old)
-        warning, = start(new, self.checkpoint(tmp_path))
+        (warning,) = start(new, self.checkpoint(tmp_path))
         assert f'initialised from {words(new, "no file")}, but' in warning
         assert f'began from {words(old, "no known file")}.' in warning
         # Whose weights they are, its checkpoints know as well.
@@ -211,18 +216,23 @@ class TestDeeperCheckpoint:
                 type='mmpretrain.ResNet',
                 stem_channels=4,
                 base_channels=4,
-                **backbone))
+                **backbone,
+            )
+        )
         return model
 
-    @pytest.mark.parametrize('training, resume', [(False, False),
-                                                  (True, False), (True, True)])
+    @pytest.mark.parametrize(
+        'training, resume', [(False, False), (True, False), (True, True)]
+    )
     def test_is_refused(self, make_runner, tmp_path, training, resume):
         state = self.build(depth=34).state_dict()
         runner = make_runner(
-            self.build(depth=18), dict(state_dict=state), resume=resume)
+            self.build(depth=18), dict(state_dict=state), resume=resume
+        )
         if training:
             runner.optim_wrapper = runner.build_optim_wrapper(
-                runner.optim_wrapper)
+                runner.optim_wrapper
+            )
         with pytest.raises(ValueError) as error:
             runner.load_checkpoint(str(tmp_path / 'load.pth'))
         assert 'not in the model: backbone.layer1.2.' in str(error.value)
@@ -235,14 +245,15 @@ class TestDeeperCheckpoint:
             num_stages=3,
             strides=(1, 2, 2),
             dilations=(1, 1, 1),
-            out_indices=(2, ))
+            out_indices=(2,),
+        )
         make_runner(model, dict(state_dict=state)).load_or_resume()
-        assert torch.equal(model.backbone.conv1.weight,
-                           state['backbone.conv1.weight'])
+        assert torch.equal(
+            model.backbone.conv1.weight, state['backbone.conv1.weight']
+        )
 
 
 class TestLoadFrom:
-
     def test_new_head(self, make_runner, tmp_path):
         source = Toy(3)
         runner = make_runner(Toy(), dict(state_dict=source.state_dict()))
@@ -272,12 +283,12 @@ class TestLoadFrom:
 
 
 class TestPreTraining:
-
     def load(self, make_runner, model, state, training=True):
         runner = make_runner(model, dict(state_dict=state))
         if training:
             runner.optim_wrapper = runner.build_optim_wrapper(
-                runner.optim_wrapper)
+                runner.optim_wrapper
+            )
         runner.load_or_resume()
 
     @pytest.mark.parametrize('training', [True, False])
@@ -300,17 +311,17 @@ class TestPreTraining:
             {
                 f'backbone.{k}': v
                 for k, v in build_tiny().backbone.state_dict().items()
-            }, 'layer3')
+            },
+            'layer3',
+        )
         with pytest.raises(ValueError, match='backbone.layer3'):
             self.load(make_runner, build_tiny(), state)
 
 
 class TestInitialiserWasRun:
-
     def test_own_init_weights(self, make_runner):
 
         class Deaf(Toy):
-
             def init_weights(self):
                 """As in mmdet's Swin: looks at the address alone."""
 
@@ -323,8 +334,10 @@ def test_is_added_once():
     cfg = Config(dict(custom_hooks=[dict(type='EMAHook')]))
     add_checkpoint_check(cfg)
     add_checkpoint_check(cfg)
-    assert [x.type for x in cfg.custom_hooks
-            ] == ['EMAHook', 'mmdensecl.CheckpointKeysHook']
+    assert [x.type for x in cfg.custom_hooks] == [
+        'EMAHook',
+        'mmdensecl.CheckpointKeysHook',
+    ]
     for cfg in (Config(), Config(dict(custom_hooks=None))):
         add_checkpoint_check(cfg)
         assert len(cfg.custom_hooks) == 1

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The same backbone for other projects: names back and forth, features."""
+
 import hashlib
 import json
 import pickle
@@ -22,9 +23,13 @@ from mmdensecl import load_backbone
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.registry import MODELS
 from mmdensecl.transfer import read_backbone
-from mmdensecl.transfer.convert import (SUFFIXES, describe_file,
-                                        encode_backbone, missing_tensors,
-                                        to_detectron2_name)
+from mmdensecl.transfer.convert import (
+    SUFFIXES,
+    describe_file,
+    encode_backbone,
+    missing_tensors,
+    to_detectron2_name,
+)
 
 TOOL = Path(__file__).parents[2] / 'tools/model_converters/publish_backbone.py'
 
@@ -83,7 +88,8 @@ class TestFeatures:
     def test_torchvision(self, written, images, features):
         model = torchvision.models.resnet18().eval()
         keys = model.load_state_dict(
-            load_from_local(written('torchvision')), strict=False)
+            load_from_local(written('torchvision')), strict=False
+        )
         assert keys.missing_keys == ['fc.weight', 'fc.bias']
         assert not keys.unexpected_keys
         assert torch.equal(backbone_features(model, images), features)
@@ -91,7 +97,8 @@ class TestFeatures:
     def test_timm(self, written, images, features):
         model = timm.create_model('resnet18').eval()
         keys = model.load_state_dict(
-            load_from_local(written('torchvision')), strict=False)
+            load_from_local(written('torchvision')), strict=False
+        )
         assert keys.missing_keys == ['fc.weight', 'fc.bias']
         with torch.no_grad():
             assert torch.equal(model.forward_features(images), features)
@@ -106,7 +113,8 @@ class TestFeatures:
         assert content['matching_heuristics'] is True
         assert isinstance(content['__author__'], str)
         assert all(
-            isinstance(x, np.ndarray) for x in content['model'].values())
+            isinstance(x, np.ndarray) for x in content['model'].values()
+        )
         state = {
             name: torch.from_numpy(content['model'][to_detectron2_name(name)])
             for name in backbone18
@@ -116,18 +124,22 @@ class TestFeatures:
 
 
 class TestDetectron2Names:
-
-    @pytest.mark.parametrize('plain, theirs', [
-        ('conv1.weight', 'stem.conv1.weight'),
-        ('bn1.running_var', 'stem.conv1.norm.running_var'),
-        ('layer1.0.conv1.weight', 'res2.0.conv1.weight'),
-        ('layer1.0.bn3.bias', 'res2.0.conv3.norm.bias'),
-        ('layer4.2.conv2.weight', 'res5.2.conv2.weight'),
-        ('layer2.0.downsample.0.weight', 'res3.0.shortcut.weight'),
-        ('layer3.0.downsample.1.weight', 'res4.0.shortcut.norm.weight'),
-        ('layer3.22.bn2.num_batches_tracked',
-         'res4.22.conv2.norm.num_batches_tracked'),
-    ])
+    @pytest.mark.parametrize(
+        'plain, theirs',
+        [
+            ('conv1.weight', 'stem.conv1.weight'),
+            ('bn1.running_var', 'stem.conv1.norm.running_var'),
+            ('layer1.0.conv1.weight', 'res2.0.conv1.weight'),
+            ('layer1.0.bn3.bias', 'res2.0.conv3.norm.bias'),
+            ('layer4.2.conv2.weight', 'res5.2.conv2.weight'),
+            ('layer2.0.downsample.0.weight', 'res3.0.shortcut.weight'),
+            ('layer3.0.downsample.1.weight', 'res4.0.shortcut.norm.weight'),
+            (
+                'layer3.22.bn2.num_batches_tracked',
+                'res4.22.conv2.norm.num_batches_tracked',
+            ),
+        ],
+    )
     def test_known(self, plain, theirs):
         assert to_detectron2_name(plain) == theirs
 
@@ -135,7 +147,7 @@ class TestDetectron2Names:
         """One to one, and as a chain of replacements has it."""
         names = [to_detectron2_name(x) for x in backbone50]
         assert len(set(names)) == len(names) == 318
-        for plain, theirs in zip(backbone50, names):
+        for plain, theirs in zip(backbone50, names, strict=False):
             chain = plain if 'layer' in plain else f'stem.{plain}'
             for number in (4, 3, 2, 1):
                 chain = chain.replace(f'layer{number}', f'res{number + 1}')
@@ -152,8 +164,9 @@ class TestDetectron2Names:
 
 @pytest.mark.parametrize('to', list(SUFFIXES))
 def test_deterministic(to, file18, written):
-    assert encode_backbone(read_backbone(file18),
-                           to) == written(to).read_bytes()
+    assert (
+        encode_backbone(read_backbone(file18), to) == written(to).read_bytes()
+    )
 
 
 @pytest.mark.parametrize('to', [x for x in SUFFIXES if x != 'detectron2'])
@@ -172,9 +185,10 @@ RUN = dict(
     seed=1,
     dataset_size=23397,
     view_size=64,
-    mean=[1., 2., 3.],
-    std=[4., 5., 6.],
-    position_r2=90.)
+    mean=[1.0, 2.0, 3.0],
+    std=[4.0, 5.0, 6.0],
+    position_r2=90.0,
+)
 
 
 @pytest.fixture(scope='module')
@@ -189,12 +203,19 @@ def trained(resnet18, tmp_path_factory):
                     type='ResNet',
                     depth=18,
                     strides=(1, 2, 2, 1),
-                    init_cfg=dict(checkpoint='/home/me/secret.pth'))),
+                    init_cfg=dict(checkpoint='/home/me/secret.pth'),
+                ),
+            ),
             train_dataloader=dict(
-                dataset=dict(pipeline=[
-                    dict(type='mmdensecl.DecodeRGB'),
-                    dict(type='mmdensecl.TwoViews', size=64)
-                ]))))
+                dataset=dict(
+                    pipeline=[
+                        dict(type='mmdensecl.DecodeRGB'),
+                        dict(type='mmdensecl.TwoViews', size=64),
+                    ]
+                )
+            ),
+        )
+    )
     path = tmp_path_factory.mktemp('run') / 'epoch_11.pth'
     torch.save(
         dict(
@@ -203,16 +224,20 @@ def trained(resnet18, tmp_path_factory):
                 experiment_name='densecl_r18_20260102_030405',
                 epoch=11,
                 iter=4015,
-                seed=1),
+                seed=1,
+            ),
             message_hub=dict(
                 runtime_info=dict(loader_layout=dict(images=23397)),
                 log_scalars={
-                    'train/position_r2': HistoryBuffer([90.] * 20, [1] * 20)
-                }),
+                    'train/position_r2': HistoryBuffer([90.0] * 20, [1] * 20)
+                },
+            ),
             state_dict={
-                f'backbone.{k}': v
-                for k, v in resnet18.state_dict().items()
-            }), path)
+                f'backbone.{k}': v for k, v in resnet18.state_dict().items()
+            },
+        ),
+        path,
+    )
     return path
 
 
@@ -235,7 +260,8 @@ class TestDescription:
             entry = load_from_local(path)['meta']['mmdensecl']
         run = entry['run']
         assert {k: run[k] for k in RUN} == RUN
-        assert [*run['backbone']] == ['strides']
+        assert {*run['backbone']} == {'strides', 'dilations'}
+        assert len(entry['sha256']) == 64
         assert entry['arch'] == 'ResNet-18'
         assert entry['source'] == 'OpenMMLab model'
         assert entry['versions']['torch'] == torch.__version__
@@ -254,25 +280,34 @@ class TestDescription:
 
     @pytest.mark.parametrize('header', ['{', '3', '{"run": 3}', '[' * 9999])
     def test_a_header_is_not_trusted(self, backbone18, tmp_path, header):
-        save_file(backbone18, tmp_path / 'a.safetensors',
-                  dict(mmdensecl=header))
+        save_file(
+            backbone18, tmp_path / 'a.safetensors', dict(mmdensecl=header)
+        )
         assert read_backbone(tmp_path / 'a.safetensors').run == {}
 
-    @pytest.mark.parametrize('entry', [
-        3, dict(run=3),
-        dict(run=dict(mean='x', backbone=dict(type='os.system', depth=99)))
-    ])
+    @pytest.mark.parametrize(
+        'entry',
+        [
+            3,
+            dict(run=3),
+            dict(
+                run=dict(mean='x', backbone=dict(type='os.system', depth=99))
+            ),
+        ],
+    )
     def test_a_record_is_not_trusted(self, backbone18, tmp_path, entry):
         torch.save(
             dict(state_dict=backbone18, meta=dict(mmdensecl=entry)),
-            tmp_path / 'a.pth')
+            tmp_path / 'a.pth',
+        )
         backbone = load_backbone(tmp_path / 'a.pth')
         assert backbone.cfg['depth'] == 18
 
 
 def test_deep_stem_has_no_place(tmp_path):
     model = MODELS.build(
-        dict(type='mmpretrain.ResNetV1c', depth=18, base_channels=4))
+        dict(type='mmpretrain.ResNetV1c', depth=18, base_channels=4)
+    )
     torch.save(model.state_dict(), tmp_path / 'v1c.pth')
     backbone = read_backbone(tmp_path / 'v1c.pth')
     for to in ('torchvision', 'detectron2'):
@@ -282,7 +317,6 @@ def test_deep_stem_has_no_place(tmp_path):
 
 
 class TestWhole:
-
     @pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
     def test_nothing_is_missing(self, depth):
         with torch.device('meta'):
@@ -294,14 +328,17 @@ class TestWhole:
         older = [x for x in names if not x.endswith('num_batches_tracked')]
         assert missing_tensors(older) == []
 
-    @pytest.mark.parametrize('part, count', [
-        ('layer4.', 50),
-        ('layer1.', 50),
-        ('layer3.4.', 15),
-        ('conv1.weight', 17),
-        ('layer2.1.conv2.weight', 1),
-        ('running_mean', 53),
-    ])
+    @pytest.mark.parametrize(
+        'part, count',
+        [
+            ('layer4.', 50),
+            ('layer1.', 50),
+            ('layer3.4.', 15),
+            ('conv1.weight', 17),
+            ('layer2.1.conv2.weight', 1),
+            ('running_mean', 53),
+        ],
+    )
     def test_holes(self, backbone50, part, count):
         names = [x for x in backbone50 if part not in x]
         missing = missing_tensors(names)
@@ -318,15 +355,27 @@ class TestWhole:
         assert 'layer4.3.conv2.weight' in missing_tensors(names)
         assert not any('layer3.5' in x for x in missing_tensors(names))
 
-    @pytest.mark.parametrize('config, is_checked', [
-        (dict(type='ResNetV1c', depth=18), True),
-        (dict(type='ResNetV1d', depth=18), False),
-        (dict(type='ResNeXt', depth=50, groups=32, width_per_group=4), True),
-        (dict(type='ResNet', depth=18, norm_cfg=dict(type='GN',
-                                                     num_groups=2)), False),
-        (dict(type='Res2Net', depth=50), False),
-        (dict(type='MobileNetV2'), False),
-    ])
+    @pytest.mark.parametrize(
+        'config, is_checked',
+        [
+            (dict(type='ResNetV1c', depth=18), True),
+            (dict(type='ResNetV1d', depth=18), False),
+            (
+                dict(type='ResNeXt', depth=50, groups=32, width_per_group=4),
+                True,
+            ),
+            (
+                dict(
+                    type='ResNet',
+                    depth=18,
+                    norm_cfg=dict(type='GN', num_groups=2),
+                ),
+                False,
+            ),
+            (dict(type='Res2Net', depth=50), False),
+            (dict(type='MobileNetV2'), False),
+        ],
+    )
     def test_other_kinds(self, config, is_checked):
         kind = f'mmpretrain.{config["type"]}'
         names = [*MODELS.build({**config, 'type': kind}).state_dict()]
@@ -353,8 +402,9 @@ def test_tool_writes_no_half_backbone(publish, backbone18, tmp_path):
     for to in SUFFIXES:
         # One line and no traceback.
         with pytest.raises(
-                SystemExit,
-                match='^ValueError: .*1 tensors are missing: bn1.running'):
+            SystemExit,
+            match='^ValueError: .*1 tensors are missing: bn1.running',
+        ):
             publish(tmp_path / 'half.pth', tmp_path / 'new/r18', '--to', to)
     assert not (tmp_path / 'new').exists()
 

@@ -19,7 +19,8 @@ def changed_by_a_step(head):
     optimizer.step()
     return {
         k
-        for k, v in head.state_dict().items() if not torch.equal(v, before[k])
+        for k, v in head.state_dict().items()
+        if not torch.equal(v, before[k])
     }
 
 
@@ -29,24 +30,26 @@ def norm_cfg(request):
 
 
 class TestResLayerExtraNorm:
-
     def test_is_the_stage_and_a_norm(self):
         """In the terms of mmdet's own layer, in train and in test mode."""
         head = ResLayerExtraNorm(18, stage=1)
         plain = ResLayer(18, stage=1, norm_eval=False)
-        plain.load_state_dict({
-            k: v
-            for k, v in head.state_dict().items() if not k.startswith('norm.')
-        })
+        plain.load_state_dict(
+            {
+                k: v
+                for k, v in head.state_dict().items()
+                if not k.startswith('norm.')
+            }
+        )
         x = torch.rand(2, 64, 8, 8)
         for mode in (True, False):
             head.train(mode), plain.train(mode)
             torch.nn.init.uniform_(head.norm.weight)
             assert torch.equal(head(x), head.norm(plain(x)))
 
-    @pytest.mark.parametrize('depth, stage, channels', [(50, 3, 2048),
-                                                        (18, 3, 512),
-                                                        (50, 1, 512)])
+    @pytest.mark.parametrize(
+        'depth, stage, channels', [(50, 3, 2048), (18, 3, 512), (50, 1, 512)]
+    )
     def test_channels(self, depth, stage, channels, norm_cfg):
         head = ResLayerExtraNorm(depth, stage=stage, norm_cfg=norm_cfg)
         assert head.norm.num_features == channels
@@ -63,7 +66,8 @@ class TestResLayerExtraNorm:
     def test_frozen_with_sync_bn(self, norm_cfg):
         """mmdet's norm_eval would leave SyncBN in train mode."""
         head = ResLayerExtraNorm(
-            18, stage=1, norm_cfg=norm_cfg, frozen=True).train()
+            18, stage=1, norm_cfg=norm_cfg, frozen=True
+        ).train()
         assert not any(m.training for m in head.res_layer.modules())
         assert head.norm.training
         assert not any(p.requires_grad for p in head.res_layer.parameters())

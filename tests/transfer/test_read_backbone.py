@@ -15,8 +15,11 @@ from safetensors.torch import save_file
 from mmdensecl import load_backbone
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.registry import MODELS
-from mmdensecl.transfer import (NoBackboneError, describe_architecture,
-                                read_backbone)
+from mmdensecl.transfer import (
+    NoBackboneError,
+    describe_architecture,
+    read_backbone,
+)
 from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
 
 TINY = 'ResNet-18 with 4 channels in layer1'
@@ -36,7 +39,8 @@ def build_resnet(kind='ResNet', **kwargs):
 def tiny():
     """A ResNet-18 of 4 channels."""
     return build_resnet(
-        depth=18, stem_channels=4, base_channels=4).state_dict()
+        depth=18, stem_channels=4, base_channels=4
+    ).state_dict()
 
 
 @pytest.fixture
@@ -50,11 +54,11 @@ def save(tmp_path):
 
 
 class TestFormats:
-
     @pytest.mark.parametrize(
         'write, source, prefix, left_out',
         formats.FORMATS,
-        ids=[x[0].__name__ for x in formats.FORMATS])
+        ids=[x[0].__name__ for x in formats.FORMATS],
+    )
     def test_is_recognised(self, tiny, save, write, source, prefix, left_out):
         found = read_backbone(save(write(tiny)))
         assert_same(found.state_dict, tiny)
@@ -83,15 +87,20 @@ class TestFormats:
                         type='ResNet',
                         depth=18,
                         stem_channels=4,
-                        base_channels=4),
+                        base_channels=4,
+                    ),
                     neck=dict(
                         type='DenseCLNeck',
                         in_channels=32,
                         hid_channels=8,
-                        out_channels=4),
+                        out_channels=4,
+                    ),
                     head=dict(
                         type='ContrastiveHead',
-                        loss=dict(type='CrossEntropyLoss'))))
+                        loss=dict(type='CrossEntropyLoss'),
+                    ),
+                )
+            )
         found = read_backbone(save(dict(state_dict=model.state_dict())))
         assert_same(found.state_dict, model.backbone.state_dict())
         assert found.source.startswith('mmselfsup or mmpretrain')
@@ -110,63 +119,74 @@ class TestFormats:
         else:
             save_file(formats.under('backbone.', tiny), tmp_path / name)
         handler = functools.partial(
-            http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-        with http.server.ThreadingHTTPServer(('127.0.0.1', 0),
-                                             handler) as server:
+            http.server.SimpleHTTPRequestHandler, directory=str(tmp_path)
+        )
+        with http.server.ThreadingHTTPServer(
+            ('127.0.0.1', 0), handler
+        ) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             found = read_backbone(
-                f'http://127.0.0.1:{server.server_port}/{name}')
+                f'http://127.0.0.1:{server.server_port}/{name}'
+            )
             server.shutdown()
         assert_same(found.state_dict, tiny)
-        assert found.sha256 == hashlib.sha256(
-            (tmp_path / name).read_bytes()).hexdigest()
+        assert (
+            found.sha256
+            == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        )
 
     def test_sha256(self, tiny, save):
         path = save(tiny)
-        assert read_backbone(path).sha256 == hashlib.sha256(
-            path.read_bytes()).hexdigest()
+        assert (
+            read_backbone(path).sha256
+            == hashlib.sha256(path.read_bytes()).hexdigest()
+        )
 
     def test_other_kind_of_backbone(self, save):
         state = {
             'patch_embed.weight': torch.rand(2),
-            'norm3.bias': torch.ones(2)
+            'norm3.bias': torch.ones(2),
         }
         found = read_backbone(
-            save(dict(state_dict=formats.under('backbone.', state))))
+            save(dict(state_dict=formats.under('backbone.', state)))
+        )
         assert_same(found.state_dict, state)
         assert found.arch is None and found.source == 'OpenMMLab model'
 
 
 class TestPrefix:
-
-    @pytest.mark.parametrize('prefix', [
-        'encoder_k.backbone.', 'encoder_k.backbone',
-        'state_dict.encoder_k.backbone.'
-    ])
+    @pytest.mark.parametrize(
+        'prefix',
+        [
+            'encoder_k.backbone.',
+            'encoder_k.backbone',
+            'state_dict.encoder_k.backbone.',
+        ],
+    )
     def test_key_encoder_on_request(self, tiny, save, prefix):
         found = read_backbone(save(formats.mmdensecl(tiny)), prefix)
-        assert_same(found.state_dict, {
-            k: v + formats.OTHER
-            for k, v in tiny.items()
-        })
+        assert_same(
+            found.state_dict, {k: v + formats.OTHER for k, v in tiny.items()}
+        )
 
     def test_one_of_several(self, tiny, save):
-        path = save({
-            **formats.under('left.', tiny),
-            **formats.under('right.', tiny, 1)
-        })
+        path = save(
+            {
+                **formats.under('left.', tiny),
+                **formats.under('right.', tiny, 1),
+            }
+        )
         with pytest.raises(
-                NoBackboneError, match='"left.", "right.".*prefix='):
+            NoBackboneError, match='"left.", "right.".*prefix='
+        ):
             read_backbone(path)
         found = read_backbone(path, 'right.')
         assert_same(found.state_dict, {k: v + 1 for k, v in tiny.items()})
 
     def test_two_containers(self, tiny, save):
         path = save(
-            dict(model=tiny, state_dict={
-                k: v + 1
-                for k, v in tiny.items()
-            }))
+            dict(model=tiny, state_dict={k: v + 1 for k, v in tiny.items()})
+        )
         with pytest.raises(NoBackboneError, match='two candidates'):
             read_backbone(path)
         assert_same(read_backbone(path, 'model').state_dict, tiny)
@@ -177,7 +197,8 @@ class TestPrefix:
 
     def test_nothing_there(self, tiny, save):
         with pytest.raises(
-                NoBackboneError, match='no tensors under.*backbone'):
+            NoBackboneError, match='no tensors under.*backbone'
+        ):
             read_backbone(save(formats.mmdet(tiny)), 'encoder_q.')
 
     def test_not_deep_enough(self, tiny, save):
@@ -191,14 +212,14 @@ class TestPrefix:
 
 
 class TestRefusals:
-
     def test_key_encoder_alone(self, tiny, save):
         path = save(formats.under('module.encoder_k.', tiny))
         with pytest.raises(NoBackboneError, match='prefix="encoder_k."'):
             read_backbone(path)
 
     @pytest.mark.parametrize(
-        'place', ['momentum_encoder', 'momentum_backbone', 'target_encoder'])
+        'place', ['momentum_encoder', 'momentum_backbone', 'target_encoder']
+    )
     def test_other_copies(self, tiny, save, place):
         copy = formats.under(f'{place}.', tiny, formats.OTHER)
         with pytest.raises(NoBackboneError, match='is a momentum copy'):
@@ -214,9 +235,8 @@ class TestRefusals:
     def test_neck_only(self, save):
         with pytest.raises(NoBackboneError, match='only neck, queue'):
             read_backbone(
-                save({
-                    **formats.neck('neck.mlp'), 'queue.keys': torch.ones(1)
-                }))
+                save({**formats.neck('neck.mlp'), 'queue.keys': torch.ones(1)})
+            )
 
     @pytest.mark.parametrize('content', [{}, dict(state_dict={}), dict(a=1)])
     def test_no_tensors(self, save, content):
@@ -242,39 +262,61 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f'no floating-point.*: {name}'):
             read_backbone(path)
 
-    @pytest.mark.parametrize('change, words', [
-        (lambda x: x.bool(), 'no floating-point.*bn1.weight'),
-        (lambda x: x.to(torch.complex64), 'no floating-point.*bn1.weight'),
-        (lambda x: 'text', 'no tensors: .*bn1.weight'),
-        (lambda x: None, '1 of .* no tensors: bn1.weight'),
-        (lambda x: x.to_sparse(), 'sparse, quantised or without.*bn1.weight'),
-        (lambda x: x.to('meta'), 'sparse, quantised or without.*bn1.weight'),
-        (lambda x: torch.quantize_per_tensor(x, 1., 0, torch.qint8),
-         'sparse, quantised or without.*bn1.weight'),
-    ])
+    @pytest.mark.parametrize(
+        'change, words',
+        [
+            (lambda x: x.bool(), 'no floating-point.*bn1.weight'),
+            (lambda x: x.to(torch.complex64), 'no floating-point.*bn1.weight'),
+            (lambda x: 'text', 'no tensors: .*bn1.weight'),
+            (lambda x: None, '1 of .* no tensors: bn1.weight'),
+            (
+                lambda x: x.to_sparse(),
+                'sparse, quantised or without.*bn1.weight',
+            ),
+            (
+                lambda x: x.to('meta'),
+                'sparse, quantised or without.*bn1.weight',
+            ),
+            (
+                lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.qint8),
+                'sparse, quantised or without.*bn1.weight',
+            ),
+        ],
+    )
     @pytest.mark.parametrize('place', ['', 'module.backbone.'])
     def test_types(self, tiny, save, change, words, place):
         """Whatever stands in place of a weight is named."""
         bad = change(tiny['bn1.weight'])
         path = save(
-            dict(state_dict=dict(
-                formats.under(place, tiny), **{f'{place}bn1.weight': bad})))
+            dict(
+                state_dict=dict(
+                    formats.under(place, tiny), **{f'{place}bn1.weight': bad}
+                )
+            )
+        )
         with pytest.raises(ValueError, match=words):
             read_backbone(path)
 
     def test_texts_elsewhere(self, tiny, save):
         read_backbone(
-            save(dict(bias='none', state_dict=formats.under('backbone.', tiny))
-                 | {'fc.weight': 'none'}))
+            save(
+                dict(bias='none', state_dict=formats.under('backbone.', tiny))
+                | {'fc.weight': 'none'}
+            )
+        )
 
     def test_floats_of_a_byte(self, save):
         """torch cannot tell whether they are finite."""
         with pytest.raises(ValueError, match='16 bits or more'):
             read_backbone(
-                save({
-                    'backbone.conv1.weight':
-                    torch.ones(4).to(torch.float8_e5m2)
-                }))
+                save(
+                    {
+                        'backbone.conv1.weight': torch.ones(4).to(
+                            torch.float8_e5m2
+                        )
+                    }
+                )
+            )
 
     def test_a_dictionary_under_two_names(self, save):
         inner = dict(weight=torch.ones(1))
@@ -305,7 +347,7 @@ class TestRefusals:
         read_backbone(save({**tiny, 'fc.weight': torch.tensor(float('nan'))}))
 
     @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-    @pytest.mark.parametrize('share', [0, .001, .5, .99])
+    @pytest.mark.parametrize('share', [0, 0.001, 0.5, 0.99])
     def test_truncated(self, tiny, tmp_path, suffix, share):
         path = tmp_path / f'cut.{suffix}'
         if suffix == 'pth':
@@ -313,7 +355,7 @@ class TestRefusals:
         else:
             save_file(tiny, path)
         data = path.read_bytes()
-        path.write_bytes(data[:int(share * len(data))])
+        path.write_bytes(data[: int(share * len(data))])
         with pytest.raises(ValueError, match='cut'):
             read_backbone(path)
 
@@ -330,9 +372,8 @@ class TestRefusals:
     def test_code(self, save, tmp_path):
 
         class Attack:
-
             def __reduce__(self):
-                return os.mkdir, (str(tmp_path / 'canary'), )
+                return os.mkdir, (str(tmp_path / 'canary'),)
 
         with pytest.raises(UnsafeCheckpointError):
             read_backbone(save(dict(state_dict=Attack())))
@@ -351,10 +392,15 @@ def hrnet():
 class TestHRNet:
     """It begins as a ResNet does, and is none."""
 
-    @pytest.mark.parametrize('write', [
-        formats.mmdensecl, formats.mmselfsup, formats.mmseg,
-        formats.authors_released
-    ])
+    @pytest.mark.parametrize(
+        'write',
+        [
+            formats.mmdensecl,
+            formats.mmselfsup,
+            formats.mmseg,
+            formats.authors_released,
+        ],
+    )
     def test_is_read_whole(self, hrnet, save, write):
         found = read_backbone(save(write(hrnet)))
         assert_same(found.state_dict, hrnet)
@@ -383,21 +429,33 @@ def test_depth(depth):
     assert describe_architecture(model.state_dict()) == f'ResNet-{depth}'
 
 
-@pytest.mark.parametrize('config, expected', [
-    (dict(kind='ResNetV1c', depth=50), 'ResNetV1c-50'),
-    (dict(kind='ResNetV1d', depth=18), 'ResNetV1d-18'),
-    (dict(kind='ResNeXt', depth=50, groups=32, width_per_group=4),
-     'ResNet-50 with 128 channels in layer1 in 32 groups'),
-    (dict(
-        depth=50,
-        num_stages=3,
-        strides=(1, 2, 2),
-        dilations=(1, 1, 1),
-        out_indices=(2, )), 'ResNet-50 without layer4'),
-    (dict(depth=18, base_channels=8), 'ResNet-18 with 8 channels in layer1'),
-    (dict(kind='SwinTransformer', arch='tiny'), None),
-    (dict(kind='Res2Net', depth=50), None),
-])
+@pytest.mark.parametrize(
+    'config, expected',
+    [
+        (dict(kind='ResNetV1c', depth=50), 'ResNetV1c-50'),
+        (dict(kind='ResNetV1d', depth=18), 'ResNetV1d-18'),
+        (
+            dict(kind='ResNeXt', depth=50, groups=32, width_per_group=4),
+            'ResNet-50 with 128 channels in layer1 in 32 groups',
+        ),
+        (
+            dict(
+                depth=50,
+                num_stages=3,
+                strides=(1, 2, 2),
+                dilations=(1, 1, 1),
+                out_indices=(2,),
+            ),
+            'ResNet-50 without layer4',
+        ),
+        (
+            dict(depth=18, base_channels=8),
+            'ResNet-18 with 8 channels in layer1',
+        ),
+        (dict(kind='SwinTransformer', arch='tiny'), None),
+        (dict(kind='Res2Net', depth=50), None),
+    ],
+)
 def test_architecture(config, expected):
     state = build_resnet(**config).state_dict()
     assert describe_architecture(state) == expected

@@ -7,9 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdensecl.visualization.dense_maps import (draw_maps, extract_map,
-                                                nearest_patches, pca_colors,
-                                                segments)
+from mmdensecl.visualization.dense_maps import (
+    draw_maps,
+    extract_map,
+    nearest_patches,
+    pca_colors,
+    segments,
+)
 from mmdensecl.visualization.features_page import features_page
 
 KINDS = np.eye(8)[:4]  # four kinds of cells
@@ -29,7 +33,7 @@ def test_a_colour_means_the_same_in_all_images():
     cells = np.concatenate([x.reshape(-1, 3) for x in colors])
     kinds = np.concatenate([x.reshape(-1, 8).argmax(1) for x in (ONE, TWO)])
     seen = {}
-    for kind, color in zip(kinds, cells):
+    for kind, color in zip(kinds, cells, strict=False):
         np.testing.assert_allclose(color, seen.setdefault(kind, color))
     colors = np.stack([seen[kind] for kind in range(4)])
     apart = np.abs(colors[:, None] - colors[None]).max(axis=2)
@@ -41,7 +45,7 @@ def test_segments_are_those_of_all_images():
     labels = segments([ONE, TWO], 4)
     cells = np.concatenate([x.flatten() for x in labels])
     kinds = np.concatenate([x.reshape(-1, 8).argmax(1) for x in (ONE, TWO)])
-    assert len(set(zip(kinds, cells))) == len(set(cells)) == 4
+    assert len(set(zip(kinds, cells, strict=False))) == len(set(cells)) == 4
     sizes = np.bincount(cells)
     assert (np.diff(sizes) <= 0).all()
     # No more than there are different cells.
@@ -64,7 +68,7 @@ def test_nearest_patches_are_in_other_images():
     assert found.similarity[4].tolist() == [1, 0]
     # Kind 1 is in both.
     assert found.similarity[2].tolist() == [1, 1]
-    best = dict(zip(found.image[2], found.cell[2]))
+    best = dict(zip(found.image[2], found.cell[2], strict=False))
     assert best[1] in (1, 2) and best[2] == 3
     with pytest.raises(ValueError, match='only one'):
         nearest_patches([ONE])
@@ -81,7 +85,7 @@ def test_margin_cuts_cells_and_image_alike():
     np.testing.assert_allclose(seen.box, [1 / 6, 1 / 4, 5 / 6, 3 / 4])
     expected = image[:, 10:30, 10:50].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(seen.image, expected)
-    np.testing.assert_allclose((seen.map.astype(float)**2).sum(2), 1, 1e-2)
+    np.testing.assert_allclose((seen.map.astype(float) ** 2).sum(2), 1, 1e-2)
     with pytest.raises(ValueError, match='4 x 6 cells'):
         extract_map(backbone, image, 2)
 
@@ -99,7 +103,8 @@ def page(count=2, **changes):
         labels=segments(maps, 4),
         neighbours=nearest_patches(maps) if count > 1 else None,
         chosen=(1, 2),
-        about=HOSTILE)
+        about=HOSTILE,
+    )
     return features_page(**{**arguments, **changes})
 
 
@@ -139,9 +144,11 @@ def test_page_of_one_image_has_nothing_to_click():
 
 def test_a_name_is_no_mathematics():
     from mmdensecl.visualization.figures import to_array
+
     image = np.zeros((20, 30, 3), np.uint8)
-    figure = draw_maps([image], ['$\\bad{$.png'], pca_colors([ONE]),
-                       segments([ONE]))
+    figure = draw_maps(
+        [image], ['$\\bad{$.png'], pca_colors([ONE]), segments([ONE])
+    )
     image = to_array(figure)
     assert image.dtype == np.uint8 and image.shape[2] == 3
     assert len(figure.axes) == 3

@@ -25,7 +25,8 @@ def train(tiny_cfg, tmp_path):
 
     def run(name, **hooks):
         model = tiny_cfg(
-            data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
+            data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3)
+        )
         cfg = Config(
             dict(
                 default_scope='mmpretrain',
@@ -39,19 +40,27 @@ def train(tiny_cfg, tmp_path):
                     dataset=dict(
                         type='mmdensecl.UnlabeledFolder',
                         data_root=str(tmp_path / 'images'),
-                        pipeline=PIPELINE)),
+                        pipeline=PIPELINE,
+                    ),
+                ),
                 train_cfg=dict(by_epoch=True, max_epochs=2),
                 optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
                 visualizer=dict(
                     type='Visualizer',
                     name=f'{name}_{tmp_path.name}',
-                    vis_backends=[dict(type='LocalVisBackend')]),
+                    vis_backends=[dict(type='LocalVisBackend')],
+                ),
                 default_hooks=dict(hooks),
-                randomness=dict(seed=0)))
+                randomness=dict(seed=0),
+            )
+        )
         runner = Runner.from_cfg(cfg)
         runner.train()
-        numbers = (torch.rand(3).tolist(), np.random.rand(3).tolist(),
-                   random.random())
+        numbers = (
+            torch.rand(3).tolist(),
+            np.random.rand(3).tolist(),
+            random.random(),
+        )
         return runner, numbers
 
     return run
@@ -66,7 +75,8 @@ def test_a_run_stays_the_same(train, tmp_path):
         type='mmdensecl.VisualizeFeaturesHook',
         interval=1,
         num_images=2,
-        size=48)
+        size=48,
+    )
     without, numbers = train('without')
     with_hook, other = train('with', features=hook)
     states = [x.model.state_dict() for x in (without, with_hook)]
@@ -77,7 +87,10 @@ def test_a_run_stays_the_same(train, tmp_path):
     assert not images_of(tmp_path, 'without')
     drawn = images_of(tmp_path, 'with')
     assert [x.name for x in drawn] == [
-        'features_1.png', 'features_2.png', 'matches_1.png', 'matches_2.png'
+        'features_1.png',
+        'features_2.png',
+        'matches_1.png',
+        'matches_2.png',
     ]
     for path in drawn:
         assert cv2.imread(str(path)).std() > 10
@@ -93,7 +106,8 @@ def test_what_goes_wrong_is_a_warning(train, tmp_path, monkeypatch):
     monkeypatch.setattr(hook, '_draw_images', fail)
     runner, numbers = train(
         'broken',
-        features=dict(type=hook.__name__, _scope_='mmdensecl', interval=2))
+        features=dict(type=hook.__name__, _scope_='mmdensecl', interval=2),
+    )
     assert runner.epoch == 2
     log = next((tmp_path / 'broken').rglob('*.log')).read_text()
     assert log.count('drew nothing') == 1

@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Save what the model will see: views of pictures beside their source."""
+
 import argparse
 from pathlib import Path
 
@@ -26,11 +27,14 @@ def parse_args() -> argparse.Namespace:
         '--output-dir',
         type=Path,
         default='browse_dataset',
-        help='folder for the pictures, browse_dataset by default')
+        help='folder for the pictures, browse_dataset by default',
+    )
     parser.add_argument(
-        '--show-number', type=int, default=8, help='pictures to show')
+        '--show-number', type=int, default=8, help='pictures to show'
+    )
     parser.add_argument(
-        '--draws', type=int, default=3, help='pairs of views of each')
+        '--draws', type=int, default=3, help='pairs of views of each'
+    )
     add_config_options(parser)
     return parser.parse_args()
 
@@ -38,12 +42,14 @@ def parse_args() -> argparse.Namespace:
 def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
     """One picture with its crops, and the two views of each draw."""
     figure, axes = plt.subplots(
-        2, draws + 1, figsize=(2.6 * (draws + 1), 5.6), layout='constrained')
+        2, draws + 1, figsize=(2.6 * (draws + 1), 5.6), layout='constrained'
+    )
     info = dataset.get_data_info(idx)
     source = decode_rgb(dataset.read(info))
     axes[0, 0].imshow(source)
     axes[0, 0].set_title(
-        f'{info["img_path"]}\n{source.width} x {source.height} px')
+        f'{info["img_path"]}\n{source.width} x {source.height} px'
+    )
     for ax in axes.flat:
         ax.set_axis_off()
     for column in range(draws):
@@ -51,21 +57,26 @@ def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
         data = dataset.prepare_data(idx)
         sample = data['data_samples']
         for row, (view, box) in enumerate(
-                zip(view_images(data, size), sample.views)):
+            zip(view_images(data, size), sample.views)
+        ):
             left, top, width, height, flip = box
             axes[row, column + 1].imshow(view.permute(1, 2, 0).numpy())
             axes[row, column + 1].set_title(
-                f'epoch {column + 1}, {("query", "key")[row]}' +
-                (', mirrored' if flip else ''),
-                color=COLORS[row])
+                f'epoch {column + 1}, {("query", "key")[row]}'
+                + (', mirrored' if flip else ''),
+                color=COLORS[row],
+            )
             if column == 0:  # the first pair's crops; all would be a thicket
                 axes[0, 0].add_patch(
-                    Rectangle((left, top),
-                              width,
-                              height,
-                              fill=False,
-                              linewidth=2,
-                              edgecolor=COLORS[row]))
+                    Rectangle(
+                        (left, top),
+                        width,
+                        height,
+                        fill=False,
+                        linewidth=2,
+                        edgecolor=COLORS[row],
+                    )
+                )
     return figure
 
 
@@ -78,7 +89,8 @@ def main() -> None:
     size = cfg.model.data_preprocessor.get('size', 224)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for idx in track_iter_progress(
-            list(range(min(args.show_number, len(dataset))))):
+        list(range(min(args.show_number, len(dataset))))
+    ):
         figure = draw(dataset, idx, args.draws, size)
         figure.savefig(args.output_dir / f'{idx:06d}.png', dpi=100)
         plt.close(figure)

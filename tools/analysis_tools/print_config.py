@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Print a whole config, with everything it inherits."""
+
 import argparse
 
 from mmdensecl.engine.command_line import add_config_options, load_config
@@ -9,7 +10,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file path')
     parser.add_argument(
-        '--save-path', help='also write it there, in .py, .json or .yml')
+        '--save-path', help='also write it there, in .py, .json or .yml'
+    )
     add_config_options(parser)
     args = parser.parse_args()
     cfg = load_config(args)

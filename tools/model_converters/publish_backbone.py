@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Write the backbone of a checkpoint as a file for others."""
+
 import argparse
 import hashlib
 import sys
@@ -12,21 +13,26 @@ from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Extract the backbone of a checkpoint of any format and '
         'write it for another project. The first 8 digits of its sha256 '
-        'become part of the name')
+        'become part of the name'
+    )
     parser.add_argument('checkpoint', help='checkpoint file or http(s) URL')
     parser.add_argument(
-        'out', help='name of the output without suffix, such as densecl_r50')
+        'out', help='name of the output without suffix, such as densecl_r50'
+    )
     parser.add_argument(
         '--to',
         choices=list(SUFFIXES),
         default='openmmlab',
         help='openmmlab: {"state_dict", "meta"}; torchvision: a bare state '
-        'dict, also for timm; detectron2: a .pkl under its names')
+        'dict, also for timm; detectron2: a .pkl under its names',
+    )
     parser.add_argument(
-        '--prefix', help='where in the checkpoint the backbone is')
+        '--prefix', help='where in the checkpoint the backbone is'
+    )
     return parser.parse_args()
 
 
@@ -38,13 +44,15 @@ def write(data: bytes, out: Path, suffix: str) -> Path:
         if path.read_bytes() != data:
             raise FileExistsError(
                 f'"{path}" exists and holds something else; move it away or '
-                'choose another name')
+                'choose another name'
+            )
         return path
     write_safely(path, data)
     return path
 
 
 def publish(args: argparse.Namespace) -> None:
+    """Write the backbone, and say what it is."""
     backbone = read_backbone(args.checkpoint, args.prefix)
     suffix = SUFFIXES[args.to]
     out = Path(args.out)
@@ -52,11 +60,14 @@ def publish(args: argparse.Namespace) -> None:
         out = out.with_suffix('')
     path = write(encode_backbone(backbone, args.to), out, suffix)
     left = ', '.join(backbone.left_out) or 'nothing'
-    print(f'{backbone.source}: {backbone.arch or "a backbone"}, '
-          f'{len(backbone.state_dict)} tensors; left out: {left}\n{path}')
+    print(
+        f'{backbone.source}: {backbone.arch or "a backbone"}, '
+        f'{len(backbone.state_dict)} tensors; left out: {left}\n{path}'
+    )
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     try:
         publish(args)

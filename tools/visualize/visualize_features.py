@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.utils import track_iter_progress
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
 from mmdensecl import load_backbone
+from mmdensecl.datasets.folder import search_folder
+from mmdensecl.datasets.unlabeled import IMG_EXTENSIONS
 from mmdensecl.engine.command_line import (
     add_config_options,
     load_config,
@@ -132,11 +133,7 @@ def list_files(args: argparse.Namespace) -> list[Path]:
                 f'--first chooses from a folder, "{args.images}" is none'
             )
         return [args.images]
-    names = sorted(
-        x.relative_to(args.images).as_posix()
-        for x in args.images.rglob('*')
-        if x.suffix.lower() in IMG_EXTENSIONS
-    )
+    names = search_folder(args.images)
     if not names:
         raise FileNotFoundError(
             f'No images in "{args.images}". Expected files that end in one of '

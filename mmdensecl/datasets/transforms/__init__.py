@@ -2,9 +2,8 @@
 """Transforms of unlabeled images."""
 
 from .loading import DecodeRGB
-from .render import render_view
+from .render import View, render_view
 from .two_views import PackImage, PackViews, SampleTwoCropParams, TwoViews
-from .view import View
 
 __all__ = [
     'DecodeRGB',

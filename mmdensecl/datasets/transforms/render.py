@@ -6,6 +6,8 @@ level, taken from the library that is fastest at it on one core;
 `tools/benchmarks/benchmark_data.py --profile` compares them.
 """
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 import torch
@@ -13,7 +15,30 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from .view import View
+
+class View(NamedTuple):
+    """Everything random about one view of an image.
+
+    Attributes:
+        box: Left, top, width and height of the crop in pixels.
+        jitter: Order of the four operations, then factors of brightness,
+            contrast, saturation and hue; None for none.
+        gray: Whether colour is removed.
+        sigma: Radius of the Gaussian blur in pixels of the view; None for
+            none.
+        flip: Whether it is mirrored.
+    """
+
+    box: tuple[int, int, int, int]
+    jitter: tuple | None
+    gray: bool
+    sigma: float | None
+    flip: bool
+
+    @property
+    def coordinates(self) -> tuple[float, ...]:
+        """Left, top, width, height and flip, as the models expect them."""
+        return (*map(float, self.box), float(self.flip))
 
 
 def crop_and_resize(

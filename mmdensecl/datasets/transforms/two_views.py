@@ -13,8 +13,7 @@ from torchvision.transforms import ColorJitter
 
 from mmdensecl.registry import TRANSFORMS
 
-from .render import render_view
-from .view import View
+from .render import View, render_view
 
 # Draws of a crop that may miss the image, torchvision's number.
 CROP_ATTEMPTS = 10

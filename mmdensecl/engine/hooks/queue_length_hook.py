@@ -5,6 +5,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from mmdensecl.datasets.draws import num_distinct_images
 from mmdensecl.registry import HOOKS
 
 from ..loader import batch_size_of
@@ -21,7 +22,7 @@ def fit_queue_len(num_images: int, global_batch: int) -> int:
     only rises. Whole batches, so that every key stays equally long.
 
     Args:
-        num_images: Size of the dataset.
+        num_images: Images that differ.
         global_batch: Images in a step, over all ranks.
 
     Returns:
@@ -39,7 +40,8 @@ class QueueLengthHook(Hook):
     before weights are loaded. A length set by hand stays as it is.
 
     Raises:
-        ValueError: The dataset is smaller than one batch of all ranks.
+        ValueError: The dataset has fewer distinct images than a batch of all
+            ranks.
     """
 
     was_auto = False
@@ -83,11 +85,11 @@ class QueueLengthHook(Hook):
         loader = runner.train_dataloader
         size = batch_size_of(loader)
         batch = size * get_world_size()
-        images = len(loader.dataset)
+        images = num_distinct_images(loader.dataset)
         if images < batch:
             raise ValueError(
-                f'The dataset has {images} images, fewer than one batch '
-                f'of {size} on each of {get_world_size()} '
+                f'The dataset has {images} distinct images, fewer than one '
+                f'batch of {size} on each of {get_world_size()} '
                 'processes. Add images or lower '
                 'train_dataloader.batch_size'
             )

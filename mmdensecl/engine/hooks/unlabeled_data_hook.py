@@ -17,6 +17,7 @@ from mmengine.dist import (
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
+from mmdensecl.datasets.draws import number_draws
 from mmdensecl.datasets.unlabeled import UnlabeledDataset
 from mmdensecl.registry import HOOKS
 
@@ -56,8 +57,9 @@ class UnlabeledDataHook(Hook):
         self.reported = 0
 
     def before_train(self, runner) -> None:
-        """Refuse what ranks cannot share; take up the list of images."""
+        """Number the draws; refuse what ranks cannot share."""
         loader = runner.train_dataloader
+        number_draws(loader)
         parts = [*unlabeled_parts(loader.dataset)]
         # Else the ranks' exchanges could not meet.
         if get_world_size() > 1 and not getattr(
