@@ -2,7 +2,6 @@
 """Small things for tests, here and in projects that build on this one."""
 
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 from mmengine.config import Config
@@ -10,7 +9,7 @@ from PIL import Image
 
 
 def write_pictures(
-    folder: Union[str, Path], count: int, size: int = 48, seed: int = 0
+    folder: str | Path, count: int, size: int = 48, seed: int = 0
 ) -> None:
     """Write PNGs of random smooth blobs, ``0000.png`` and so on.
 
@@ -32,7 +31,7 @@ def write_pictures(
         )
 
 
-def shrink(cfg: Config, data_root: Union[str, Path], size: int = 64) -> Config:
+def shrink(cfg: Config, data_root: str | Path, size: int = 64) -> Config:
     """Make a shipped pre-training config small enough for a test.
 
     Its model stays as it is, but for a short queue and few categories;

@@ -23,6 +23,7 @@ from mmdensecl.evaluation import is_probe
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = make_parser('Test a model, or probe a backbone')
     parser.add_argument(
         'checkpoint',
@@ -74,6 +75,7 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
+    """Test."""
     args = parse_args()
     cfg = build_config(args)
     prepare_cpu_launch(cfg)

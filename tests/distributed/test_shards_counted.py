@@ -159,6 +159,19 @@ def batches(monkeypatch):
     return batches
 
 
+def epochs_of_seeds(dataset, batches):
+    """The epoch of each draw, by the seed that it gets."""
+    epoch_of = {}
+    for epoch in range(EPOCHS):
+        dataset.set_epoch(epoch, SEED)
+        for rank, own in enumerate(batches(ShardSampler, dataset, epoch)):
+            for position, index in enumerate(sum(own, [])):
+                current_draw.set(position * RANKS + rank)
+                epoch_of[dataset.draw_seed(index)] = epoch
+    current_draw.set(None)
+    return epoch_of
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for CPU ranks')
 @pytest.mark.slow
 def test_stopped_and_resumed(folder, dataset, batches):
@@ -185,14 +198,7 @@ def test_stopped_and_resumed(folder, dataset, batches):
                 x[2] for x in steps[epoch * STEPS : (epoch + 1) * STEPS]
             ], epoch
 
-    epoch_of = {}
-    for epoch in range(EPOCHS):
-        dataset.set_epoch(epoch, SEED)
-        for rank, own in enumerate(batches(ShardSampler, dataset, epoch)):
-            for position, index in enumerate(sum(own, [])):
-                current_draw.set(position * RANKS + rank)
-                epoch_of[dataset.draw_seed(index)] = epoch
-    current_draw.set(None)
+    epoch_of = epochs_of_seeds(dataset, batches)
     for rank, reads in enumerate(lines(folder, 'reads')):
         before, after = reads[: stopped[rank]], reads[stopped[rank] :]
         # The stop left the rest of its epoch to be read again, at most; what

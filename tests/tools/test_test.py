@@ -44,7 +44,7 @@ def workplace(tmp_path_factory):
     """13 and 7 pictures, so that two ranks get a repeated one each."""
     folder = tmp_path_factory.mktemp('test')
     for split, counts in (('train', (6, 7)), ('val', (4, 3))):
-        for seed, (name, count) in enumerate(zip('ab', counts)):
+        for seed, (name, count) in enumerate(zip('ab', counts, strict=True)):
             write_pictures(
                 folder / 'pictures' / split / name, count, seed=seed
             )

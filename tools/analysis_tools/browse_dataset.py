@@ -21,6 +21,7 @@ COLORS = ('tab:blue', 'tab:orange')
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='train config file path')
     parser.add_argument(
@@ -57,7 +58,7 @@ def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
         data = dataset.prepare_data(idx)
         sample = data['data_samples']
         for row, (view, box) in enumerate(
-            zip(view_images(data, size), sample.views)
+            zip(view_images(data, size), sample.views, strict=True)
         ):
             left, top, width, height, flip = box
             axes[row, column + 1].imshow(view.permute(1, 2, 0).numpy())
@@ -81,6 +82,7 @@ def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
 
 
 def main() -> None:
+    """Write the images with their boxes."""
     args = parse_args()
     cfg = load_config(args)
     init_default_scope(cfg.default_scope)

@@ -7,6 +7,7 @@ from mmdensecl.engine.command_line import add_config_options, load_config
 
 
 def main() -> None:
+    """Print the config."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file path')
     parser.add_argument(

@@ -9,13 +9,13 @@ one.
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 import numpy as np
 
 
-def draw(ids: Sequence[int], percent: float, seed: int) -> List[int]:
+def draw(ids: Sequence[int], percent: float, seed: int) -> list[int]:
     """Draw a share of ids, without replacement.
 
     Args:
@@ -32,6 +32,7 @@ def draw(ids: Sequence[int], percent: float, seed: int) -> List[int]:
 
 
 def main() -> None:
+    """Write the subset."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'annotations', type=Path, help='such as instances_train2017.json'
