@@ -181,6 +181,7 @@ def make_run(
         del cfg.train_cfg['type']
         cfg.train_cfg.by_epoch = True
         cfg.custom_hooks = []
+        cfg.default_hooks.runtime_info = dict(type='RuntimeInfoHook')
     data = baselines.views(batch, size, device)
     names = (
         'model',
