@@ -385,8 +385,7 @@ def apply(cfg: Any, settings: dict, args: argparse.Namespace) -> None:
         cfg.model.momentum = settings['momentum']
     if 'epochs' in settings:
         epochs = settings['epochs']
-        cfg.max_epochs = cfg.train_cfg.max_epochs = epochs
-        cfg.param_scheduler.T_max = epochs
+        cfg.train_cfg.max_epochs = epochs
         # Ten checkpoints a run, of which the last three stay.
         cfg.default_hooks.checkpoint.interval = max(1, epochs // 10)
 
@@ -479,7 +478,7 @@ def epochs_in(
     dataset = trial.train_dataloader.dataset
     dataset.indices = min(num_images, TRIAL_STEPS * images)
     trial.model.queue_len = max(1, min(65536, num_images // 2))
-    trial.train_cfg.max_epochs = trial.param_scheduler.T_max = 1
+    trial.train_cfg.max_epochs = 1
     trial.default_hooks.logger.interval = 1
     trial.default_hooks.checkpoint.interval = 10
     folder = out / 'trial'

@@ -10,7 +10,9 @@ from mmengine.runner import Runner
 
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine import (
+    ConfigError,
     add_checkpoint_check,
+    check_data_exists,
     check_weight_sources,
     make_parser,
     prepare_cpu_launch,
@@ -77,9 +79,10 @@ def build_config(args: argparse.Namespace) -> Config:
 def main() -> None:
     """Test."""
     args = parse_args()
-    cfg = build_config(args)
-    prepare_cpu_launch(cfg)
-    with one_line_errors(UnsafeCheckpointError):
+    with one_line_errors(ConfigError, UnsafeCheckpointError):
+        cfg = build_config(args)
+        check_data_exists(cfg, ('test_dataloader', 'test_cfg'))
+        prepare_cpu_launch(cfg)
         metrics = Runner.from_cfg(cfg).test()
     if args.out and is_main_process():
         dump(metrics, args.out)

@@ -11,6 +11,8 @@ from mmengine.runner import Runner
 
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine import (
+    ConfigError,
+    check_data_exists,
     check_weight_sources,
     make_parser,
     prepare_cpu_launch,
@@ -20,7 +22,6 @@ from mmdensecl.engine import (
     use_mixed_precision,
 )
 from mmdensecl.engine.command_line import one_line_errors
-from mmdensecl.engine.config import ConfigError
 from mmdensecl.engine.launch import leave_ranks
 from mmdensecl.engine.protection import is_pre_training
 from mmdensecl.engine.resume import ResumeError, prepare_resume
@@ -101,6 +102,7 @@ def main() -> None:
         ConfigError, ResumeError, UnsafeCheckpointError, WorkDirError
     ):
         cfg = build_config(args)
+        check_data_exists(cfg, ('train_dataloader', 'val_dataloader'))
         if lock_work_dir(cfg.work_dir, cfg.launcher):
             remove_unfinished(cfg.work_dir)
         prepare_cpu_launch(cfg)

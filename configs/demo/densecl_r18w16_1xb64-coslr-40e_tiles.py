@@ -1,13 +1,11 @@
 _base_ = '../mini/densecl_r18w16_1xb64-coslr-11e.py'
 # DenseCL on the tiles of tools/demo/make_tiles.py: 87,000 samples, about five
 # minutes on two CPU cores.
-max_epochs = 40  # of 2,230 tiles
 data_root = 'data/demo_tiles'
 
 model = dict(queue_len='auto')
 train_dataloader = dict(dataset=dict(data_root=data_root))
-param_scheduler = dict(T_max=max_epochs)
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=40)  # of 2,230 tiles
 default_hooks = dict(
     logger=dict(interval=34), checkpoint=dict(max_keep_ckpts=2)
 )

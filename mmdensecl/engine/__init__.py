@@ -10,6 +10,8 @@ from .bfloat16 import (
 )
 from .command_line import make_parser, read_config
 from .config import (
+    ConfigError,
+    check_data_exists,
     check_weight_sources,
     dicts,
     merge_options,
@@ -42,6 +44,7 @@ __all__ = [
     'BFloat16OptimWrapper',
     'BufferedRuntimeInfoHook',
     'CheckpointKeysHook',
+    'ConfigError',
     'ContrastMonitorHook',
     'FollowConfigHook',
     'LambdaWarmupHook',
@@ -53,6 +56,7 @@ __all__ = [
     'UnlabeledDataHook',
     'VisualizeFeaturesHook',
     'add_checkpoint_check',
+    'check_data_exists',
     'check_weight_sources',
     'dicts',
     'find_resumable',

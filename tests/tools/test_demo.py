@@ -47,7 +47,6 @@ def test_a_quarter_of_the_training_beats_random_weights(folder):
     options = [
         'data_root=tiles',
         f'train_cfg.max_epochs={EPOCHS}',
-        f'param_scheduler.T_max={EPOCHS}',
     ]
     flags = '--work-dir', 'out', '--cfg-options'
     tool('train.py', CONFIG, *flags, *options, cwd=folder)

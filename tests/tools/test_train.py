@@ -79,6 +79,19 @@ class TestTrain:
         assert '"nowhere" does not exist' in last
         assert '--cfg-options data_root=' in last
 
+    @pytest.mark.parametrize(
+        'name, rest', [('train.py', ()), ('test.py', ('x.pth',))]
+    )
+    def test_a_host_without_its_data(self, workplace, name, rest):
+        mini = TOOLS.parent / 'configs/benchmarks/mini'
+        config = mini / 'fcn_r18w16-d16_voc.py'
+        done = tool(name, config, *rest, cwd=workplace, check=False)
+        assert done.returncode == 2
+        last = done.stdout.strip().splitlines()[-1]
+        assert 'VOC2012" of ' in last and 'does not exist' in last
+        assert '--data-root PATH' in last
+        assert 'Traceback' not in done.stdout
+
     def test_amp_and_auto_scale_lr_reach_the_config(
         self, workplace, monkeypatch
     ):
