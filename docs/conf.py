@@ -18,7 +18,7 @@ project_copyright = author
 release = __version__
 
 extensions = [
-    'myst_parser',
+    'myst_nb',
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
     'sphinx.ext.mathjax',
@@ -28,6 +28,8 @@ exclude_patterns = ['_build']
 # $...$ for formulas, and #links to headings, as GitHub reads them too.
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
+# Shown as it was run; a test runs it (tests/test_tutorial.py).
+nb_execution_mode = 'off'
 
 # Attributes of a NamedTuple would be described twice.
 napoleon_use_ivar = True
