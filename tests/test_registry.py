@@ -79,7 +79,9 @@ def registered() -> dict[str, list[dict]]:
             dict(type=f'mmdensecl.{key}', **ARGUMENTS.get(key, {}))
             for key, kind in sorted(own.module_dict.items())
             # By custom_imports alone: it needs mmdet. And no older names.
-            if kind.__module__ != 'mmdensecl.transfer.mmdet'
+            # And none that another test registered.
+            if kind.__module__.startswith('mmdensecl.')
+            and kind.__module__ != 'mmdensecl.transfer.mmdet'
             and key == kind.__name__
         ]
     return types

@@ -147,7 +147,8 @@ def image_ids(dataset: Any) -> np.ndarray:
         return np.concatenate([*map(image_ids, dataset.datasets)])
     if hasattr(dataset, 'image_ids'):
         return dataset.image_ids
-    return np.array([hash((id(dataset), i)) for i in range(len(dataset))])
+    # Apart from those of other datasets.
+    return np.arange(len(dataset)) + ((id(dataset) % 2**31) << 32)
 
 
 def num_distinct_images(dataset: Any) -> int:

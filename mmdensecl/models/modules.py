@@ -249,5 +249,12 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def copy_from(self, backbone: nn.Module, neck: nn.Module) -> None:
         """Become equal to the query encoder, statistics included."""
-        self.backbone.load_state_dict(backbone.state_dict())
-        self.neck.load_state_dict(neck.state_dict())
+        for own, query in ((self.backbone, backbone), (self.neck, neck)):
+            # Not by state_dict, in which some networks leave buffers out.
+            for tensors in ('parameters', 'buffers'):
+                for a, b in zip(
+                    getattr(own, tensors)(),
+                    getattr(query, tensors)(),
+                    strict=True,
+                ):
+                    a.copy_(b)

@@ -23,7 +23,11 @@ EVERYTHING = sorted(
     if '_base_' not in path.parts
 )
 # Those of pre-training.
-SHIPPED = [name for name in EVERYTHING if not name.startswith('benchmarks/')]
+SHIPPED = [
+    name
+    for name in EVERYTHING
+    if not name.startswith(('benchmarks/', 'demo/linear'))
+]
 # What decides how long, on what and how fast a run learns.
 RECIPE = ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg')
 # The tests of the others.
@@ -33,6 +37,7 @@ COVERED_BY = {
     'benchmarks/mmpretrain': 'tests/configs/test_mmpretrain_benchmarks.py',
     'benchmarks/mmseg': 'tests/configs/test_benchmark_configs.py',
     'benchmarks/suites': 'tests/configs/test_mini_configs.py',
+    'demo': 'tests/configs/test_mini_configs.py',
 }
 
 
@@ -229,7 +234,6 @@ def test_mocov2_is_densecl_without_the_dense_branch(name):
         'densecl_r50_8xb32-coslr-200e.py',
         'densecl_r50_8xb32-coslr-800e_coco.py',
         'mini/densecl_r18w16_1xb64-coslr-11e.py',
-        'demo/densecl_r18w16_1xb64-coslr-40e_tiles.py',
     ],
 )
 @pytest.mark.parametrize(

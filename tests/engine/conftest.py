@@ -2,8 +2,11 @@
 """Small pre-trainings as a user's config builds them."""
 
 import json
+import time
 import uuid
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -48,9 +51,16 @@ def plain_config_text(monkeypatch):
 
 
 @pytest.fixture
-def build(tmp_path, pictures):
+def build(tmp_path, pictures, monkeypatch):
     """Function that builds the Runner of a child config, three iterations an
     epoch, and returns it before it trains."""
+    # Runs of one second would share a folder of logs.
+    clock = SimpleNamespace(
+        time=count(time.time()).__next__,
+        strftime=time.strftime,
+        localtime=time.localtime,
+    )
+    monkeypatch.setattr('mmengine.runner.runner.time', clock)
 
     def make(text='', resume=None, check=True, runner=Runner, **changes):
         (tmp_path / 'base.py').write_text(

@@ -398,38 +398,3 @@ class TestSmallTools:
         assert_same_weights(whole[1], workplace / 'work_dirs' / 'tiny')
         again = tool(converter, 'pictures', 'copy', cwd=workplace, check=False)
         assert again.returncode == 2 and 'exists already' in again.stdout
-
-    def test_demo_summary(self, whole, tmp_path):
-        out = tool(
-            'demo/summary.py',
-            whole[1],
-            '--pictures',
-            2,
-            cwd=whole[1].parents[1],
-        ).stdout
-        rows = [line for line in out.splitlines() if 'true spot' in line]
-        assert len(rows) == 1 and rows[0].count('%') == 2
-        assert str(whole[1] / 'epoch_2.pth') in out
-        assert (whole[1] / 'matches.png').stat().st_size > 10000
-        done = tool('demo/summary.py', tmp_path, cwd=tmp_path, check=False)
-        assert done.returncode and 'no dumped config' in done.stdout
-
-    def test_demo_tiles(self, tmp_path):
-        for folder in ('a', 'b'):
-            tool('demo/make_tiles.py', folder, cwd=tmp_path)
-        names = [
-            sorted(
-                p.relative_to(tmp_path / folder)
-                for p in (tmp_path / folder).rglob('*.png')
-            )
-            for folder in ('a', 'b')
-        ]
-        assert names[0] == names[1] and 200 <= len(names[0]) <= 900
-        for name in names[0][::20]:
-            pictures = [(tmp_path / x / name).read_bytes() for x in 'ab']
-            assert pictures[0] == pictures[1]
-        licences = (tmp_path / 'a/LICENSES.txt').read_text().splitlines()[1:]
-        folders = {name.parts[0] for name in names[0]}
-        assert {line.split(':')[0] for line in licences} == folders
-        out = tool('demo/make_tiles.py', 'a', cwd=tmp_path).stdout
-        assert 'are there already' in out

@@ -225,8 +225,10 @@ def write_voc(root: Path, split: str, scenes: list[Scene]) -> None:
         mask.putpalette([x for color in COLORS.values() for x in color])
         mask.save(root / f'SegmentationClass/{scene.name}.png')
     names = '\n'.join(scene.name for scene in scenes)
-    (lists / f'{split}.txt').write_text(f'{names}\n')
-    (root / 'class_names.txt').write_text('\n'.join(CLASSES) + '\n')
+    (lists / f'{split}.txt').write_text(f'{names}\n', encoding='utf-8')
+    (root / 'class_names.txt').write_text(
+        '\n'.join(CLASSES) + '\n', encoding='utf-8'
+    )
 
 
 def draw_overview(
