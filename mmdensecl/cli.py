@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import re
-import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +42,20 @@ TOOLS = {
     ),
     'benchmark': ('benchmark.py', 'compare weights on downstream tasks'),
 }
-CONFIG_NAME = 'pretrain.py'
+# In a folder of its own: mmengine writes what it ran beside the checkpoints,
+# by the same name.
+CONFIG_NAME = 'config/pretrain.py'
+# What a resumed run must not be given anew.
+SETTINGS = (
+    'method',
+    'backbone',
+    'epochs',
+    'time',
+    'batch_size',
+    'size',
+    'seed',
+    'init',
+)
 # Shorter runs use the settings of configs/mini, longer ones the published.
 SHORT_RUN = 20_000
 NUM_LOOKED_AT = 32  # images, to choose the size of a view
@@ -187,7 +200,9 @@ def run_tool(name: str, *argv: str) -> int:
     path = root() / 'tools' / TOOLS[name][0]
     sys.argv = [f'mmdensecl {name}', *argv]
     sys.path.insert(0, str(path.parent))  # as Python does for a script
-    runpy.run_path(str(path), run_name='__main__')
+    code = compile(path.read_bytes(), str(path), 'exec')
+    # Not by runpy, which would have its help speak of another command.
+    exec(code, {'__name__': '__main__', '__file__': str(path)})
     return 0
 
 
@@ -197,8 +212,13 @@ def pretrain(args: argparse.Namespace) -> int:
     Raises:
         FileExistsError: There is a run in the folder and no --resume.
         FileNotFoundError: There is none to resume, or no images.
-        ValueError: The backbone is not known or gives no map.
+        ValueError: The backbone is not known or gives no map, or other
+            settings are given to a run that is resumed.
     """
+    if not args.images.is_dir():
+        raise FileNotFoundError(
+            f'"{args.images}" is no folder (working directory: "{Path.cwd()}")'
+        )
     config = args.out / CONFIG_NAME
     if args.resume:
         if not config.is_file():
@@ -206,6 +226,7 @@ def pretrain(args: argparse.Namespace) -> int:
                 f'"{config}" does not exist, so there is no run to resume. '
                 'Start without --resume.'
             )
+        check_settings(args, config)
         print(f'Settings of {config}')
     elif config.exists():
         raise FileExistsError(
@@ -222,8 +243,36 @@ def pretrain(args: argparse.Namespace) -> int:
         options += ['--pretrained', args.init]
     status = run(train_command(config, args.out, machine, options))
     if status == 0:
-        print(how_to_use(newest(args.out), args.backbone))
+        print(how_to_use(newest(args.out), config))
     return status
+
+
+def check_settings(args: argparse.Namespace, config: Path) -> None:
+    """Refuse to resume a run with other settings than it has.
+
+    Raises:
+        ValueError: With those that differ.
+    """
+    from mmengine.config import Config
+
+    default = make_parser().parse_args(['pretrain', '.', '--out', '.'])
+    made_with = Config.fromfile(config).get('made_with', {})
+    new = {
+        name: getattr(args, name)
+        for name in SETTINGS
+        if getattr(args, name) not in (getattr(default, name), None)
+    }
+    differing = [
+        f'{name} {value}, was {made_with.get(name)}'
+        for name, value in new.items()
+        if value != made_with.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f'--resume goes on with the settings of "{config}", and these '
+            f'differ: {"; ".join(differing)}. Leave them out, edit that file, '
+            'or start another run with another --out.'
+        )
 
 
 def find_machine() -> Machine:
@@ -267,9 +316,8 @@ def write_config(args: argparse.Namespace, path: Path) -> None:
     settings = {choice.name: choice.value for choice in choices}
     set_backbone(cfg, args.backbone, settings['view size'])
     apply(cfg, settings, args)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if args.epochs is None and 'time' in settings:
-        epochs = epochs_in(settings['time'], cfg, path.parent, machine)
+        epochs = epochs_in(settings['time'], cfg, args.out, machine)
         choices.append(Choice('epochs', *epochs))
         settings['epochs'] = epochs[0]
         steps = epochs[0] * steps_an_epoch(len(dataset), settings, machine)
@@ -279,6 +327,8 @@ def write_config(args: argparse.Namespace, path: Path) -> None:
     width = max(len(x.name) for x in choices)
     for choice in choices:
         print(f'{choice.name:{width}}  {choice.value}  ({choice.reason})')
+    cfg.made_with = {name: getattr(args, name) for name in SETTINGS}
+    path.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(path)
     print(f'Config: {path}', flush=True)
 
@@ -300,7 +350,7 @@ def choose(
     given = 'as given'
     choices = [Choice('images', num_images, f'"{args.images}"')]
     most, place = (224, 'as published') if machine.gpus else (96, 'no GPU')
-    size = max(32, min(most, side // 32 * 32))
+    size = max(64, min(most, side // 32 * 32))
     why = place if size == most else f'images have {side} pixels'
     choices.append(
         Choice('view size', args.size or size, given if args.size else why)
@@ -419,6 +469,11 @@ def set_backbone(cfg: Any, name: str, size: int) -> None:
             f'--backbone {name} gives features of shape {shape}, not a map '
             '(N, C, H, W)'
         )
+    if max(shape[2:]) < 2:
+        raise ValueError(
+            f'--backbone {name} makes a single cell of a view of {size} '
+            'pixels, and dense contrast needs several: raise --size'
+        )
     cfg.model.neck.in_channels = shape[1]
 
 
@@ -482,10 +537,10 @@ def epochs_in(
     trial.default_hooks.logger.interval = 1
     trial.default_hooks.checkpoint.interval = 10
     folder = out / 'trial'
-    folder.mkdir(exist_ok=True)
-    trial.dump(folder / CONFIG_NAME)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial.dump(folder / 'trial.py')
     print(f'Measuring the speed with {TRIAL_STEPS} steps ...', flush=True)
-    command = train_command(folder / CONFIG_NAME, folder, machine, [])
+    command = train_command(folder / 'trial.py', folder, machine, [])
     with open(folder / 'output.txt', 'w', encoding='utf-8') as log:
         status = run(command, stdout=log, stderr=subprocess.STDOUT)
     lines = sorted(folder.glob('*/vis_data/scalars.json'))
@@ -499,6 +554,7 @@ def epochs_in(
     step = min(times)
     steps = max(1, num_images // images)
     epochs = max(1, int(seconds / (step * steps)))
+    shutil.rmtree(folder)
     return epochs, f'{step:.2f} s a step, {steps} steps an epoch'
 
 
@@ -529,12 +585,29 @@ def newest(out: Path) -> Path:
     return Path(last.read_text(encoding='utf-8').strip())
 
 
-def how_to_use(checkpoint: Path, backbone: str) -> str:
+def how_to_use(checkpoint: Path, config: Path) -> str:
     """Say how mmdet, mmseg and Python use a checkpoint."""
+    from mmengine.config import Config
+
+    backbone = Config.fromfile(config).model.backbone
+    init = (
+        f"init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
+        f"checkpoint='{checkpoint}')"
+    )
+    network, note = f"type='{backbone.type.rpartition('.')[2]}', ", ''
+    if 'depth' in backbone:
+        network += f'depth={backbone.depth}, '
+        if backbone.depth < 50:
+            note = (
+                f'A ResNet-{backbone.depth} has a quarter of the channels of '
+                'a ResNet-50: set in_channels of neck or heads.\n'
+            )
     return (
         f'\nWeights: {checkpoint}\n'
-        'mmdet and mmseg: model = dict(backbone=dict(init_cfg=dict('
-        f"type='mmdensecl.PretrainedBackbone', checkpoint='{checkpoint}')))\n"
+        f'mmdet: model = dict(backbone=dict({network}{init}))\n'
+        f'mmseg: model = dict(pretrained=None, backbone=dict({network}{init}))'
+        f'\n{note}'
         f"Python: mmdensecl.load_backbone('{checkpoint}')\n"
-        f'Does it help: mmdensecl probe {checkpoint} --unlabeled IMAGES'
+        f'Is it any good: mmdensecl probe {checkpoint} --unlabeled IMAGES\n'
+        f'A picture: mmdensecl show {config} {checkpoint} IMAGE --before none'
     )

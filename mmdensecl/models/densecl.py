@@ -1,6 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """DenseCL: MoCo-v2 plus contrast between matched cells."""
 
+import warnings
+
 import torch
 import torch.nn as nn
 from mmengine.dist import all_gather
@@ -92,6 +94,13 @@ class DenseCL(MoCoV2):
         pool = getattr(neck, 'pool', None)  # mmpretrain's neck may have none
         if pool is not None:
             grid = pool(grid)
+        if grid[0, 0].numel() == 1:
+            warnings.warn(
+                'The grid of the dense branch is a single cell: nothing can '
+                'be matched, and match_acc is 100 whatever is learnt. Enlarge '
+                'the views, neck.num_grid or the map of the backbone.',
+                stacklevel=2,
+            )
         features = Features(
             l2_normalize(vector),
             l2_normalize(dense),

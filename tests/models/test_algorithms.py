@@ -81,6 +81,12 @@ class TestStep:
         )
         assert outputs['match_acc'] == 0
 
+    def test_a_single_cell_is_told(self, build_tiny):
+        """Whose matches are all right, and mean nothing."""
+        model = build_tiny(num_grid=1)
+        with pytest.warns(UserWarning, match='is a single cell'):
+            model.loss(random_views())
+
     @BOTH
     def test_key_encoder_is_used(self, build_tiny, name):
         """Each of its parts moves the loss that depends on it."""

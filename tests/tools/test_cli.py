@@ -100,11 +100,14 @@ class TestChoose:
         (['--out', '{full}'], 'add --resume .* another --out'),
         (['--out', '{out}', '--epochs', '1', '--backbone', 'resnet7'],
          'neither resnet18 to resnet152 nor'),
+        (['--out', '{out}', '--epochs', '1', '--size', '32'],
+         'a single cell of a view of 32 pixels'),
     ],
 )  # fmt: skip
 def test_refusals(images, tmp_path, capsys, argv, message):
     full = tmp_path / 'full'
     full.mkdir()
+    (full / cli.CONFIG_NAME).parent.mkdir()
     (full / cli.CONFIG_NAME).touch()
     argv = [x.format(out=tmp_path / 'out', full=full) for x in argv]
     assert cli.main(['pretrain', str(images), *argv]) == 2
@@ -133,7 +136,7 @@ def test_config_of_each_method(
     images, tmp_path, method, model, backbone, channels
 ):
     argv = ['--method', method, '--backbone', backbone, '--epochs', '3']
-    argv += ['--out', str(tmp_path), '--size', '32', '--dry-run']
+    argv += ['--out', str(tmp_path), '--size', '64', '--dry-run']
     assert cli.main(['pretrain', str(images), *argv]) == 0
     cfg = Config.fromfile(tmp_path / cli.CONFIG_NAME)
     assert cfg.model.type == f'mmdensecl.{model}'
@@ -154,11 +157,11 @@ def test_backbones_of_the_host(name, channels):
     assert cfg.model.neck.in_channels == channels
 
 
-def test_from_images_to_weights(images, tmp_path):
+def test_from_images_to_weights(images, tmp_path, capsys):
     """Trains, is refused a second time, resumes, exports."""
     out = tmp_path / 'out'
     argv = ['pretrain', images, '--out', out, '--backbone', 'resnet18']
-    argv += ['--size', 32, '--batch-size', 4]
+    argv += ['--size', 64, '--batch-size', 4]
     first = mmdensecl(*argv, '--time', '1s')
     assert first.returncode == 0, first.stdout + first.stderr
     assert 's a step, 3 steps an epoch' in first.stdout
@@ -169,9 +172,13 @@ def test_from_images_to_weights(images, tmp_path):
     assert cfg.default_hooks.logger.interval == 50
     assert 'indices' not in cfg.train_dataloader.dataset
 
-    again = mmdensecl(*argv)
-    assert again.returncode == 2
-    assert 'add --resume' in again.stderr
+    assert cli.main([*map(str, argv)]) == 2
+    assert 'add --resume' in capsys.readouterr().err
+    other = [*map(str, argv), '--epochs', '7', '--resume']
+    assert cli.main(other) == 2
+    assert 'differ: epochs 7, was None' in capsys.readouterr().err
+    # mmengine's record of a resumed run does not take its place.
+    assert Config.fromfile(out / cli.CONFIG_NAME).resume is False
     resumed = mmdensecl(*argv, '--resume')
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f'Weights: {weights}' in resumed.stdout
