@@ -147,6 +147,14 @@ class TestCount:
     def test_copies_count_once(self, dataset, kind):
         assert num_distinct_images(make(kind, dataset)) == COUNT
 
+    def test_a_list_that_is_kept_as_objects(self, dataset):
+        with open(f'{dataset.data_root}/list.txt', 'w') as file:
+            file.write('0.png\n1.png\n0.png\n')
+        listed = UnlabeledList(
+            'list.txt', dataset.data_root, serialize_data=False
+        )
+        assert num_distinct_images(listed) == 2
+
     def test_folders_that_share_names_are_apart(self, dataset, tmp_path):
         other = tmp_path / 'other'
         other.mkdir()
