@@ -8,7 +8,6 @@ name, with the same flags.
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
@@ -73,6 +72,11 @@ class Machine(NamedTuple):
 
     cores: int
     gpus: int
+
+    @property
+    def processes(self) -> int:
+        """Processes that train, one for each GPU."""
+        return max(1, self.gpus)
 
 
 class Choice(NamedTuple):
@@ -239,8 +243,6 @@ def pretrain(args: argparse.Namespace) -> int:
         return 0
     machine = find_machine()
     options = ['--resume'] if args.resume else []
-    if args.init:
-        options += ['--pretrained', args.init]
     status = run(train_command(config, args.out, machine, options))
     if status == 0:
         print(how_to_use(newest(args.out), config))
@@ -279,7 +281,9 @@ def find_machine() -> Machine:
     """Count cores and GPUs."""
     import torch
 
-    return Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+    from .engine.launch import count_cores
+
+    return Machine(count_cores(), torch.cuda.device_count())
 
 
 def write_config(args: argparse.Namespace, path: Path) -> None:
@@ -289,6 +293,7 @@ def write_config(args: argparse.Namespace, path: Path) -> None:
     from mmengine.registry import init_default_scope
     from PIL import Image
 
+    from .engine import set_pretrained
     from .registry import DATASETS
 
     init_default_scope('mmpretrain')
@@ -315,15 +320,12 @@ def write_config(args: argparse.Namespace, path: Path) -> None:
     choices = choose(args, len(dataset), int(median(sides)), machine)
     settings = {choice.name: choice.value for choice in choices}
     set_backbone(cfg, args.backbone, settings['view size'])
+    if args.init:
+        set_pretrained(cfg, args.init)
     apply(cfg, settings, args)
-    if args.epochs is None and 'time' in settings:
-        epochs = epochs_in(settings['time'], cfg, args.out, machine)
-        choices.append(Choice('epochs', *epochs))
-        settings['epochs'] = epochs[0]
-        steps = epochs[0] * steps_an_epoch(len(dataset), settings, machine)
-        choices += recipe(steps, settings, machine)
-        settings.update({x.name: x.value for x in choices})
-        apply(cfg, settings, args)
+    if 'time' in settings:
+        choices += fit_time(settings, cfg, args.out, machine)
+        apply(cfg, {x.name: x.value for x in choices}, args)
     width = max(len(x.name) for x in choices)
     for choice in choices:
         print(f'{choice.name:{width}}  {choice.value}  ({choice.reason})')
@@ -355,8 +357,7 @@ def choose(
     choices.append(
         Choice('view size', args.size or size, given if args.size else why)
     )
-    processes = max(1, machine.gpus)
-    batch = max(2, min(64, num_images // processes // 2))
+    batch = max(2, min(64, num_images // machine.processes // 2))
     why = 'each process' if batch == 64 else f'{num_images} images'
     choices.append(
         Choice(
@@ -365,7 +366,7 @@ def choose(
             given if args.batch_size else why,
         )
     )
-    workers = max(1, min(8, machine.cores // processes - 1))
+    workers = max(1, min(8, machine.cores // machine.processes - 1))
     choices.append(Choice('workers', workers, f'{machine.cores} cores'))
     settings = {x.name: x.value for x in choices}
     if args.epochs is None and (args.time or not machine.gpus):
@@ -379,26 +380,25 @@ def choose(
         choices.append(Choice('epochs', 200, 'as published for ImageNet'))
     else:
         choices.append(Choice('epochs', 800, 'as published for COCO'))
-    steps = choices[-1].value * steps_an_epoch(num_images, settings, machine)
-    return choices + recipe(steps, settings, machine)
+    return choices + recipe(choices[-1].value, settings, machine)
 
 
-def steps_an_epoch(num_images: int, settings: dict, machine: Machine) -> int:
+def steps_an_epoch(settings: dict, machine: Machine) -> int:
     """Count the steps of an epoch; the last, smaller batch is dropped."""
-    return max(
-        1, num_images // (settings['batch size'] * max(1, machine.gpus))
-    )
+    batch = settings['batch size'] * machine.processes
+    return max(1, settings['images'] // batch)
 
 
-def recipe(steps: int, settings: dict, machine: Machine) -> list[Choice]:
+def recipe(epochs: int, settings: dict, machine: Machine) -> list[Choice]:
     """Choose learning rate and momentum by the length of the run.
 
     Args:
-        steps: Of the run.
-        settings: With the batch size.
+        epochs: Of the run.
+        settings: With the numbers of images and of those in a batch.
         machine: What trains.
     """
-    images = settings['batch size'] * max(1, machine.gpus)
+    steps = epochs * steps_an_epoch(settings, machine)
+    images = settings['batch size'] * machine.processes
     if steps < SHORT_RUN:
         why = f'{steps} steps: the recipe of configs/mini'
         lr, momentum = 0.06 * images / 64, 0.01
@@ -508,31 +508,32 @@ def find_backbone(name: str) -> Any:
     return backbone
 
 
-def epochs_in(
-    seconds: float, cfg: Any, out: Path, machine: Machine
-) -> tuple[int, str]:
-    """Find how many epochs fit in a time, by a trial of a few steps.
+def fit_time(
+    settings: dict, cfg: Any, out: Path, machine: Machine
+) -> list[Choice]:
+    """Choose the length of a run by a time, and what depends on the length.
 
     Args:
-        seconds: To train.
+        settings: With the time.
         cfg: Of the run.
-        out: Folder of the run; the trial lies in `trial/` there.
+        out: Folder of the run; a trial of a few steps lies in `trial/` there.
         machine: What trains.
 
     Returns:
-        Epochs, at least 1, and how they were found.
+        Epochs, at least 1, learning rate and momentum.
 
     Raises:
         ValueError: The trial failed.
     """
-    from .registry import DATASETS
+    from .engine.hooks.queue_length_hook import fit_queue_len
 
-    num_images = len(DATASETS.build(cfg.train_dataloader.dataset))
-    images = cfg.train_dataloader.batch_size * max(1, machine.gpus)
+    num_images = settings['images']
+    batch = settings['batch size'] * machine.processes
     trial = deepcopy(cfg)
-    dataset = trial.train_dataloader.dataset
-    dataset.indices = min(num_images, TRIAL_STEPS * images)
-    trial.model.queue_len = max(1, min(65536, num_images // 2))
+    trial.train_dataloader.dataset.indices = min(
+        num_images, TRIAL_STEPS * batch
+    )
+    trial.model.queue_len = fit_queue_len(num_images, batch)
     trial.train_cfg.max_epochs = 1
     trial.default_hooks.logger.interval = 1
     trial.default_hooks.checkpoint.interval = 10
@@ -549,13 +550,16 @@ def epochs_in(
             f'the trial run ended with status {status}; "{log.name}" says why'
         )
     scalars = lines[-1].read_text(encoding='utf-8').splitlines()
-    times = [json.loads(line)['time'] for line in scalars]
-    # mmengine smooths; the last value has the least of the slow first steps.
-    step = min(times)
-    steps = max(1, num_images // images)
-    epochs = max(1, int(seconds / (step * steps)))
+    # mmengine smooths: the least has the least of the slow first steps.
+    step = min(json.loads(line)['time'] for line in scalars)
     shutil.rmtree(folder)
-    return epochs, f'{step:.2f} s a step, {steps} steps an epoch'
+    steps = steps_an_epoch(settings, machine)
+    epochs = max(1, int(settings['time'] / (step * steps)))
+    why = f'{step:.2f} s a step, {steps} steps an epoch'
+    return [
+        Choice('epochs', epochs, why),
+        *recipe(epochs, settings, machine),
+    ]
 
 
 def train_command(

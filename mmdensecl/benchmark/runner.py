@@ -24,6 +24,8 @@ from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.markup import escape
 
+from mmdensecl.engine.launch import count_cores
+
 from .plan import Run
 from .results import differences, log_rows, read_json, write_json
 
@@ -41,13 +43,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return free.getsockname()[1]
-
-
-def count_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS and Windows
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Launch several processes on a machine without GPUs."""
+"""Processes and cores of a machine, with or without GPUs."""
 
 import logging
+import os
 from datetime import timedelta
 
 import torch
@@ -11,6 +12,13 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 
 from .config import dicts
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
 
 
 def prepare_cpu_launch(cfg: Config) -> None:

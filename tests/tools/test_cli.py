@@ -146,6 +146,18 @@ def test_config_of_each_method(
     assert cfg.train_cfg.max_epochs == 3
 
 
+def test_weights_to_start_from_are_part_of_the_run(images, tmp_path, capsys):
+    """So that --resume knows them without being told again."""
+    argv = ['pretrain', str(images), '--out', str(tmp_path), '--epochs', '1']
+    argv += ['--backbone', 'resnet18', '--size', '64']
+    assert cli.main([*argv, '--init', 'old.pth', '--dry-run']) == 0
+    init = Config.fromfile(tmp_path / cli.CONFIG_NAME).model.backbone.init_cfg
+    assert init.type == 'mmdensecl.PretrainedBackbone'
+    assert init.checkpoint == 'old.pth'
+    assert cli.main([*argv, '--init', 'new.pth', '--resume']) == 2
+    assert 'init new.pth, was old.pth' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     'name, channels', [('convnext-tiny', 768), ('MobileNetV2', 1280)]
 )

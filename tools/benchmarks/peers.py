@@ -32,6 +32,7 @@ from mmengine.registry import init_default_scope
 
 import mmdensecl
 from mmdensecl.engine.bfloat16 import native_bfloat16
+from mmdensecl.engine.launch import count_cores
 from mmdensecl.registry import DATASETS
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -181,7 +182,7 @@ def read_settings(config: Path, data_root: Path, samples: int) -> dict:
         num_workers=loader.num_workers,
         # What the speed depends on.
         torch=torch.__version__,
-        cores=len(os.sched_getaffinity(0)),
+        cores=count_cores(),
         threads=os.environ.get('OMP_NUM_THREADS', 'not set'),
         size=next(x.size for x in loader.dataset.pipeline if 'size' in x),
         model=json.loads(json.dumps(model.to_dict())),
