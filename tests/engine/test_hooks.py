@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.dataset import ConcatDataset, DefaultSampler, RepeatDataset
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -91,21 +90,6 @@ def make_runner(tmp_path):
         )
 
     return make
-
-
-@pytest.fixture
-def messages(monkeypatch):
-    """Warnings and infos of mmengine's logger."""
-    seen = []
-    original = MMLogger.callHandlers
-
-    def record(self, entry):
-        seen.append((entry.levelname, entry.getMessage()))
-        original(self, entry)
-
-    # mmengine's logger does not propagate, so caplog would see nothing.
-    monkeypatch.setattr(MMLogger, 'callHandlers', record)
-    return seen
 
 
 def warnings_of(messages):
@@ -231,22 +215,23 @@ class TestQueueLength:
             ).train()
 
 
+def seeds_of_a_run(make_runner, **kwargs):
+    """The seed of each image that a run reads."""
+    seeds = []
+
+    def note(results):
+        seeds.append(results['seed'])
+        return pack(results)
+
+    make_runner(
+        ToyContrast(), [UnlabeledDataHook()], pipeline=[note], **kwargs
+    ).train()
+    return seeds
+
+
 class TestUnlabeledData:
     def test_copies_of_an_image_get_seeds_of_their_own(self, make_runner):
-        seeds = []
-
-        def note(results):
-            seeds.append(results['seed'])
-            return pack(results)
-
-        make_runner(
-            ToyContrast(),
-            [UnlabeledDataHook()],
-            count=3,
-            times=4,
-            epochs=2,
-            pipeline=(note,),
-        ).train()
+        seeds = seeds_of_a_run(make_runner, count=3, times=4, epochs=2)
         assert len({*seeds}) == len(seeds) == 24
 
     def test_epoch_and_seed_reach_the_data_set(self, make_runner):
@@ -269,19 +254,11 @@ class TestUnlabeledData:
 
     def test_passes_of_an_endless_epoch_differ(self, make_runner):
         """IterBasedTrainLoop knows one epoch only."""
-        seeds = []
-
-        def note(results):
-            seeds.append(results['seed'])
-            return pack(results)
-
-        make_runner(
-            ToyContrast(),
-            [UnlabeledDataHook()],
+        seeds = seeds_of_a_run(
+            make_runner,
             count=4,
-            pipeline=[note],
             train_cfg=dict(by_epoch=False, max_iters=6),
-        ).train()
+        )
         assert len(seeds) >= 12 and len(set(seeds)) == len(seeds)
 
     def test_wrapped_data_sets(self, tmp_path):

@@ -14,6 +14,23 @@ from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
+# What the launch scripts hand on in the tests of train.py and of test.py.
+TORCHRUN_WORDS = (
+    '--nnodes=2',
+    '--node_rank=1',
+    '--master_port=1234',
+    '--master_addr=10.0.0.1',
+    '--nproc_per_node=8',
+)
+SLURM_WORDS = (
+    'gpu',
+    '--job-name=job',
+    '--ntasks=16',
+    '--ntasks-per-node=8',
+    '--gres=gpu:8',
+    '--time=1',
+    '--mem=2',
+)
 
 CONFIG = f"""
 _base_ = '{ROOT}/configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import SLURM_WORDS, TORCHRUN_WORDS
 
 from mmdensecl.benchmark.runner import free_port
 from mmdensecl.testing import write_pictures
@@ -230,14 +231,7 @@ class TestLaunchers:
             capture_output=True,
         )
         words = done.stdout.splitlines()
-        for word in (
-            '--nnodes=2',
-            '--node_rank=1',
-            '--master_port=1234',
-            '--master_addr=10.0.0.1',
-            '--nproc_per_node=8',
-        ):
-            assert word in words
+        assert {*TORCHRUN_WORDS} <= {*words}
         assert words[-7:] == [
             str(TOOLS / 'test.py'),
             'c.py',
@@ -263,16 +257,7 @@ class TestLaunchers:
             env=env,
         )
         words = done.stdout.splitlines()
-        for word in (
-            'gpu',
-            '--job-name=job',
-            '--ntasks=16',
-            '--ntasks-per-node=8',
-            '--gres=gpu:8',
-            '--time=1',
-            '--mem=2',
-        ):
-            assert word in words
+        assert {*SLURM_WORDS} <= {*words}
         assert words[-7:] == [
             str(TOOLS / 'test.py'),
             'c.py',
