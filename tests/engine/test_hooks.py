@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from mmdensecl.checkpoint import register_checkpoint_loader
 from mmdensecl.datasets import UnlabeledFolder
 from mmdensecl.engine import (
     ContrastMonitorHook,
@@ -56,6 +57,8 @@ def pack(results):
 
 @pytest.fixture
 def make_runner(tmp_path):
+    # As a config that names one of our types does, and a tool.
+    register_checkpoint_loader()
 
     def make(
         model,
