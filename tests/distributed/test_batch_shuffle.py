@@ -44,7 +44,7 @@ def own(x, rank):
 
 def work(rank, world_size):
     """Everything that the tests below look at, in one go."""
-    result = dict(exchanged={}, shuffled=[], restored=[])
+    result = dict(exchanged={}, shuffled=[], returned=[], restored=[])
     for name, x in global_batches(world_size).items():
         for order_name, order in orders(world_size).items():
             result['exchanged'][f'{name}/{order_name}'] = exchange_rows(
@@ -61,6 +61,8 @@ def work(rank, world_size):
             own(torch.arange(ROWS * world_size), rank)
         )
         result['shuffled'].append(numbers)
+        (returned,) = shuffle.unshuffle([numbers[:, None]], order)
+        result['returned'].append(returned.flatten())
         there = [exchange_rows(x, torch.argsort(order)) for x in packed]
         result['restored'].append(shuffle.unshuffle(there, order))
     result['packed'] = packed
@@ -115,8 +117,10 @@ class TestBatchShuffle:
 
     def test_unshuffle_is_the_way_back(self, ranks):
         """For several tensors of different shapes at once."""
-        _, results = ranks
-        for result in results:
+        world_size, results = ranks
+        for rank, result in enumerate(results):
+            numbers = own(torch.arange(ROWS * world_size), rank)
+            assert all(torch.equal(x, numbers) for x in result['returned'])
             for restored in result['restored']:
                 assert len(restored) == len(result['packed']) == 3
                 for a, b in zip(restored, result['packed'], strict=True):
