@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Every shipped config parses, builds and trains a step, number for number."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -180,6 +181,40 @@ class TestPublishedRecipe:
         # lambda warm-up is off.
         types = [hook.type for hook in cfg.custom_hooks]
         assert 'mmdensecl.LambdaWarmupHook' not in types
+
+
+@pytest.mark.parametrize('algorithm', ['densecl', 'mocov2'])
+@pytest.mark.parametrize(
+    'name, base_lr, epochs',
+    [
+        ('8xb32-coslr-200e', 0.03, 200),
+        ('1xb256-coslr-200e', 0.03, 200),
+        ('8xb32-coslr-800e_coco', 0.3, 800),
+        ('8xb32-coslr-1600e_coco', 0.3, 1600),
+    ],
+)
+def test_published_learning_rates(algorithm, name, base_lr, epochs, tmp_path):
+    """A cosine over the whole run, as the Runner builds it."""
+    cfg = load(f'{algorithm}_r50_{name}.py')
+    runner = Runner(
+        model=torch.nn.Linear(1, 1),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=[0], sampler=torch.utils.data.SequentialSampler([0])
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=cfg.train_cfg.max_epochs),
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        experiment_name=f'{algorithm}_{name}',
+    )
+    assert runner.train_loop.max_epochs == epochs  # builds it, as train does
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    (scheduler,) = runner.build_param_scheduler(runner.param_schedulers)
+    for epoch in range(epochs):
+        expected = base_lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        assert scheduler.get_last_value()[0] == pytest.approx(expected)
+        runner.optim_wrapper.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize('algorithm', ['densecl', 'mocov2'])
