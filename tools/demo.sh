@@ -3,9 +3,9 @@
 #
 # Sets up what is missing, then shows the method at work, without downloads:
 # photographs inside the scikit-image, scikit-learn and matplotlib wheels are
-# cut into tiles, DenseCL trains a small ResNet-18 on them (about five minutes
+# cut into tiles, DenseCL trains a small ResNet-18 on them (about three minutes
 # on two CPU cores), and a linear segmentation of labelled scenes takes its
-# weights (about two minutes), beside random ones. Ctrl-C stops it; running it
+# weights (about two), beside random ones. Ctrl-C stops it; running it
 # again goes on from where it was.
 set -euo pipefail
 # Sets `root` and `python`.

@@ -1,5 +1,5 @@
 _base_ = '../mini/densecl_r18w16_1xb64-coslr-11e.py'
-# DenseCL on the tiles of tools/demo/make_tiles.py: 87,000 samples, about five
+# DenseCL on the tiles of tools/demo/make_tiles.py: 87,000 samples, about three
 # minutes on two CPU cores.
 data_root = 'data/demo_tiles'
 
