@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import baselines
 import cv2
@@ -19,12 +19,8 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageFilter
 from torchvision import transforms
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import functional as F
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F2
 
-from mmdensecl.datasets.transforms import render
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.registry import MODELS
 
@@ -50,11 +46,6 @@ def parse_args() -> argparse.Namespace:
         '--num-images', type=int, default=48, help='images of a round'
     )
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--profile',
-        action='store_true',
-        help='instead, each operation with each library',
-    )
     args = measure.parse(parser)
     if args.num_images < 1:
         parser.error(f'--num-images must be at least 1, got {args.num_images}')
@@ -204,162 +195,6 @@ def compare(args: argparse.Namespace, paths: list[Path]) -> None:
     report.show()
 
 
-def read_with_opencv(data: bytes) -> np.ndarray:
-    """Decode a JPEG."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    assert image is not None
-    return image[..., ::-1]
-
-
-def read_with_torchvision(data: bytes) -> torch.Tensor:
-    """Decode a JPEG."""
-    # Of a bytearray, as torch warns of memory that it must not write to.
-    return decode_jpeg(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB
-    )
-
-
-class Inputs(NamedTuple):
-    """One image in all the forms that the libraries take."""
-
-    data: bytes
-    photo: Image.Image
-    box: tuple[int, int, int, int]  # left, top, right, bottom
-    view: Image.Image
-    array: np.ndarray  # the same view, (SIZE, SIZE, 3)
-    tensor: torch.Tensor  # the same view, (3, SIZE, SIZE)
-
-
-def make_inputs(path: Path) -> Inputs:
-    """Read an image; its crop has the mean area of those drawn, 0.6."""
-    data = path.read_bytes()
-    photo = decode_rgb(data)
-    width, height = photo.size
-    box = (width // 10, height // 8, width * 9 // 10, height * 7 // 8)
-    view = photo.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return Inputs(
-        data,
-        photo,
-        box,
-        view,
-        np.array(view),
-        F.pil_to_tensor(view).contiguous(),
-    )
-
-
-def crop_array(x: Inputs) -> np.ndarray:
-    """The crop as an array."""
-    left, top, right, bottom = x.box
-    return np.asarray(x.photo)[top:bottom, left:right]
-
-
-# Each takes Inputs. The first of each is the reference; `mmdensecl` is what
-# render_view does, in the libraries that won here.
-OPERATIONS: dict[str, dict[str, Callable[[Inputs], Any]]] = {
-    'decode': {
-        'PIL': lambda x: decode_rgb(x.data),
-        'OpenCV': lambda x: read_with_opencv(x.data),
-        'torchvision': lambda x: read_with_torchvision(x.data),
-    },
-    'crop, resize': {
-        'PIL': lambda x: x.photo.crop(x.box).resize(
-            (SIZE, SIZE), Image.Resampling.BILINEAR
-        ),
-        'mmdensecl (torchvision v2)': lambda x: render.crop_and_resize(
-            x.photo, x.box, SIZE
-        ),
-        'OpenCV, INTER_AREA': lambda x: cv2.resize(
-            crop_array(x), (SIZE, SIZE), interpolation=cv2.INTER_AREA
-        ),
-    },
-    'brightness': {
-        'PIL': lambda x: F.adjust_brightness(x.view, 1.3),
-        'mmdensecl (OpenCV)': lambda x: render.adjust_brightness(x.array, 1.3),
-        'torchvision v2': lambda x: F2.adjust_brightness(x.tensor, 1.3),
-    },
-    'contrast': {
-        'PIL': lambda x: F.adjust_contrast(x.view, 1.3),
-        'mmdensecl (OpenCV)': lambda x: render.adjust_contrast(x.array, 1.3),
-        'torchvision v2': lambda x: F2.adjust_contrast(x.tensor, 1.3),
-    },
-    'saturation': {
-        'PIL': lambda x: F.adjust_saturation(x.view, 1.3),
-        'mmdensecl (OpenCV)': lambda x: render.adjust_saturation(x.array, 1.3),
-        'torchvision v2': lambda x: F2.adjust_saturation(x.tensor, 1.3),
-    },
-    'hue': {
-        'PIL': lambda x: F.adjust_hue(x.view, 0.07),
-        'mmdensecl (OpenCV)': lambda x: render.adjust_hue(x.array, 0.07),
-        'torchvision v2': lambda x: F2.adjust_hue(x.tensor, 0.07),
-    },
-    'gray': {
-        'PIL': lambda x: F.rgb_to_grayscale(x.view, 3),
-        'mmdensecl (OpenCV)': lambda x: cv2.cvtColor(
-            x.array, cv2.COLOR_RGB2GRAY
-        ),
-        'torchvision v2': lambda x: F2.rgb_to_grayscale(x.tensor, 3),
-    },
-    'blur, sigma 1.5': {
-        'PIL': lambda x: x.view.filter(ImageFilter.GaussianBlur(1.5)),
-        'mmdensecl (OpenCV)': lambda x: render.blur(x.array, 1.5),
-        'OpenCV, GaussianBlur': lambda x: cv2.GaussianBlur(
-            x.array, (0, 0), 1.5, borderType=cv2.BORDER_REPLICATE
-        ),
-        'torchvision v2': lambda x: F2.gaussian_blur(
-            x.tensor, [13, 13], [1.5]
-        ),
-    },
-    'flip': {
-        'PIL': lambda x: F.hflip(x.view),
-        'mmdensecl (OpenCV)': lambda x: cv2.flip(x.array, 1),
-        'torchvision v2': lambda x: F2.horizontal_flip(x.tensor),
-    },
-    'to a tensor': {
-        'PIL': lambda x: F.pil_to_tensor(x.view).contiguous(),
-        'mmdensecl (OpenCV)': lambda x: render.to_tensor(x.array),
-        'numpy': lambda x: torch.from_numpy(
-            np.ascontiguousarray(x.array.transpose(2, 0, 1))
-        ),
-    },
-}
-
-
-def levels(result: Any) -> np.ndarray:
-    """What an operation returned, as (height, width, channels)."""
-    if isinstance(result, torch.Tensor):
-        result = result.permute(1, 2, 0).numpy()
-    return np.atleast_3d(np.asarray(result)).astype(int)
-
-
-def profile(args: argparse.Namespace, paths: list[Path]) -> None:
-    """Print each operation alone, and how far it is from PIL's."""
-    inputs = [make_inputs(path) for path in paths]
-    report = measure.Report(
-        f'Operations of one view of {SIZE} pixels, means of {len(paths)} '
-        'JPEGs; differences to the first row of each in grey levels',
-        args,
-    )
-    for operation, ways in OPERATIONS.items():
-        runs = {name: on_all(run, inputs) for name, run in ways.items()}
-        seconds = measure.take_turns(runs, args.rounds, args.device)
-        reference, *_ = ways
-        for name, times in seconds.items():
-            apart = [
-                np.abs(levels(ways[name](x)) - levels(ways[reference](x)))
-                for x in inputs
-            ]
-            report.add(
-                operation,
-                library=name,
-                microseconds=round(1e6 * median(times) / len(inputs)),
-                speed_ratio=measure.ratio(seconds[reference], times),
-                mean_difference=float(np.mean([x.mean() for x in apart])),
-                largest=int(max(x.max() for x in apart)),
-            )
-    report.show()
-
-
 def main() -> None:
     """Time each part of reading an image, and the whole."""
     args = parse_args()
@@ -373,7 +208,7 @@ def main() -> None:
             images = Path(folder)
             draw_jpegs(images, args.num_images, args.seed)
         paths = list_jpegs(images, args.num_images)
-        (profile if args.profile else compare)(args, paths)
+        compare(args, paths)
 
 
 if __name__ == '__main__':
