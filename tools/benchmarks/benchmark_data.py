@@ -15,6 +15,7 @@ import cv2
 import measure
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageFilter
@@ -22,12 +23,12 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
+from mmdensecl.engine.config import dicts
 from mmdensecl.registry import MODELS
 
 OURS = 'densecl_r50_8xb32-coslr-200e.py'
 OURS_ON_DEVICE = 'densecl_r50_8xb32-coslr-200e_fast.py'
 PEER = 'mmpretrain'
-SIZE = 224
 Run = Callable[[], Any]
 
 
@@ -44,6 +45,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--num-images', type=int, default=48, help='images of a round'
+    )
+    parser.add_argument(
+        '--size', type=int, default=224, help='of a view in pixels'
     )
     parser.add_argument('--seed', type=int, default=0)
     args = measure.parse(parser)
@@ -87,19 +91,28 @@ def list_jpegs(folder: Path, count: int) -> list[Path]:
     return found[:count]
 
 
-def our_pipeline(name: str) -> Callable[[Path], Any]:
+def pipeline_of(cfg: Config, size: int) -> Compose:
+    """The transforms of a config, with views of another size."""
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    for node, _ in dicts(pipeline):
+        for key in ('size', 'scale'):  # ours, mmpretrain's
+            if node.get(key) == 224:
+                node[key] = size
+    return Compose(pipeline)
+
+
+def our_pipeline(name: str, size: int) -> Callable[[Path], Any]:
     """The transforms of a config of ours."""
     cfg = baselines.config(str(baselines.CONFIGS / name))
-    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    pipeline = pipeline_of(cfg, size)
     return lambda path: pipeline(
         dict(img_bytes=path.read_bytes(), img_path=str(path), sample_idx=0)
     )
 
 
-def peer_pipeline() -> Callable[[Path], Any]:
+def peer_pipeline(size: int) -> Callable[[Path], Any]:
     """The transforms of mmpretrain's published DenseCL."""
-    cfg = baselines.config('mmpretrain DenseCL')
-    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    pipeline = pipeline_of(baselines.config('mmpretrain DenseCL'), size)
     return lambda path: pipeline(dict(img_path=str(path)))
 
 
@@ -111,13 +124,13 @@ def pil_blur(image: Image.Image) -> Image.Image:
 
 
 def torchvision_chain(
-    library: ModuleType, blur: Callable, tensors: bool
+    library: ModuleType, blur: Callable, tensors: bool, size: int
 ) -> Callable[[Path], Any]:
     """The authors' augmentation, on tensors or on PIL's images."""
     to_tensor = library.PILToTensor()
     view = library.Compose(
         [
-            library.RandomResizedCrop(SIZE, scale=(0.2, 1.0)),
+            library.RandomResizedCrop(size, scale=(0.2, 1.0)),
             library.RandomApply(
                 [library.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8
             ),
@@ -137,6 +150,33 @@ def torchvision_chain(
     return run
 
 
+def albumentations_chain(size: int) -> Callable[[Path], Any] | None:
+    """The operations of lightly-train's DenseCL, if the library is there.
+
+    It takes albumentations' with these values (version 0.18 of lightly-train).
+    """
+    try:
+        import albumentations as A
+    except ImportError:
+        return None
+    view = A.Compose(
+        [
+            A.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+            A.ToGray(p=0.2),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+        ]
+    )
+
+    def run(path: Path) -> list[torch.Tensor]:
+        image = np.asarray(decode_rgb(path.read_bytes()))
+        views = view(image=image)['image'], view(image=image)['image']
+        return [torch.from_numpy(x).permute(2, 0, 1) for x in views]
+
+    return run
+
+
 def on_all(pipeline: Callable, items: list[Any]) -> Run:
     """One round of a pipeline."""
 
@@ -147,11 +187,11 @@ def on_all(pipeline: Callable, items: list[Any]) -> Run:
     return run
 
 
-def device_part(paths: list[Path], device: str) -> Run:
+def device_part(paths: list[Path], device: str, size: int) -> Run:
     """One round of what the model's device does for DeviceViews."""
     cfg = baselines.config(str(baselines.CONFIGS / OURS_ON_DEVICE))
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
-    pipeline = our_pipeline(OURS_ON_DEVICE)
+    pipeline = our_pipeline(OURS_ON_DEVICE, size)
     packed = [pipeline(path) for path in paths]
     size = cfg.train_dataloader.batch_size
     batches = [
@@ -163,27 +203,32 @@ def device_part(paths: list[Path], device: str) -> Run:
 
 def compare(args: argparse.Namespace, paths: list[Path]) -> None:
     """Print whole pipelines, from the file to the tensors."""
+    size = args.size
     pipelines = {
-        'mmdensecl': our_pipeline(OURS),
+        'mmdensecl': our_pipeline(OURS, size),
         "mmdensecl, a worker's part of DeviceViews": our_pipeline(
-            OURS_ON_DEVICE
+            OURS_ON_DEVICE, size
         ),
-        PEER: peer_pipeline(),
-        "torchvision on PIL, the authors'": torchvision_chain(
-            transforms, pil_blur, tensors=False
+        PEER: peer_pipeline(size),
+        "torchvision on PIL: the authors', solo-learn": torchvision_chain(
+            transforms, pil_blur, False, size
         ),
         'torchvision v2 on tensors': torchvision_chain(
-            v2, v2.GaussianBlur(13, (0.1, 2.0)), tensors=True
+            v2, v2.GaussianBlur(13, (0.1, 2.0)), True, size
         ),
         'decoding alone': lambda path: decode_rgb(path.read_bytes()),
     }
+    if chain := albumentations_chain(size):
+        pipelines['albumentations: lightly-train'] = chain
+    else:
+        print('albumentations is not installed, so it takes no part.')
     runs = {name: on_all(run, paths) for name, run in pipelines.items()}
     runs[f"mmdensecl, DeviceViews' own part, {args.device}"] = device_part(
-        paths, args.device
+        paths, args.device, size
     )
     seconds = measure.take_turns(runs, args.rounds, args.device)
     report = measure.Report(
-        f'Two views of {SIZE} pixels from each of {len(paths)} JPEGs', args
+        f'Two views of {size} pixels from each of {len(paths)} JPEGs', args
     )
     for name, times in seconds.items():
         report.add(
