@@ -8,6 +8,7 @@ name, with the same flags.
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -62,6 +63,8 @@ SHORT_RUN = 20_000
 # The fewest samples, images times epochs, with which a pre-training of ours
 # was seen to help (docs/benchmarks.md).
 FEW_SAMPLES = 50_000
+# Shorter side of the smallest crop, by the image's: a fifth of the area, 3:4.
+SMALLEST_CROP = (0.2 * 3 / 4) ** 0.5
 NUM_LOOKED_AT = 32  # images, to choose the size of a view
 TRIAL_STEPS = 8  # of the run that measures the speed
 DEFAULT_TIME = 3600.0  # seconds, where no GPU trains
@@ -451,9 +454,12 @@ def apply(cfg: Any, settings: dict, args: argparse.Namespace) -> None:
     loader.update(
         batch_size=settings['batch size'], num_workers=settings['workers']
     )
+    size = settings['view size']
     for transform in loader.dataset.pipeline:
         if transform['type'] == 'mmdensecl.TwoViews':
-            transform['size'] = settings['view size']
+            transform['size'] = size
+        elif transform['type'] == 'mmdensecl.DecodeRGB':
+            transform['min_side'] = math.ceil(size / SMALLEST_CROP)
     cfg.train_pipeline = loader.dataset.pipeline
     cfg.data_root = loader.dataset.data_root
     cfg.randomness.seed = args.seed

@@ -159,6 +159,9 @@ def test_what_is_given_is_part_of_the_run(images, tmp_path, capsys):
     cfg = Config.fromfile(tmp_path / cli.CONFIG_NAME)
     assert cfg.model.dense_negatives == 'cells'
     assert cfg.optim_wrapper.optimizer.lr == 0.5
+    # Views of 64 pixels: no crop is enlarged that would not be anyway.
+    decode = cfg.train_dataloader.dataset.pipeline[0]
+    assert decode == dict(type='mmdensecl.DecodeRGB', min_side=166)
     init = cfg.model.backbone.init_cfg
     assert init.type == 'mmdensecl.PretrainedBackbone'
     assert init.checkpoint == 'old.pth'
