@@ -102,6 +102,19 @@ def test_step(scripts, monkeypatch, name, size, precision):
     assert used == [precision]
 
 
+def test_iterations_of_a_run(scripts):
+    """Also behind many others, of which nothing is kept."""
+    import benchmark_step
+    from mmengine.logging import MessageHub
+
+    shape = 2, 32, 'float32', 'cpu', 2
+    for ours in (True, False):
+        benchmark_step.make_run(*shape, 1000, ours)()
+        hub = MessageHub.get_current_instance()
+        kept = len(hub.log_scalars['train/loss'].data[0])
+        assert (kept == 100) if ours else (kept == 1002)
+
+
 @pytest.mark.parametrize(
     'wrapper, precision',
     [

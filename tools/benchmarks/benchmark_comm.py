@@ -3,16 +3,22 @@
 
 import argparse
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any, NamedTuple
+from unittest import mock
 
 import baselines
 import measure
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from mmdensecl.models import distributed
+from mmdensecl.models.distributed import BatchShuffle
 
 PEER = 'mmpretrain DenseCL'
 NAMES = [*baselines.OURS, *baselines.MMPRETRAIN]
@@ -45,6 +51,14 @@ def parse_args() -> argparse.Namespace:
         nargs='*',
         default=[8, 64],
         help='numbers of ranks to compute from the sizes of the messages',
+    )
+    parser.add_argument(
+        '--simulate',
+        type=int,
+        nargs='*',
+        default=[8, 64, 512],
+        help='numbers of ranks at which the planning of the batch shuffle is '
+        'timed on one core, without the exchange itself',
     )
     parser.add_argument(
         '--batch', type=int, default=8, help='images of a rank'
@@ -176,6 +190,28 @@ def count(name: str, ranks: int, batch: int, size: int) -> list[list[Call]]:
         ]
 
 
+def plan_seconds(ranks: int, batch: int, steps: int = 50) -> float:
+    """CPU seconds that the first of many ranks plans in a step.
+
+    Both directions of the batch shuffle, with rows of one number; nothing is
+    sent.
+    """
+    shuffle = BatchShuffle()
+    shuffle.seed = 0
+    rows = torch.zeros(batch, 1)
+    times = []
+    with (
+        mock.patch.object(distributed, 'get_dist_info', lambda: (0, ranks)),
+        mock.patch.object(dist, 'all_to_all_single'),
+    ):
+        for _ in range(steps):
+            start = time.process_time()
+            shuffled, order = shuffle.shuffle(rows)
+            shuffle.unshuffle([shuffled], order)
+            times.append(time.process_time() - start)
+    return median(times)
+
+
 def summary(calls: list[Call]) -> str:
     """How often each collective was called."""
     counts = Counter(call.name for call in calls)
@@ -216,6 +252,14 @@ def main() -> None:
                 calls=summary(calls[name]),
             )
     report.show()
+    torch.set_num_threads(1)
+    planning = [
+        dict(ranks=ranks, CPU_ms_a_step=1e3 * plan_seconds(ranks, args.batch))
+        for ranks in args.simulate
+    ]
+    if planning:
+        print('Planning of the batch shuffle, one core\n')
+        print(measure.markdown(planning))
 
 
 if __name__ == '__main__':
