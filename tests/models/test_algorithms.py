@@ -374,7 +374,6 @@ class TestArguments:
             (partial(KMeansCategoryHead, num_clusters=1), 'num_clusters .* 2'),
             (partial(PrototypeCategoryHead, temperature=0), 'temperature .*0'),
             (partial(InfoNCE, temperature=0), 'temperature must be above 0'),
-            (partial(InfoNCE, form='fast'), "'reference'.*, got 'fast'"),
         ],
     )
     def test_values(self, build_tiny, tiny_cfg, build, message):

@@ -304,7 +304,8 @@ class TestErrors:
         with pytest.raises(ValueError) as error:
             build('mmseg', resnet(ours(file50), type='ResNetV1c', depth=50))
         text = str(error.value)
-        assert 'stem.0.weight' in text and "use type='ResNet'" in text
+        assert 'stem.0.weight' in text
+        assert 'is ResNet-50, the module is ResNetV1c-50' in text
 
     def test_file_is_v1c(self, tmp_path):
         pytest.importorskip('mmseg')
@@ -312,7 +313,7 @@ class TestErrors:
             dict(type='mmseg.ResNetV1c', depth=18, base_channels=8)
         )
         torch.save(source.state_dict(), tmp_path / 'v1c.pth')
-        with pytest.raises(ValueError, match="use type='ResNetV1c'"):
+        with pytest.raises(ValueError, match='The file is ResNetV1c-18 with'):
             build(
                 'mmseg',
                 resnet(ours(str(tmp_path / 'v1c.pth')), base_channels=8),
