@@ -289,6 +289,21 @@ class TestOdd:
         ):
             assert decode_rgb(data).getpixel((5, 5)) == COLOR
 
+    def test_large_jpegs_at_a_fraction(self):
+        """Not below min_side, nearly the same, and broken is broken."""
+        ramp = np.linspace(0, 255, 800).astype(np.uint8)[None].repeat(600, 0)
+        data = encode(Image.fromarray(ramp).convert('RGB'), 'JPEG', quality=95)
+        assert decode_rgb(data, min_side=301).size == (800, 600)
+        half = decode_rgb(data, min_side=300)
+        assert half.size == (400, 300)
+        whole = decode_rgb(data).reduce(2)
+        difference = np.asarray(half, int) - np.asarray(whole, int)
+        assert np.abs(difference).max() <= 2
+        with pytest.raises(UnreadableImageError, match='truncated'):
+            decode_rgb(data[: len(data) // 2], min_side=300)
+        small = encode(Image.new('RGB', (800, 600)))  # PNG has no such sizes
+        assert decode_rgb(small, min_side=100).size == (800, 600)
+
     @pytest.mark.parametrize('size', [(1, 1), (1, 10000), (10000, 1)])
     def test_extreme_shapes_give_views(self, size):
         image = decode_rgb(encode(Image.new('RGB', size, COLOR)))

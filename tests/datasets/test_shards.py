@@ -319,6 +319,16 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
         UnlabeledShards(str(shard))
 
 
+def test_an_image_of_an_absurd_size(tmp_path):
+    """Beyond what a file can have, where seeking fails."""
+    info = tarfile.TarInfo('0.jpg')
+    info.size = 1 << 62
+    data = info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    (tmp_path / 'x.tar').write_bytes(data)
+    with pytest.raises(ValueError, match='"0.jpg" is to end at'):
+        UnlabeledShards(str(tmp_path))
+
+
 class Sized:
     """As much of a data set as a sampler sees."""
 

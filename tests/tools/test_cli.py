@@ -146,16 +146,45 @@ def test_config_of_each_method(
     assert cfg.train_cfg.max_epochs == 3
 
 
-def test_weights_to_start_from_are_part_of_the_run(images, tmp_path, capsys):
-    """So that --resume knows them without being told again."""
+def test_what_is_given_is_part_of_the_run(images, tmp_path, capsys):
+    """So that --resume knows it without being told again."""
     argv = ['pretrain', str(images), '--out', str(tmp_path), '--epochs', '1']
     argv += ['--backbone', 'resnet18', '--size', '64']
-    assert cli.main([*argv, '--init', 'old.pth', '--dry-run']) == 0
-    init = Config.fromfile(tmp_path / cli.CONFIG_NAME).model.backbone.init_cfg
+    options = 'model.dense_negatives=cells', 'optim_wrapper.optimizer.lr=.5'
+    given = ['--init', 'old.pth', '--cfg-options', *options, '--dry-run']
+    assert cli.main([*argv, *given]) == 0
+    said = capsys.readouterr().out
+    assert ' '.join(options) in said
+    assert '12 images x 1 epochs = 12' in said  # few
+    cfg = Config.fromfile(tmp_path / cli.CONFIG_NAME)
+    assert cfg.model.dense_negatives == 'cells'
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    # Views of 64 pixels: no crop is enlarged that would not be anyway.
+    decode = cfg.train_dataloader.dataset.pipeline[0]
+    assert decode == dict(type='mmdensecl.DecodeRGB', min_side=166)
+    init = cfg.model.backbone.init_cfg
     assert init.type == 'mmdensecl.PretrainedBackbone'
     assert init.checkpoint == 'old.pth'
     assert cli.main([*argv, '--init', 'new.pth', '--resume']) == 2
     assert 'init new.pth, was old.pth' in capsys.readouterr().err
+    assert cli.main([*argv, '--resume', '--cfg-options', options[0]]) == 2
+    assert 'cfg_options' in capsys.readouterr().err
+
+
+def test_log_shows_what_happens_not_where(capsys):
+    """Environment, config and hooks are in the file alone."""
+    show = cli.LogFilter()
+    log = '11/28 00:52:52 - mmengine'
+    for line in (
+        f'{log} - INFO - \n', 'System environment:\n',
+        f'{log} - INFO - Config:\n', 'model = 1\n',
+        f'{log} - WARNING - \n', 'seen\n',
+        f'{log} - INFO - Epoch(train) [1][2/2]\n', 'Traceback\n',
+    ):  # fmt: skip
+        show(line)
+    seen = capsys.readouterr().out
+    assert 'seen' in seen and 'Epoch(train)' in seen and 'Traceback' in seen
+    assert 'System' not in seen and 'model = 1' not in seen
 
 
 @pytest.mark.parametrize(
@@ -177,6 +206,8 @@ def test_from_images_to_weights(images, tmp_path, capsys):
     first = mmdensecl(*argv, '--time', '1s')
     assert first.returncode == 0, first.stdout + first.stderr
     assert 's a step, 3 steps an epoch' in first.stdout
+    assert 'Epoch(train)' in first.stdout
+    assert 'System environment' not in first.stdout
     cfg = Config.fromfile(out / cli.CONFIG_NAME)
     weights = out / f'epoch_{cfg.train_cfg.max_epochs}.pth'
     assert f"checkpoint='{weights}'" in first.stdout

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import pytest
 import torch
 from forks import run_script
 from mmengine.config import Config
-
-from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / 'tools/benchmarks'
@@ -25,14 +22,9 @@ def run(script, *flags, cwd):
     """Rows of a script's JSON, after it has printed them."""
     done = run_script(SCRIPTS / script, '--out', 'out.json', *flags, cwd=cwd)
     assert done.returncode == 0, done.stdout[-5000:]
-    return rows_of(cwd / 'out.json', done.stdout)
-
-
-def rows_of(path, printed):
-    content = json.loads(path.read_text())
-    for row in content['rows']:
-        assert f'| {row["what"]} |' in printed
-    return content['rows']
+    rows = json.loads((cwd / 'out.json').read_text())['rows']
+    assert all(f'| {row["what"]} |' in done.stdout for row in rows)
+    return rows
 
 
 def test_loss(tmp_path):
@@ -57,17 +49,6 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
-def test_growth(scripts, tmp_path):
-    import benchmark_loss
-
-    rows = [
-        dict(what='grid', value=x, logits=x * x, seconds=1.0, extra_MiB=2.0)
-        for x in (3, 5)
-    ]
-    benchmark_loss.draw(rows, ['grid'], str(tmp_path / 'x.png'))
-    assert (tmp_path / 'x.png').stat().st_size > 1000
-
-
 @pytest.mark.slow
 def test_comm(tmp_path):
     """Counted, not timed: the target holds on any machine."""
@@ -77,7 +58,6 @@ def test_comm(tmp_path):
         '--extrapolate=8',
         '--batch=2',
         '--baselines=DenseCL',
-        '--plot=ranks.png',
         cwd=tmp_path,
     )
     found = {(row['what'], row['ranks']): row for row in rows}
@@ -91,7 +71,6 @@ def test_comm(tmp_path):
     assert peer['calls'] == '7 all_gather, 1 broadcast'
     pictures = 2 * 3 * 224**2 * 4 / 2**20
     assert peer['MiB'] > 7 * pictures > ours['MiB']
-    assert (tmp_path / 'ranks.png').exists()
 
 
 @pytest.mark.slow
@@ -155,21 +134,9 @@ def test_precision_of(scripts, wrapper, precision):
     )
 
 
-@pytest.mark.parametrize('flags', [(), ('--profile',)])
-def test_data(tmp_path, flags):
-    rows = run(
-        'benchmark_data.py',
-        '--num-images=2',
-        '--rounds=1',
-        *flags,
-        cwd=tmp_path,
-    )
-    if flags:
-        for row in rows:
-            if 'mmdensecl' in row['library']:
-                assert row['mean_difference'] < 1
-    else:
-        assert len(rows) == 7
+def test_data(tmp_path):
+    flags = '--num-images=2', '--rounds=1'
+    assert len(run('benchmark_data.py', *flags, cwd=tmp_path)) == 7
 
 
 @pytest.mark.slow
@@ -210,80 +177,3 @@ def test_gpu(tmp_path):
         assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
     assert '### Two views of 224 pixels' in text
     assert '\n| mmpretrain | ' in text
-
-
-# 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past
-# the end of their memory, in channels_last on a CPU.
-TINY = f"""
-_base_ = '{ROOT}/configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
-model = dict(
-    queue_len=16, backbone=dict(stem_channels=16, base_channels=16),
-    neck=dict(in_channels=128, hid_channels=16))
-optim_wrapper = dict(enabled=False)  # the same precision on all processors
-train_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False,
-    dataset=dict(data_root='pictures'))
-train_dataloader['dataset']['pipeline'] = [
-    dict(type='mmdensecl.DecodeRGB'),
-    dict(type='mmdensecl.TwoViews', size=32),
-    dict(type='mmdensecl.PackViews')]
-"""
-
-
-def test_runs_to_compare(scripts):
-    import compare_curves
-
-    args = Namespace(
-        config='a.py',
-        others=[['b', 'b.py']],
-        variants=[['c', 'x=1', 'y=2']],
-        seed=3,
-    )
-    assert compare_curves.list_runs(args) == [
-        ('reference', 'a.py', []),
-        ('b', 'b.py', []),
-        ('c', 'a.py', ['x=1', 'y=2']),
-        ('another seed', 'a.py', ['randomness.seed=4']),
-    ]
-
-
-def test_compare_curves(scripts, tmp_path, monkeypatch, capsys):
-    import compare_curves
-
-    def run_fork(command, stdout, stderr):
-        python, *command = command
-        assert (python, stderr) == (sys.executable, subprocess.STDOUT)
-        done = run_script(*command, cwd=tmp_path)
-        stdout.write(done.stdout)
-        return done
-
-    write_pictures(tmp_path / 'pictures', 6)
-    (tmp_path / 'tiny.py').write_text(TINY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare_curves.subprocess, 'run', run_fork)
-    monkeypatch.setattr(
-        sys,
-        'argv',
-        [
-            'compare_curves.py',
-            'tiny.py',
-            '--out',
-            'out.json',
-            '--variant',
-            'reference form',
-            'model.head.loss.form=reference',
-        ],
-    )
-    compare_curves.main()
-    rows = rows_of(tmp_path / 'out.json', capsys.readouterr().out)
-    found = {row['what']: row for row in rows}
-    assert list(found) == ['reference', 'reference form', 'another seed']
-    assert found['reference']['largest_distance'] == 0
-    assert 0 <= found['reference form']['largest_distance'] < 1e-3
-    assert found['another seed']['largest_distance'] > 1e-3
-    assert (tmp_path / 'work_dirs/compare_curves/curves.png').exists()
-
-
-def test_compare_curves_is_a_script(tmp_path):
-    done = run_script(SCRIPTS / 'compare_curves.py', '--help', cwd=tmp_path)
-    assert done.returncode == 0 and '--variant' in done.stdout

@@ -87,7 +87,7 @@ class TestTrain:
         assert done.returncode != 0
         last = done.stdout.strip().splitlines()[-1]
         assert '"nowhere" does not exist' in last
-        assert '--cfg-options data_root=' in last
+        assert '--data-root' in last
 
     @pytest.mark.parametrize(
         'name, rest', [('train.py', ()), ('test.py', ('x.pth',))]
