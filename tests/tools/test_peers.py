@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import TOOLS
 
-from mmdensecl.testing import write_pictures
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/benchmarks'))
+sys.path.insert(0, str(TOOLS / 'benchmarks'))
 import peers  # noqa: E402
 
 COLUMN = 'street: mIoU, linear'
@@ -79,21 +78,3 @@ def test_table(run, calls):
     assert random == [peers.RANDOM, '', '', '11.0 ± 1.2', '']
     # Two pre-trainings are a row; 64 images in half a second.
     assert row == ['a', '128', '0.0', '21.5 ± 1.7 (+10.5)', 'a 1.0, b 2']
-
-
-def test_settings(tmp_path):
-    write_pictures(tmp_path, 130, size=8)
-    settings = peers.read_settings(peers.CONFIG, tmp_path, 300)
-    assert (settings['images'], settings['epochs']) == (130, 2)
-    assert settings['model']['backbone']['strides'] == [1, 2, 2, 1]
-    assert settings['sgd'] == dict(lr=0.06, momentum=0.9, weight_decay=1e-4)
-    assert json.loads(json.dumps(settings)) == settings
-    big = tmp_path / 'big.py'
-    big.write_text(
-        f"_base_ = '{peers.CONFIG}'\ntrain_dataloader = dict(batch_size=66)"
-    )
-    with pytest.raises(ValueError, match='holds 130 images, .* two .* of 66'):
-        peers.read_settings(big, tmp_path, 300)
-    mocov2 = str(peers.CONFIG).replace('densecl_', 'mocov2_')
-    with pytest.raises(ValueError, match='Expected DenseCL .* got .*MoCoV2'):
-        peers.read_settings(Path(mocov2), tmp_path, 300)
