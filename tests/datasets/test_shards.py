@@ -396,6 +396,15 @@ class TestDamage:
         with pytest.raises(ValueError, match='is not a whole'):
             UnlabeledShards(str(tmp_path))
 
+    def test_image_of_an_absurd_size(self, tmp_path):
+        """Beyond what a file can have, where seeking fails."""
+        info = tarfile.TarInfo('0.jpg')
+        info.size = 1 << 62
+        data = info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+        (tmp_path / 'x.tar').write_bytes(data)
+        with pytest.raises(ValueError, match='"0.jpg" is to end at'):
+            UnlabeledShards(str(tmp_path))
+
     def test_compressed(self, tmp_path):
         with tarfile.open(tmp_path / 'x.tar', 'w:gz') as tar:
             tar.addfile(tarfile.TarInfo('0.jpg'))

@@ -366,6 +366,23 @@ class TestModes:
         data = picture((0, 0, 0, 0), mode='CMYK', format='JPEG')
         assert decode_rgb(data).getpixel((5, 5)) == (255, 255, 255)
 
+    def test_large_jpegs_at_a_fraction(self):
+        """Not below min_side, nearly the same, and broken is broken."""
+        ramp = np.linspace(0, 255, 800).astype(np.uint8)[None].repeat(600, 0)
+        stream = io.BytesIO()
+        Image.fromarray(ramp).convert('RGB').save(stream, 'JPEG', quality=95)
+        data = stream.getvalue()
+        assert decode_rgb(data, min_side=301).size == (800, 600)
+        half = decode_rgb(data, min_side=300)
+        assert half.size == (400, 300)
+        whole = decode_rgb(data).reduce(2)
+        difference = np.asarray(half, int) - np.asarray(whole, int)
+        assert np.abs(difference).max() <= 2
+        with pytest.raises(UnreadableImageError, match='truncated'):
+            decode_rgb(data[: len(data) // 2], min_side=300)
+        small = picture(size=(800, 600))  # a PNG has no such sizes
+        assert decode_rgb(small, min_side=100).size == (800, 600)
+
     def test_floats_are_refused(self):
         stream = io.BytesIO()
         Image.new('F', (4, 4), 0.5).save(stream, 'TIFF')

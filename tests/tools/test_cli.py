@@ -122,15 +122,46 @@ def test_config_of_each_method(images, pretrain, tmp_path, method, model):
     assert cfg.train_cfg.max_epochs == 3
 
 
-def test_weights_to_start_from_are_part_of_the_run(pretrain, tmp_path, capsys):
-    """So that --resume knows them without being told again."""
+def test_what_is_given_is_part_of_the_run(pretrain, tmp_path, capsys):
+    """So that --resume knows it without being told again."""
     words = f'--out {tmp_path} --epochs 1 {SMALL}'
-    assert pretrain(f'{words} --init old.pth --dry-run') == 0
-    init = Config.fromfile(tmp_path / cli.CONFIG_NAME).model.backbone.init_cfg
+    options = 'model.dense_negatives=cells optim_wrapper.optimizer.lr=.5'
+    given = f'--init old.pth --cfg-options {options} --dry-run'
+    assert pretrain(f'{words} {given}') == 0
+    said = capsys.readouterr().out
+    assert options in said
+    assert '12 images x 1 epochs = 12' in said  # few
+    cfg = Config.fromfile(tmp_path / cli.CONFIG_NAME)
+    assert cfg.model.dense_negatives == 'cells'
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    # Views of 64 pixels: no crop is enlarged that would not be anyway.
+    decode = cfg.train_dataloader.dataset.pipeline[0]
+    assert decode == dict(type='mmdensecl.DecodeRGB', min_side=166)
+    init = cfg.model.backbone.init_cfg
     assert init.type == 'mmdensecl.PretrainedBackbone'
     assert init.checkpoint == 'old.pth'
-    assert pretrain(f'{words} --init new.pth --resume') == 2
-    assert 'init new.pth, was old.pth' in capsys.readouterr().err
+    for other, answer in (
+        ('--init new.pth', 'init new.pth, was old.pth'),
+        ('--cfg-options model.dense_negatives=cells', 'cfg_options'),
+    ):
+        assert pretrain(f'{words} --resume {other}') == 2
+        assert answer in capsys.readouterr().err
+
+
+def test_log_shows_what_happens_not_where(capsys):
+    """Environment, config and hooks are in the file alone."""
+    show = cli.LogFilter()
+    log = '11/28 00:52:52 - mmengine'
+    for line in (
+        f'{log} - INFO - \n', 'System environment:\n',
+        f'{log} - INFO - Config:\n', 'model = 1\n',
+        f'{log} - WARNING - \n', 'seen\n',
+        f'{log} - INFO - Epoch(train) [1][2/2]\n', 'Traceback\n',
+    ):  # fmt: skip
+        show(line)
+    seen = capsys.readouterr().out
+    assert 'seen' in seen and 'Epoch(train)' in seen and 'Traceback' in seen
+    assert 'System' not in seen and 'model = 1' not in seen
 
 
 @pytest.mark.parametrize(
@@ -150,6 +181,8 @@ def test_from_images_to_weights(images, pretrain, tmp_path, capfd):
     command = [sys.executable, '-m', 'mmdensecl', 'pretrain', images]
     first = run(*command, *words.split(), '--time', '1s', cwd=tmp_path)
     assert 's a step, 3 steps an epoch' in first.stdout
+    assert 'Epoch(train)' in first.stdout
+    assert 'System environment' not in first.stdout
     cfg = Config.fromfile(out / cli.CONFIG_NAME)
     weights = out / f'epoch_{cfg.train_cfg.max_epochs}.pth'
     assert f"checkpoint='{weights}'" in first.stdout

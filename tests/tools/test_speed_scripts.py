@@ -10,10 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from forks import run_script
-from runs import CONFIG, ROOT, TOOLS, tool
-
-from mmdensecl.testing import write_pictures
+from runs import ROOT, TOOLS, tool
 
 SCRIPTS = TOOLS / 'benchmarks'
 
@@ -21,14 +18,9 @@ SCRIPTS = TOOLS / 'benchmarks'
 def run(command, cwd):
     """Rows of a script's JSON, after it has printed them."""
     done = tool(f'benchmarks/{command} --out out.json', cwd)
-    return rows_of(cwd / 'out.json', done.stdout)
-
-
-def rows_of(path, printed):
-    content = json.loads(path.read_text())
-    for row in content['rows']:
-        assert f'| {row["what"]} |' in printed
-    return content['rows']
+    rows = json.loads((cwd / 'out.json').read_text())['rows']
+    assert all(f'| {row["what"]} |' in done.stdout for row in rows)
+    return rows
 
 
 @pytest.fixture
@@ -49,7 +41,7 @@ def test_loss(tmp_path):
 def test_comm(tmp_path):
     """Counted, not timed: the target holds on any machine."""
     flags = '--ranks=2 --extrapolate=8 --batch=2 --baselines=DenseCL'
-    rows = run(f'benchmark_comm.py {flags} --plot=ranks.png', tmp_path)
+    rows = run(f'benchmark_comm.py {flags}', tmp_path)
     found = {(row['what'], row['ranks']): row for row in rows}
     ours = found['mmdensecl DenseCL', 8]
     peer = found['mmpretrain DenseCL', 8]
@@ -60,7 +52,6 @@ def test_comm(tmp_path):
     assert peer['calls'] == '7 all_gather, 1 broadcast'
     pictures = 2 * 3 * 224**2 * 4 / 2**20
     assert peer['MiB'] > 7 * pictures > ours['MiB']
-    assert (tmp_path / 'ranks.png').exists()
 
 
 @pytest.mark.slow
@@ -103,11 +94,8 @@ def test_iterations_of_a_run(scripts):
 
 
 def test_data(tmp_path):
-    few = 'benchmark_data.py --num-images=2 --rounds=1'
-    assert len(run(few, tmp_path)) == 7
-    for row in run(f'{few} --profile', tmp_path):
-        if 'mmdensecl' in row['library']:
-            assert row['mean_difference'] < 1
+    few = '--num-images=2 --rounds=1'
+    assert len(run(f'benchmark_data.py {few}', tmp_path)) == 7
 
 
 @pytest.mark.slow
@@ -134,32 +122,3 @@ def test_gpu(tmp_path):
         assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
     assert '### Two views of 224 pixels' in text
     assert '\n| mmpretrain | ' in text
-
-
-def test_compare_curves(scripts, tmp_path, monkeypatch, capsys):
-    import compare_curves
-
-    def run_fork(command, stdout, stderr):
-        python, *command = command
-        assert (python, stderr) == (sys.executable, subprocess.STDOUT)
-        done = run_script(*command, cwd=tmp_path)
-        stdout.write(done.stdout)
-        return done
-
-    write_pictures(tmp_path / 'pictures', 6)
-    few = "train_dataloader.update(batch_size=2)\ndata_root = 'pictures'\n"
-    few += "train_dataloader['dataset']['data_root'] = data_root\n"
-    (tmp_path / 'tiny.py').write_text(CONFIG + few)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare_curves.subprocess, 'run', run_fork)
-    words = ['compare_curves.py', 'tiny.py', '--out', 'out.json']
-    variant = ['reference form', 'model.head.loss.form=reference']
-    monkeypatch.setattr(sys, 'argv', [*words, '--variant', *variant])
-    compare_curves.main()
-    rows = rows_of(tmp_path / 'out.json', capsys.readouterr().out)
-    found = {row['what']: row for row in rows}
-    assert list(found) == ['reference', 'reference form', 'another seed']
-    assert found['reference']['largest_distance'] == 0
-    assert 0 <= found['reference form']['largest_distance'] < 1e-3
-    assert found['another seed']['largest_distance'] > 1e-3
-    assert (tmp_path / 'work_dirs/compare_curves/curves.png').exists()

@@ -62,7 +62,7 @@ def test_log_work_dir_and_checkpoints(whole):
 @pytest.mark.parametrize(
     'command, answers',
     [
-        ('train.py tiny.py', ['"nowhere" does not exist', 'data_root=']),
+        ('train.py tiny.py', ['"nowhere" does not exist', '--data-root']),
         # Of a host.
         (f'train.py {MINI}', ['VOC2012" of ', '--data-root PATH']),
         (f'test.py {MINI} x.pth', ['VOC2012" of ', '--data-root PATH']),

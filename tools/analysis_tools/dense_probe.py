@@ -13,6 +13,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -468,13 +469,13 @@ def run(args: argparse.Namespace) -> None:
         parts.append(UnlabeledPart(args))
     rows = make_rows(args)
     values: Values = {}
-    for row in track(rows, 'probing', transient=True):
-        for part in parts:
-            for seed in range(args.seeds):
-                for column, x in part.measure(row, seed).items():
-                    by_row = values.setdefault(column, {})
-                    by_row.setdefault(row.name, []).append(x)
-        if args.json is not None:  # what is known if the rest fails
+    steps = list(product(rows, parts, range(args.seeds)))
+    for row, part, seed in track(steps, 'probing', transient=True):
+        for column, x in part.measure(row, seed).items():
+            by_row = values.setdefault(column, {})
+            by_row.setdefault(row.name, []).append(x)
+        last = part is parts[-1] and seed == args.seeds - 1
+        if last and args.json is not None:  # what is known if the rest fails
             write_json(rows, values, parts, args)
     show(rows, values, parts)
     if args.out is not None:

@@ -5,6 +5,7 @@ And test whether the features match object parts.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,7 @@ from mmdensecl.visualization.views import ViewDrawer
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
+FEW_MATCHES = 5  # say nothing, even if all are right
 MAX_CELLS = 100  # maps on one sheet that can still be told apart
 NONE = 'none'
 RANDOM = 'random weights'
@@ -207,7 +209,9 @@ def draw_all_matches(
         words = f'{pair.name}: {count} matches'
         if matches.right is not None:
             words = f'{pair.name}: {matches.right.sum()} of {count} right'
-        if count:
+        if count < FEW_MATCHES:
+            words += f' (of {math.prod(pair.query.shape)} cells, too few)'
+        else:
             words += f', similarity {matches.similarity.mean():.2f}'
         ax.set_title(words, fontsize=11, parse_math=False)
     if scale is not None:
