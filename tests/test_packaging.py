@@ -167,13 +167,13 @@ class TestMetadata:
         """Return what pip would install, through extras of ours."""
         names = set()
         for requirement in map(Requirement, metadata.get_all('Requires-Dist')):
-            if requirement.marker is None or requirement.marker.evaluate(
-                {'extra': extra}
-            ):
-                names.add(canonicalize_name(requirement.name))
-                if requirement.name == 'mmdensecl':
-                    for nested in requirement.extras:
-                        names |= self.names(metadata, nested)
+            marker = requirement.marker
+            if marker and not marker.evaluate({'extra': extra}):
+                continue
+            names.add(canonicalize_name(requirement.name))
+            if requirement.name == 'mmdensecl':
+                for nested in requirement.extras:
+                    names |= self.names(metadata, nested)
         return names
 
     def test_requirements_txt_names_an_extra_of_ours(self):

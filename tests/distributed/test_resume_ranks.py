@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 def test_rank_0_chooses_for_all(folder):
     """Or refuses for all: nobody waits for a choice that does not come."""
-    first, other = run_ranks(choose, 2, folder)
+    first, other = run_ranks(choose, 2, folder, folder)
     assert first == other
     assert first['chosen'] == (True, str(folder / 'whole/epoch_3.pth'))
     for case, expected, words in (
@@ -89,5 +89,5 @@ def save(rank, world_size, folder):
 
 
 def test_nobody_leaves_before_it_is_written(tmp_path):
-    found = run_ranks(save, 2, tmp_path)
+    found = run_ranks(save, 2, tmp_path, tmp_path)
     assert found == [str(tmp_path / 'iter_5.pth')] * 2

@@ -219,8 +219,8 @@ class TestSeeds:
     def test_wrapped_data_sets(self, tmp_path):
         write_pictures(tmp_path, 2, size=4)
         parts = [UnlabeledFolder(str(tmp_path), [pack]) for _ in range(2)]
-        repeated = RepeatDataset(ConcatDataset(parts), 2)
-        assert list(unlabeled_parts(repeated)) == parts
+        assert list(unlabeled_parts(ConcatDataset(parts))) == parts
+        assert list(unlabeled_parts(RepeatDataset(parts[0], 2))) == parts[:1]
 
 
 class TestUnreadable:
@@ -358,11 +358,8 @@ class TestContrastMonitor:
         outputs = dict(outputs, queue_fill=100.0) | values
         model = ToyContrast(outputs=lambda step: outputs)
         make_runner(ContrastMonitorHook(interval=2, early=0.5), model).train()
-        found = [
-            x
-            for words in ('collapsed', 'early', 'position', 'category')
-            for x in warned(words)
-        ]
+        words = 'collapsed', 'early', 'position', 'category'
+        found = [x for x in warned() if any(word in x for word in words)]
         assert len(found) == (said is not None)
         assert all(said in x for x in found)
 

@@ -151,17 +151,6 @@ def test_interrupted(start, tmp_path, monkeypatch):
     assert not folder.exists()
 
 
-def test_tiles_of_an_older_version_go(flat, start, tmp_path):
-    folder = tmp_path / 'tiles'
-    (folder / 'brick').mkdir(parents=True)
-    (folder / 'brick/old.png').write_bytes(b'old')
-    (folder / 'LICENSES.txt').write_text('Tiles of 160 px every 100 px.\n')
-    start(make_tiles, folder)
-    assert not (folder / 'brick/old.png').exists()
-    lines = (folder / 'LICENSES.txt').read_text().splitlines()
-    assert [x.split(':')[0] for x in lines[1:]] == list(PHOTOGRAPHS)
-
-
 @pytest.mark.parametrize(
     'tool, name', [(make_scenes, 'mine.png'), (make_tiles, 'LICENSES.txt')]
 )
