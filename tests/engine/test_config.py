@@ -1,14 +1,10 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import inspect
 import re
-import runpy
-import sys
 
 import pytest
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from runs import TOOLS
 
 from mmdensecl.engine import (
     check_weight_sources,
@@ -172,19 +168,14 @@ class TestOptionsAsTyped:
         check_data_root(base(text))
 
 
-class TestPretrainedForPreTraining:
-    @pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
-    def test_the_backbone_starts_from_it(self, kind):
-        init = [dict(type='Kaiming'), dict(type='Constant')]
-        cfg = Config(dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
-        set_pretrained(cfg, 'x.pth')
-        assert cfg.model.backbone.init_cfg == pretrained('x.pth')
-
-    def test_none(self):
-        model = dict(type='mmdensecl.MoCoV2', backbone=dict(depth=1))
-        cfg = Config(dict(model=model))
-        set_pretrained(cfg, 'none')
-        assert cfg.model.backbone == dict(depth=1)
+@pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
+def test_pre_training_has_a_place_for_pretrained(kind):
+    init = [dict(type='Kaiming'), dict(type='Constant')]
+    cfg = Config(dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
+    set_pretrained(cfg, 'x.pth')
+    assert cfg.model.backbone.init_cfg == pretrained('x.pth')
+    set_pretrained(cfg, 'none')
+    assert 'init_cfg' not in cfg.model.backbone
 
 
 OTHER = dict(type='Pretrained', checkpoint='y.pth')
@@ -232,58 +223,31 @@ class TestWeightSources:
                 check_weight_sources(detector)
 
 
-class TestTrain:
-    @pytest.fixture
-    def read(self, monkeypatch, tmp_path, detector):
-        """Function that reads a command line of tools/train.py."""
-        tool = runpy.run_path(str(TOOLS / 'train.py'))
-
-        def read(words, **settings):
-            detector.update(settings)
-            detector.dump(tmp_path / 'c.py')
-            words = ['train.py', str(tmp_path / 'c.py'), *words.split()]
-            monkeypatch.setattr(sys, 'argv', words)
-            return tool['build_config'](tool['parse_args']())
-
-        return read
-
-    def test_resume(self, read, messages, request):
-        MMLogger.get_instance(request.node.name)
-        cfg = read('--resume y.pth --pretrained x.pth')
-        assert (cfg.resume, cfg.load_from) == (True, 'y.pth')
-        assert cfg.model.backbone.init_cfg.checkpoint == 'x.pth'
-        # Without a file, load_from is not used.
-        assert read('--resume', load_from='y.pth').load_from is None
-        read('--resume', load_from=None)
-        said = "load_from='y.pth' of the config is not used"
-        assert sum(said in text for _, text in messages) == 1
-
-
 class TestOptions:
     """What --cfg-options sets has to be read by something."""
 
-    @staticmethod
-    def merge(**options):
-        cfg = Config(dict(max_epochs=20, train_cfg=dict(max_epochs=20)))
-        options = {k.replace('__', '.'): x for k, x in options.items()}
-        merge_options(cfg, options)
-        return cfg
+    @pytest.fixture
+    def cfg(self):
+        return Config(dict(max_epochs=20, train_cfg=dict(max_epochs=20)))
 
-    def test_parts_of_the_runner(self):
-        cfg = self.merge(
-            train_cfg__max_epochs=3,
-            auto_scale_lr__enable=True,
-            find_unused_parameters=True,
-        )
+    def test_parts_of_the_runner(self, cfg):
+        options = {
+            'train_cfg.max_epochs': 3,
+            'auto_scale_lr.enable': True,
+            'find_unused_parameters': True,
+        }
+        merge_options(cfg, options)
         assert cfg.train_cfg.max_epochs == 3
         assert cfg.auto_scale_lr.enable and cfg.find_unused_parameters
 
-    def test_variable_of_the_file(self):
-        with pytest.raises(KeyError, match='"max_epochs" is a variable of'):
-            self.merge(max_epochs=3)
-
-    def test_misspelt(self):
-        with pytest.raises(KeyError, match='Is "optim_wrapper" meant'):
-            self.merge(optim_wraper__optimizer__lr=1)
-        with pytest.raises(KeyError, match='such as model, train_dataloader'):
-            self.merge(xyz=1)
+    @pytest.mark.parametrize(
+        'name, answer',
+        [
+            ('max_epochs', '"max_epochs" is a variable of'),
+            ('optim_wraper.optimizer.lr', 'Is "optim_wrapper" meant'),
+            ('xyz', 'such as model, train_dataloader'),
+        ],
+    )
+    def test_not_read(self, cfg, name, answer):
+        with pytest.raises(KeyError, match=answer):
+            merge_options(cfg, {name: 3})

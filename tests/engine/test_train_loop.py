@@ -158,7 +158,9 @@ def train(tmp_path):
                 collate_fn=dict(type='default_collate'),
                 **kwargs.pop('loader', {}),
             ),
-            train_cfg=dict(type=ResumableEpochLoop, max_epochs=epochs),
+            train_cfg=dict(
+                type='mmdensecl.ResumableEpochLoop', max_epochs=epochs
+            ),
             optim_wrapper=dict(
                 accumulative_counts=accumulate,
                 optimizer=dict(type='SGD', lr=lr, momentum=0.9),

@@ -102,7 +102,7 @@ def test_data(tmp_path):
 def test_gpu(tmp_path):
     """Parts end, fail or are skipped, and the table says so."""
     words = f'--tiny --out {tmp_path} --minutes 15 --mini x.py --parts'
-    parts = ['tests', 'compiled', 'mini', 'data']
+    parts = ['compiled', 'mini', 'data']
     done = subprocess.run(
         ['bash', SCRIPTS / 'gpu.sh', *words.split(), *parts],
         env={**os.environ, 'PYTHON': sys.executable},
@@ -117,8 +117,6 @@ def test_gpu(tmp_path):
     assert rows['part `mini`'].startswith('failed: ')
     assert 'x.py' in rows['part `mini`']
     if not torch.cuda.is_available():
-        assert rows['pytest -m gpu tests/gpu'] == 'GPU: not run'
         assert rows['part `compiled`'].startswith('not run: ')
-        assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
     assert '### Two views of 224 pixels' in text
     assert '\n| mmpretrain | ' in text

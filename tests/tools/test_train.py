@@ -92,17 +92,29 @@ def test_refused_in_one_line(workplace, command, answers):
 
 def test_flags_reach_the_config(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    words = 'train.py tiny.py --amp --auto-scale-lr --resume x.pth'
-    options = '--cfg-options optim_wrapper.optimizer.lr=0.5'
-    monkeypatch.setattr(sys, 'argv', f'{words} {options}'.split())
-    script = runpy.run_path(str(TOOLS / 'train.py'))
-    cfg = script['build_config'](script['parse_args']())
+    script, said = runpy.run_path(str(TOOLS / 'train.py')), []
+    build = script['build_config']
+    monkeypatch.setitem(
+        build.__globals__, 'print_log', lambda text, **_: said.append(text)
+    )
+
+    def read(words):
+        words = f'train.py tiny.py {words}'
+        monkeypatch.setattr(sys, 'argv', words.split())
+        return build(script['parse_args']())
+
+    flags = '--amp --auto-scale-lr --resume x.pth --pretrained w.pth'
+    cfg = read(f'{flags} --cfg-options optim_wrapper.optimizer.lr=0.5')
     # As is right for a CPU and for today's GPUs.
     assert cfg.optim_wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert cfg.auto_scale_lr.enable
     assert (cfg.resume, cfg.load_from) == (True, 'x.pth')
+    assert cfg.model.backbone.init_cfg.checkpoint == 'w.pth'
     assert cfg.work_dir == os.path.join('work_dirs', 'tiny')
+    # Without a file, the config's is not what is resumed.
+    assert read('--resume --cfg-options load_from=y.pth').load_from is None
+    assert "load_from='y.pth' of the config is not used" in said[-1]
 
 
 def test_a_loop_by_iterations(workplace):
