@@ -35,7 +35,7 @@ def chosen(words='', num_images=10_000, side=500, machine=CPU):
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch):
     """What the command changes of this one is changed back."""
-    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.setattr(sys, 'argv', ['mmdensecl'])
     monkeypatch.setattr(sys, 'path', [*sys.path])
 
 
