@@ -32,7 +32,7 @@ from rich.markup import escape
 from mmdensecl.benchmark import plan, runner, sweep
 from mmdensecl.benchmark.labels import check_labels
 from mmdensecl.benchmark.report import write_report
-from mmdensecl.benchmark.results import check_planned, write_suite
+from mmdensecl.benchmark.results import check_others, write_suite
 from mmdensecl.benchmark.suite import MODES, Suite, load_suite
 from mmdensecl.engine.command_line import prepare_tool
 
@@ -158,9 +158,8 @@ def show_plan(benchmark: runner.Benchmark, console: Console) -> None:
     """Every run with its command, and what data is missing."""
     left = []
     for run in benchmark.runs:
-        status, seconds = runner.status(run), benchmark.estimate(run)
+        status = runner.status(run)
         words = [status, run.name, ' '.join(map(str, run.length))]
-        words += ['about ' + runner.duration(seconds)] if seconds else []
         words += ['data is missing'] if run.missing else []
         command = shlex.join(benchmark.launcher.command(run))
         console.print(escape(', '.join(words)), highlight=False)
@@ -168,7 +167,7 @@ def show_plan(benchmark: runner.Benchmark, console: Console) -> None:
         left += [run] if status != 'finished' else []
     for path in dict.fromkeys(x for run in left for x in run.missing):
         console.print(f'missing: {path}', soft_wrap=True)
-    console.print(benchmark.left(left))
+    console.print(f'{len(left)} runs to go')
 
 
 def check_runs(runs: Sequence[plan.Run]) -> dict[str, list[str]]:
@@ -239,10 +238,10 @@ def run_suite(args: argparse.Namespace, console: Console) -> int:
     keep, redo = not args.drop_checkpoints, args.redo and not args.dry_run
     with runner.only_one(top / (chosen or suite).name):
         if chosen:
-            sweep.check_others(trainings, top / chosen.name)
+            check_others(top / chosen.name / 'pretrain', trainings)
         discard_stale(trainings if redo else (), console)
         runs = planned()
-        check_planned(setup.work_dir, runs)
+        check_others(setup.work_dir, runs)
         discard_stale(runs if redo else (), console)
         first = runner.Benchmark(trainings, launcher, console=console)
         second = runner.Benchmark(runs, launcher, keep, console)

@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.registry import Registry
 
 from mmdensecl.engine import dicts, override_data_root
 
@@ -16,6 +18,13 @@ from mmdensecl.engine import dicts, override_data_root
 LABELS = ('.json', '.txt', '.xml', '.csv')
 # Where the datasets are in a config; probes have one in their loop.
 PARTS = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'test_cfg')
+
+
+def build(registry: Registry, part: dict, cfg: Config) -> Any:
+    """Build a part of a config with the types that it means."""
+    scope = cfg.get('default_scope')
+    with registry.switch_scope_and_registry(scope) as own:
+        return own.build(part)
 
 
 def datasets(cfg: Config, parts: Iterable[str] = PARTS) -> Iterator[dict]:

@@ -30,7 +30,7 @@ from mmdensecl.engine import (
 )
 from mmdensecl.transfer import PretrainedBackbone, read_backbone
 
-from .data import PARTS, datasets, files_of, fingerprint, fit_to_data
+from .data import PARTS, build, datasets, files_of, fingerprint, fit_to_data
 from .suite import Suite, Task, check_name
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ class Run:
     def identity(self) -> dict:
         """All that decides its result."""
         sha256 = self.checkpoint.sha256 if self.checkpoint else None
-        return dict(settings=self.settings, seed=self.seed, sha256=sha256)
+        return dict(key=self.key, settings=self.settings, sha256=sha256)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def task_config(task: Task, mode: str, setup: Setup) -> Config:
         fit_to_data(cfg, Path(setup.data_root or '', task.data), task.layout)
     elif setup.data_root:
         override_data_root(cfg, str(setup.data_root))
-    merge_options(cfg, {**task.options, **setup.options})
+    merge_options(cfg, setup.options)
     hooks = [*(cfg.get('custom_hooks') or [])]
     if not task.layout:
         parts = _place_weights(cfg)
@@ -341,8 +341,5 @@ def check_fit(runs: Sequence[Run]) -> None:
             part = {k: v for k, v in node.items() if k != 'init_cfg'}
             key = run.checkpoint.sha256, json.dumps(part, default=str)
             if key not in done:
-                scope = run.config.get('default_scope')
-                with MODELS.switch_scope_and_registry(scope) as registry:
-                    module = registry.build(part)
-                PretrainedBackbone(**init)(module)
+                PretrainedBackbone(**init)(build(MODELS, part, run.config))
                 done.add(key)

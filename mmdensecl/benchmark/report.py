@@ -1,7 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The report of a benchmark: what its runs measured, and how sure that is."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -256,7 +255,7 @@ def write_report(
 
     Returns:
         By name report.csv (each value), summary.csv (means and intervals),
-        report.json, report.md, report.html, and of a sweep sweep.png.
+        report.md, report.html, and of a sweep sweep.png.
     """
     results = load_results(folder)
     suite, sweep = results.suite, results.suite['sweep']
@@ -282,15 +281,6 @@ def write_report(
         files['sweep.png'] = sweep_figure(sweep, panels)
     files['report.csv'] = results.values.to_csv(index=False)
     files['summary.csv'] = summary.to_csv(index=False)
-    content = dict(
-        baseline=baseline,
-        sentences=[sentence(part, baseline) for part in parts],
-        tables=json.loads(summary.to_json(orient='records')),
-        notes={part.title: part.notes for part in parts},
-        suite=suite,
-        **details(results),
-    )
-    files['report.json'] = json.dumps(content, indent=1)
     files['report.md'] = markdown(results, parts, baseline, False)
     body = MarkdownIt(options_update=dict(html=False)).enable('table')
     template = Path(__file__).with_name('report.html.j2')

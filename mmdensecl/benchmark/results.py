@@ -14,7 +14,7 @@ from mmdensecl.engine.safe_write import write_safely
 from .plan import Run
 from .suite import Suite
 
-SCHEMA = 2
+SCHEMA = 3
 KEY = ['method', 'task', 'mode', 'pretrain_seed', 'seed']
 
 
@@ -90,7 +90,6 @@ def write_suite(
 class Results:
     """All that a benchmark planned, with what there is of it."""
 
-    folder: Path
     suite: dict  # suite.json
     # Each as it was planned, with its name, folder, status ('finished',
     # 'failed', 'not run') and result or failure.
@@ -139,7 +138,7 @@ def load_results(folder: str | Path) -> Results:
             rows.append([*(run[x] for x in KEY), metric['name'], value])
     values = pd.DataFrame(rows, columns=[*KEY, 'metric', 'value'])
     values = values.astype(dict(pretrain_seed='Int64'))
-    return Results(folder, suite, runs, values)
+    return Results(suite, runs, values)
 
 
 def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
@@ -151,36 +150,43 @@ def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
         yield f'{name[1:]}: {old} -> {new}'
 
 
-def check_planned(folder: Path, planned: Sequence[Run]) -> None:
+def check_others(folder: Path, planned: Sequence[Run]) -> None:
     """Refuse runs that could not stand beside those that have finished.
 
-    All runs of a suite share code and software, those of a table all
-    settings, those of a method and pre-training seed the checkpoint.
+    All runs of a suite share code and software; those of a table, and the
+    trainings of a sweep, all settings; those of a method and pre-training
+    seed the checkpoint.
+
+    Args:
+        folder: Of all of them.
+        planned: Of this call, whose own folders are not looked at.
     """
-    if not (folder / 'suite.json').is_file():
-        return
-    again = {run.name for run in planned}
-    for old in load_results(folder).runs:
-        result = old['result']
-        changed: list[str] = []
-        if not result or old['name'] in again:
-            continue
-        for run in planned:
-            table = (old['task'], old['mode']) == (run.key['task'], run.mode)
-            keys = run.settings if table else ('code', 'stack')
-            for key in keys:
-                one, other = result['settings'].get(key), run.settings[key]
-                changed += differences(one, other, f'.{key}')
-            same = (old[x] == run.key[x] for x in ('method', 'pretrain_seed'))
-            if run.checkpoint and all(same):
-                one, other = result['sha256'], run.checkpoint.sha256
-                changed += differences(one, other, '.checkpoint')
+    again = {run.folder for run in planned}
+    for path in sorted(folder.rglob('result.json')):
+        old = read_json(path) or {}
+        for run in () if path.parent in again else planned:
+            new, was = run.identity, old['key']
+            names = {'code', 'stack'}
+            if (was['task'], was['mode']) == (new['key']['task'], run.mode):
+                names = {*run.settings}
+            if run.task is None:  # trainings of a sweep differ in it
+                names.discard('config')
+            one, other = (
+                {k: x['settings'].get(k) for k in names} for x in (old, new)
+            )
+            same = all(
+                was[x] == new['key'][x] for x in ('method', 'pretrain_seed')
+            )
+            if run.checkpoint and same:
+                one['checkpoint'] = old['sha256']
+                other['checkpoint'] = new['sha256']
+            changed = [*differences(one, other)]
             if changed:
                 raise ResultsError(
                     f'{run.name} would not share the settings of '
-                    f'{old["name"]}, so no table can hold both:\n  '
+                    f'"{path.parent}", so no table can hold both:\n  '
                     + '\n  '.join(changed)
                     + '\nRepeat the odd runs with --redo, in a call that names'
-                    ' their methods, tasks and seeds too, or take another '
-                    '--work-dir'
+                    ' their methods or values, tasks and seeds too, remove '
+                    'them, or take another --work-dir'
                 )

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from threading import Timer, current_thread
 from typing import Any
@@ -214,26 +215,6 @@ class Benchmark:
         """Print a line with the time."""
         self.console.print(f'{time.strftime("%X")} {text}', soft_wrap=True)
 
-    def estimate(self, run: Run) -> float | None:
-        """Seconds of a run, by a finished one of its task or the suite."""
-        for other in self.runs:
-            if (other.task, other.mode) == (run.task, run.mode):
-                result = read_json(other.folder / 'result.json')
-                if result and not result['resumed']:
-                    return result['seconds']
-        if run.task is None or run.settings['device'] != 'cpu':
-            return None
-        return run.task.seconds.get(run.mode)
-
-    def left(self, runs: Sequence[Run]) -> str:
-        """How long runs will take, where anything tells."""
-        known = [x for x in map(self.estimate, runs) if x is not None]
-        if not known:
-            return f'{len(runs)} runs to go'
-        # What is not known is taken as the mean of the rest.
-        rest = sum(known) / len(known) * len(runs) / self.launcher.jobs
-        return f'{len(runs)} runs to go, about {duration(rest)}'
-
     def execute(self) -> list[Run]:
         """Run what is not finished.
 
@@ -324,14 +305,12 @@ class Benchmark:
         if run.task and not self.keep_checkpoints:
             for path in [*run.folder.glob('*.pth')]:
                 path.unlink()
-        told = f'finished {run.name} in {duration(seconds)}'
+        told = f'finished {run.name} in {timedelta(seconds=round(seconds))}'
         for metric in run.task.metrics[:1] if run.task else ():
             value = metrics[metric['key']] * metric['scale']
             told += f', {metric["name"]} {value:.2f}'
-        rest = [
-            x for x in self.runs if not (x.folder / 'result.json').exists()
-        ]
-        self.say(f'{told}; {self.left(rest)}')
+        left = sum(not (x.folder / 'result.json').exists() for x in self.runs)
+        self.say(f'{told}; {left} runs to go')
         return True
 
     def _fail(self, run: Run, reason: str, start: int) -> bool:
@@ -344,12 +323,3 @@ class Benchmark:
         write_json(run.folder / 'failed.json', failure)
         self.say(f'[red]failed[/red] {run.name}: {escape(reason)}, see {log}')
         return False
-
-
-def duration(seconds: float) -> str:
-    """A time span in the two units that matter."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f'{hours} h {minutes:02d} min'
-    return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'

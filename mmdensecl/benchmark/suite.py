@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,6 @@ class Task:
     data: str = ''  # folder below the data root
     layout: str = ''  # of that folder; '' for a config with paths of its own
     published: Sequence[dict] = ()  # see read_published
-    seconds: dict[str, float] = field(default_factory=dict)  # on a CPU core
-    options: dict[str, Any] = field(default_factory=dict)  # as --cfg-options
 
     def __post_init__(self) -> None:
         """Refuse what no benchmark could run."""

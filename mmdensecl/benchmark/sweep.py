@@ -16,8 +16,8 @@ from mmengine.registry import DATASETS, MODELS
 
 from mmdensecl.engine import merge_options, override_data_root
 
+from .data import build
 from .plan import FLAGS, Checkpoint, Run, Setup, check_options, share_batch
-from .results import differences, read_json
 from .suite import check_name
 
 WARM_UP = 'mmdensecl.LambdaWarmupHook'
@@ -71,11 +71,11 @@ class Sweep:
     @property
     def about(self) -> dict:
         """What ``suite.json`` keeps of it."""
-        names = {k: v for k, v in self.methods.items()}
+        values = self.methods
         if self.axis == 'category':
-            names = {k: str(v) for k, v in names.items()}
+            values = {k: str(v) for k, v in values.items()}
         return dict(
-            key=self.key, label=self.label, axis=self.axis, values=names
+            key=self.key, label=self.label, axis=self.axis, values=values
         )
 
 
@@ -120,21 +120,6 @@ def find_sweep(
     return sweep
 
 
-def set_value(cfg: Config, sweep: Sweep, value: Any) -> None:
-    """Set what a sweep is about, and see that the config has it."""
-    *parents, last = sweep.key.split('.')
-    node: Any = cfg
-    for part in parents:
-        if isinstance(node, (list, tuple)) and part.isdecimal():
-            node = node[int(part)] if int(part) < len(node) else None
-        else:
-            node = node.get(part) if hasattr(node, 'get') else None
-    # An argument with a default need not stand in a config.
-    if not hasattr(node, 'get') or not {last, 'type'} & {*node}:
-        raise ValueError(f'"{cfg.filename}" has no setting "{sweep.key}"')
-    cfg.merge_from_dict({sweep.key: sweep.choices.get(value, value)})
-
-
 def plan_pretraining(
     sweep: Sweep, config: str | Path, seeds: int, setup: Setup
 ) -> list[Run]:
@@ -169,14 +154,13 @@ def plan_pretraining(
             root = os.path.abspath(root)
             override_data_root(cfg, root)
         merge_options(cfg, setup.options)
-        set_value(cfg, sweep, value)
+        chosen = sweep.choices.get(value, value)
+        merge_options(cfg, {sweep.key: chosen})
         share_batch(cfg, setup.processes)
-        scope, data = cfg.get('default_scope'), cfg.train_dataloader.dataset
         try:
-            with DATASETS.switch_scope_and_registry(scope) as registry:
-                images = len(registry.build(data))
-            with MODELS.switch_scope_and_registry(scope) as registry:
-                registry.build(cfg.model)
+            data = cfg.train_dataloader.dataset
+            images = len(build(DATASETS, data, cfg))
+            build(MODELS, cfg.model, cfg)
         except (TypeError, ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f'"{config}" cannot be built with {sweep.key}='
@@ -196,29 +180,6 @@ def plan_pretraining(
             run = Run(name, method, '', number, seed, folder, made, settings)
             runs.append(run)
     return runs
-
-
-def check_others(runs: Sequence[Run], folder: Path) -> None:
-    """Refuse trainings beside those of other images, code or versions.
-
-    Args:
-        runs: Of this call, whose own folders are not looked at.
-        folder: Of the sweep.
-    """
-    planned = {run.folder for run in runs}
-    for path in sorted(folder.glob('pretrain/*/*/plan/run.json')):
-        if path.parents[1] in planned:
-            continue
-        old = (read_json(path) or {}).get('settings', {})
-        new = {**runs[0].settings, 'config': old.get('config')}
-        changed = [*differences(old, new)]
-        if changed:
-            raise ValueError(
-                f'"{path.parents[1]}" was trained with other settings:\n  '
-                + '\n  '.join(changed)
-                + '\nRepeat it with --redo in a call that names its value and '
-                'seed too, remove it, or take another --work-dir'
-            )
 
 
 def _warm_up(cfg: Config, sweep: Sweep, value: Any, images: int) -> None:

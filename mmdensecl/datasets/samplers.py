@@ -18,7 +18,8 @@ class ShardSampler(Sampler):
     equal part for each rank. A rank takes the shards of its part, `window` at
     a time, and shuffles the images of these. So it reads from few shards at
     once, which the system can keep in memory, and no two ranks share more than
-    one. Each image comes once an epoch.
+    one. Each image comes once an epoch, and as many of its start again as it
+    takes for all ranks to get as many.
 
     Batches are mixed less than by `DefaultSampler`: where neighbours in a
     shard are alike, shuffle when writing the shards (`folder_to_shards.py
@@ -28,10 +29,7 @@ class ShardSampler(Sampler):
         dataset: With `shard_sizes`, as
             :class:`mmdensecl.datasets.UnlabeledShards`.
         window: Shards that are mixed.
-        shuffle: Whether to shuffle at all.
         seed: The same on all ranks, by default one that rank 0 draws.
-        round_up: Whether to repeat images of the epoch's start so that all
-            ranks get as many.
 
     Raises:
         TypeError: The dataset has no shards.
@@ -42,9 +40,7 @@ class ShardSampler(Sampler):
         self,
         dataset: Sized,
         window: int = 8,
-        shuffle: bool = True,
         seed: int | None = None,
-        round_up: bool = True,
     ) -> None:
         if window < 1:
             raise ValueError(f'window must be at least 1, got {window}')
@@ -57,14 +53,11 @@ class ShardSampler(Sampler):
             )
         self.sizes = np.asarray(sizes)
         self.window = window
-        self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
-        self.round_up = round_up
         self.epoch = 0
         self.rank, self.world_size = get_dist_info()
         total = int(self.sizes.sum())
-        if round_up:
-            total += -total % self.world_size
+        total += -total % self.world_size  # images of the start come again
         # This rank's part of the line of all images.
         self.start, self.end = (
             total * rank // self.world_size
@@ -82,8 +75,7 @@ class ShardSampler(Sampler):
             mixed = np.concatenate(
                 [np.arange(*x) for x in pieces[first : first + self.window]]
             )
-            if self.shuffle:
-                rng.shuffle(mixed)
+            rng.shuffle(mixed)
             yield from mixed.tolist()
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,8 +92,7 @@ class ShardSampler(Sampler):
         Not the indices, which are 8 GB of a billion images.
         """
         order = np.arange(len(self.sizes))
-        if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         firsts = np.cumsum(self.sizes) - self.sizes
         pieces, position = [], 0
         while position < self.end:  # round and round again, to round up

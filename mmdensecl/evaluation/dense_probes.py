@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets import Cityscapes
 
 from .probes import knn_votes, nearest
 
@@ -20,12 +21,11 @@ IGNORED = 255  # in masks: borders, and what is too hard to tell
 VOC_LISTS = 'ImageSets/Segmentation'
 CITYSCAPES_IMAGES = 'leftImg8bit'
 END, MASK_END = '_leftImg8bit', '_gtFine_labelTrainIds.png'
-# In the order of Cityscapes' train ids.
+# In the order of the train ids.
 CITYSCAPES_CLASSES = [
-    *('road', 'sidewalk', 'building', 'wall', 'fence', 'pole'),
-    *('traffic light', 'traffic sign', 'vegetation', 'terrain', 'sky'),
-    *('person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle'),
-    'bicycle',
+    x.name
+    for x in sorted(Cityscapes.classes, key=lambda x: x.train_id)
+    if 0 <= x.train_id < 255
 ]
 
 
@@ -327,7 +327,6 @@ class SegmentationImages:
             [mask for masks in self.masks.values() for mask in masks]
         )
         self.classes = read_class_names(root, self.num_classes)
-        self._labels: dict[tuple, Tensor] = {}
 
     def extract(
         self, backbone: Callable[[list[Tensor]], list[Tensor]]
@@ -337,20 +336,13 @@ class SegmentationImages:
         ``backbone`` makes maps (C, h, w) of images, such as ``extract_dense``
         of :class:`mmdensecl.FrozenBackbone`.
         """
-        return {
-            split: [
-                LabelledCells(x.float().cpu(), mask, self._label(mask, x))
-                for x, mask in zip(
-                    backbone(images), self.masks[split], strict=True
-                )
-            ]
-            for split, images in self.images.items()
-        }
-
-    def _label(self, mask: Tensor, cells: Tensor) -> Tensor:
-        """The cells' classes; those of one grid serve many backbones."""
-        shape = cells.shape[1], cells.shape[2]
-        key = id(mask), shape
-        if key not in self._labels:
-            self._labels[key] = label_cells(mask, shape, self.num_classes)
-        return self._labels[key]
+        found: dict[str, list[LabelledCells]] = {}
+        for split, images in self.images.items():
+            found[split] = []
+            maps = backbone(images)
+            for x, mask in zip(maps, self.masks[split], strict=True):
+                shape = x.size(1), x.size(2)
+                labels = label_cells(mask, shape, self.num_classes)
+                item = LabelledCells(x.float().cpu(), mask, labels)
+                found[split].append(item)
+        return found

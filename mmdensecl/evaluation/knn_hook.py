@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmengine.dist import is_main_process
@@ -14,14 +13,15 @@ from torchvision.datasets.folder import find_classes, make_dataset
 from torchvision.transforms.v2 import functional as F
 
 from mmdensecl.datasets.folder import is_image
-from mmdensecl.datasets.transforms.loading import decode_rgb
-from mmdensecl.datasets.unlabeled import UnreadableImageError
+from mmdensecl.models.modules import check_at_least
 from mmdensecl.registry import HOOKS
-from mmdensecl.transfer.feature_extractor import FrozenBackbone
+from mmdensecl.transfer.feature_extractor import FrozenBackbone, as_rgb
 
 from .probes import knn_accuracy
 
 Labelled = list[tuple[str, int]]  # path and class number
+HELD_OUT = 0.2  # share of each class without folders `train` and `val`
+BATCH = 64
 
 
 @HOOKS.register_module()
@@ -49,11 +49,7 @@ class KNNHook(Hook):
         size: Side in pixels of the centre crop, out of an image whose shorter
             side is 8 / 7 of it.
         max_images: Images of each part at most, drawn at random.
-        val_share: Share that is held out without folders ``train`` and
-            ``val``.
-        batch_size: Images at a time.
         num_workers: Processes that read images.
-        seed: Seed of what is drawn.
 
     Raises:
         ValueError: An argument is out of its range, or there are too few
@@ -70,37 +66,23 @@ class KNNHook(Hook):
         k: int = 20,
         size: int = 224,
         max_images: int = 2000,
-        val_share: float = 0.2,
-        batch_size: int = 64,
         num_workers: int = 2,
-        seed: int = 0,
     ) -> None:
         self.data_root = data_root
         self.interval = interval
         self.k = k
         self.size = size
         self.max_images = max_images
-        self.val_share = val_share
-        self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
-        for name in ('interval', 'k', 'size', 'max_images', 'batch_size'):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f'{name} must be at least 1, got {getattr(self, name)}'
-                )
-        if not 0 < val_share < 1:
-            raise ValueError(
-                f'val_share must be between 0 and 1, got {val_share:g}'
-            )
+        check_at_least(
+            1, interval=interval, k=k, size=size, max_images=max_images
+        )
 
     def before_train(self, runner) -> None:
         """Find the images, and evaluate what training starts from."""
         if not is_main_process():
             return
-        self.train, self.val = split_labelled(
-            self.data_root, self.val_share, self.max_images, self.seed
-        )
+        self.train, self.val = split_labelled(self.data_root, self.max_images)
         if len(self.train) < self.k:
             raise ValueError(
                 f'KNNHook: k={self.k} neighbours need as many images, but '
@@ -146,7 +128,7 @@ class KNNHook(Hook):
         """Features and labels of the images that can be read."""
         loader = DataLoader(
             CentreCrops(items, self.size),
-            batch_size=self.batch_size,
+            batch_size=BATCH,
             num_workers=self.num_workers,
             # TerminationHook shields those workers from signals thereby.
             worker_init_fn=runner.train_dataloader.worker_init_fn,
@@ -181,25 +163,21 @@ class CentreCrops(Dataset):
         """uint8 RGB, the class number, and whether it could be read."""
         path, label = self.items[idx]
         try:
-            image = decode_rgb(Path(path).read_bytes())
-        except (UnreadableImageError, OSError):
+            image = as_rgb(path, -(-self.size * 8 // 7))
+        except (ValueError, OSError):
             blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
             return blank, label, False
-        image = F.resize(image, [-(-self.size * 8 // 7)])
-        image = F.center_crop(image, [self.size, self.size])
-        return F.pil_to_tensor(image), label, True
+        return F.center_crop(image, [self.size, self.size]), label, True
 
 
 def split_labelled(
-    root: str, val_share: float = 0.2, max_images: int = 2000, seed: int = 0
+    root: str, max_images: int = 2000
 ) -> tuple[Labelled, Labelled]:
     """Labelled images in two parts.
 
     Args:
         root: ``root/{train,val}/CLASS/...`` or ``root/CLASS/...``.
-        val_share: Share of each class that is held out in the second case.
         max_images: Of each part at most.
-        seed: Seed of what is drawn.
 
     Returns:
         Those that vote, and those that are classified.
@@ -231,13 +209,13 @@ def split_labelled(
         make_dataset(x, numbers, None, is_image, allow_empty=True)
         for x in folders
     )
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     val: Labelled = rest[0] if rest else []
     if not rest:
         items, train = train, []
         for number in range(len(classes)):
             mine = _draw([x for x in items if x[1] == number], None, random)
-            held_out = max(1, round(val_share * len(mine)))
+            held_out = max(1, round(HELD_OUT * len(mine)))
             val += mine[:held_out]
             train += mine[held_out:]
     if not train or not val:

@@ -138,10 +138,6 @@ class BatchShuffle(SyncedGenerator):
     With a single rank nothing happens.
     """
 
-    def draw(self, size: int) -> Tensor:
-        """Draw the next permutation, on the CPU, which plans the exchange."""
-        return torch.randperm(size, generator=self.next_generator())
-
     def shuffle(
         self, x: Tensor, virtual_ranks: int = 1
     ) -> tuple[Tensor, Tensor | None]:
@@ -153,7 +149,9 @@ class BatchShuffle(SyncedGenerator):
         world_size = get_dist_info()[1]
         if world_size * virtual_ranks == 1:
             return x, None
-        order = self.draw(len(x) * world_size)
+        # On the CPU, which plans the exchange.
+        generator = self.next_generator()
+        order = torch.randperm(len(x) * world_size, generator=generator)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order))  # faster than a sort
         return exchange_rows(x, order), inverse

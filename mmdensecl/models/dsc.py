@@ -38,8 +38,8 @@ class DSC(DenseCL):
         category_weight: Weight of the category loss; the default is that of
             the other two.
         num_samples: Query cells of an image, drawn anew in each step, that
-            take part in the category loss; None means all. Defaults to 16, a
-            third of a 7 x 7 grid, to bound the memory of a large batch.
+            take part in the category loss. Defaults to 16, a third of a 7 x 7
+            grid, to bound the memory of a large batch.
         correspondence: Config of the matching rule, which gives the
             neighbours. An anchor's partner in the category loss is its first.
         **kwargs: The arguments of :class:`DenseCL`.
@@ -50,14 +50,13 @@ class DSC(DenseCL):
         *args,
         category: dict,
         category_weight: float = 0.5,
-        num_samples: int | None = 16,
+        num_samples: int = 16,
         correspondence: dict = dict(type='mmdensecl.NearestNeighbors'),
         **kwargs,
     ) -> None:
         super().__init__(*args, correspondence=correspondence, **kwargs)
         check_at_least(0, category_weight=category_weight)
-        if num_samples is not None:
-            check_at_least(1, num_samples=num_samples)
+        check_at_least(1, num_samples=num_samples)
         self.category_weight = category_weight
         self.num_samples = num_samples
         self.category_head = MODELS.build(category)
@@ -90,9 +89,6 @@ class DSC(DenseCL):
         The generator is in the same state on all ranks.
         """
         num_images, _, num_cells = query.dense_proj.shape
-        if self.num_samples is None:
-            every = torch.arange(num_cells, device=query.dense_proj.device)
-            return every.expand(num_images, -1)
         return draw_positions(
             num_images, num_cells, self.num_samples, generator
         )
@@ -175,7 +171,6 @@ class KMeansCategoryHead(CategoryHead):
         num_iters: Iterations of k-means. Defaults to 10: after a k-means++
             start little moves later.
         temperature: Divides the similarities.
-        init_cfg: Unused; the head has no parameters.
     """
 
     def __init__(
@@ -183,9 +178,8 @@ class KMeansCategoryHead(CategoryHead):
         num_clusters: int = 64,
         num_iters: int = 10,
         temperature: float = 0.2,
-        init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         check_at_least(2, num_clusters=num_clusters)
         check_at_least(0, num_iters=num_iters)
         check_positive(temperature=temperature)

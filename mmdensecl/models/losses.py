@@ -237,28 +237,18 @@ class InfoNCE(nn.Module):
     Args:
         temperature: Divides the similarities, above 0. The default is
             MoCo-v2's and DenseCL's.
-        form: 'stream' computes the logits in blocks, 'reference' holds all of
-            them; 'auto' is 'stream'.
     """
 
-    FORMS = 'auto', 'stream', 'reference'
-
-    def __init__(self, temperature: float = 0.2, form: str = 'auto') -> None:
+    def __init__(self, temperature: float = 0.2) -> None:
         super().__init__()
         check_positive(temperature=temperature)
-        if form not in self.FORMS:
-            raise ValueError(
-                f'form of InfoNCE must be one of {self.FORMS}, got {form!r}'
-            )
         self.temperature = temperature
-        self.form = form
 
     def forward(
         self, query: Tensor, key: Tensor, queue: Tensor
     ) -> InfoNCEResult:
         """Shapes: query (M, D), key (M, D) or (M, k, D), queue (K, D)."""
-        function = info_nce_reference if self.form == 'reference' else info_nce
-        return function(query, key, queue, self.temperature)
+        return info_nce(query, key, queue, self.temperature)
 
 
 def sup_con(
@@ -296,15 +286,10 @@ class ContrastiveHead(BaseModule):
 
     Args:
         loss: Config of the loss.
-        init_cfg: Unused; the head has no parameters.
     """
 
-    def __init__(
-        self,
-        loss: dict = dict(type='mmdensecl.InfoNCE'),
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
+    def __init__(self, loss: dict = dict(type='mmdensecl.InfoNCE')) -> None:
+        super().__init__()
         self.loss_module = MODELS.build(loss)
 
     def loss(

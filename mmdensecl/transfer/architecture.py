@@ -2,6 +2,7 @@
 """The architecture of a backbone, inferred from its tensors."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -31,6 +32,27 @@ def is_resnet(state: Mapping[str, Tensor]) -> bool:
     return FIRST_BLOCK in state and not any(map(OTHER_STAGE.match, state))
 
 
+def match_depth(
+    names: Collection[str],
+) -> tuple[bool, list[int], tuple[int, tuple[int, ...]] | None]:
+    """The depth of a ResNet by the names of its tensors.
+
+    Returns:
+        Whether it has bottlenecks; the blocks of its four stages; and, if
+        there is a ResNet with these stages and perhaps others, its depth and
+        its blocks.
+    """
+    blocks = {found.groups() for found in map(BLOCK.match, names) if found}
+    stages = Counter(stage for stage, _ in blocks)
+    counts = [stages[str(i)] for i in range(1, 5)]
+    bottleneck = any('.conv3.' in x for x in names)
+    for (kind, whole), depth in DEPTHS.items():
+        fits = all(a in (0, b) for a, b in zip(counts, whole, strict=True))
+        if kind == bottleneck and fits:
+            return bottleneck, counts, (depth, whole)
+    return bottleneck, counts, None
+
+
 def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
     """Name a ResNet or HRNet by its tensors.
 
@@ -52,45 +74,26 @@ def describe_architecture(state: Mapping[str, Tensor]) -> str | None:
     first = [x for k, x in state.items() if FIRST_CONVOLUTIONS.fullmatch(k)]
     if any(x.dim() != 4 or not x.numel() for x in first):
         return None
-    width = state['layer1.0.conv2.weight'].shape[:2]
-    blocks: dict[str, set] = {}
-    for found in filter(None, map(BLOCK.match, state)):
-        blocks.setdefault(found[1], set()).add(found[2])
-    counts: list[int] = []
-    while f'layer{len(counts) + 1}.0.conv1.weight' in state:
-        counts.append(len(blocks[str(len(counts) + 1)]))
-    bottleneck = 'layer1.0.conv3.weight' in state
-    depths = [
-        depth
-        for (kind, whole), depth in DEPTHS.items()
-        if kind == bottleneck and whole[: len(counts)] == tuple(counts)
-    ]
-    if not depths:
+    bottleneck, counts, known = match_depth(state)
+    if not known:
         kind = 'bottleneck' if bottleneck else 'basic'
         return f'ResNet of {"-".join(map(str, counts))} {kind} blocks'
+    version = ''
+    if any(x in state for x in DEEP_STEMS):
+        # V1d pools before the convolution of a shortcut, which moves it from
+        # index 0 to 1.
+        shortcut = state.get('layer2.0.downsample.1.weight')
+        is_v1d = shortcut is not None and shortcut.dim() == 4
+        version = 'V1d' if is_v1d else 'V1c'
     squeeze = 'SE' if any('.se_layer.' in x for x in state) else ''
-    words = f'{squeeze}ResNet{_version(state)}-{depths[0]}'
-    if width != (64, 64):
-        words += f' with {width[0]} channels in layer1'
-        if width[0] != width[1]:
-            words += f' in {width[0] // width[1]} groups'
-    if len(counts) < 4:
-        words += ' without ' + ', '.join(
-            f'layer{i + 1}' for i in range(len(counts), 4)
-        )
-    return words
-
-
-def _version(state: Mapping[str, Tensor]) -> str:
-    """V1c and V1d have three convolutions for a stem.
-
-    V1d pools before the convolution of a shortcut, which moves it from index
-    0 to 1.
-    """
-    if not any(x in state for x in DEEP_STEMS):
-        return ''
-    shortcut = state.get('layer2.0.downsample.1.weight')
-    return 'V1d' if shortcut is not None and shortcut.dim() == 4 else 'V1c'
+    words = f'{squeeze}ResNet{version}-{known[0]}'
+    width, per_group = state['layer1.0.conv2.weight'].shape[:2]
+    if (width, per_group) != (64, 64):
+        words += f' with {width} channels in layer1'
+        if width != per_group:
+            words += f' in {width // per_group} groups'
+    lacks = [f'layer{i}' for i, count in enumerate(counts, 1) if not count]
+    return words + (f' without {", ".join(lacks)}' if lacks else '')
 
 
 def name_in_twin(name: str, own: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import safetensors.torch
 import torch
@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mmdensecl.version import __version__
 
-from .architecture import DEPTHS
+from .architecture import match_depth
 from .read_backbone import Backbone, trained_geometry
 from .run_info import ENTRY
 
@@ -51,38 +51,22 @@ def to_detectron2_name(name: str) -> str:
     return f'{place}.{conv}{norm}.{tensor}'
 
 
-def missing_tensors(names: Iterable[str]) -> list[str]:
+def missing_tensors(names: Collection[str]) -> list[str]:
     """What a ResNet lacks, by the names of its tensors.
 
     Names that torchvision's ResNet of this depth has besides, but for
-    counters of batches. Of a depth that is not known, blocks in between are
-    missed, but not the last of a stage. None for other backbones than ResNets
-    with a plain or a deep stem.
+    counters of batches. Of a depth that is not known, blocks that lack all
+    their tensors are missed. None for other backbones than ResNets with a
+    plain or a deep stem.
     """
-    names = set(names)
-    stem = {x for x in names if x.startswith('stem.')}
-    found = [TORCHVISION.fullmatch(x) for x in names - stem]
-    if not all(found):
+    plain = [x for x in names if not x.startswith('stem.')]
+    bottleneck, counts, known = match_depth(names)
+    if not any(counts) or not all(map(TORCHVISION.fullmatch, plain)):
         return []
-    counts = [0] * 4
-    for match in filter(None, found):
-        stage, block = match.group('stage', 'block')
-        if stage:
-            i = int(stage) - 1
-            counts[i] = max(counts[i], int(block) + 1)
-    if not any(counts):
-        return []
-    is_bottleneck = any('.conv3.' in x for x in names)
-    known = [whole for kind, whole in DEPTHS if kind == is_bottleneck]
-    fits = [
-        whole
-        for whole in known
-        if all(a in (0, b) for a, b in zip(counts, whole, strict=True))
-    ]
-    whole = fits[0] if fits else counts
     with torch.device('meta'):
-        resnet = ResNet(Bottleneck if is_bottleneck else BasicBlock, whole)
-    skipped = ('fc.', 'conv1.', 'bn1.') if stem else ('fc.',)
+        block = Bottleneck if bottleneck else BasicBlock
+        resnet = ResNet(block, [*known[1]] if known else counts)
+    skipped = ('fc.', 'conv1.', 'bn1.') if len(plain) < len(names) else 'fc.'
     return [
         x
         for x in resnet.state_dict()

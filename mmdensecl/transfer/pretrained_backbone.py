@@ -22,7 +22,12 @@ from torch import Tensor
 from mmdensecl.registry import WEIGHT_INITIALIZERS
 
 from .architecture import describe_architecture, name_in_twin, saved_geometry
-from .read_backbone import Backbone, read_backbone, trained_geometry
+from .read_backbone import (
+    Backbone,
+    first_few,
+    read_backbone,
+    trained_geometry,
+)
 from .run_info import are_rgb
 
 # Batch norm counts its batches in it, for a momentum of None; older files
@@ -378,43 +383,27 @@ def _stages(names: Iterable[str]) -> dict[str, None]:
 
 
 def _listed(groups: Mapping[str, list[str]], count: str = '') -> list[str]:
-    """A line for each group that has names, with at most eight of them."""
-    lines = []
-    for what, names in groups.items():
-        more = f' and {len(names) - 8} more' if len(names) > 8 else ''
-        head = count.format(len(names)) + what
-        lines += [f'{head}: {", ".join(names[:8])}{more}'] * bool(names)
-    return lines
+    """A line for each group that has names."""
+    return [
+        f'{count.format(len(names))}{what}: {first_few(names)}'
+        for what, names in groups.items()
+        if names
+    ]
 
 
 def _hints(own: Mapping[str, Tensor], backbone: Backbone) -> list[str]:
     """What to do about the usual reasons."""
     arch = describe_architecture(own)
-    own_deep, given_deep = (
-        any(x.startswith('stem.') for x in state)
-        for state in (own, backbone.state_dict)
-    )
-    hints = []
-    if own_deep and not given_deep:
-        hints.append(
-            'The module has a deep stem and the file a plain one: use '
-            "type='ResNet' instead of 'ResNetV1c' or 'ResNetV1d'."
-        )
-    elif given_deep and 'conv1.weight' in own:
-        hints.append(
-            'The file has a deep stem and the module a plain one: '
-            "use type='ResNetV1c' or 'ResNetV1d'."
-        )
-    elif arch and backbone.arch and arch != backbone.arch:
+    if arch and backbone.arch and arch != backbone.arch:
         return [
             f'The file is {backbone.arch}, the module is {arch}: take another '
-            "file, or set the module's depth."
+            "file, or set the module's type and depth."
         ]
-    elif any(name.startswith('backbone.') for name in own):
-        hints.append('This is a whole model: put init_cfg into its backbone.')
-    return [
-        *hints,
+    hints = [
         'If some tensors are meant to stay random, name them by '
         "allow_random=['conv_offset'], for example; strict=False loads "
-        'whatever fits.',
+        'whatever fits.'
     ]
+    if any(name.startswith('backbone.') for name in own):
+        hints = ['This is a whole model: put init_cfg into its backbone.']
+    return hints

@@ -10,7 +10,8 @@ those, and its prefix tells who wrote the file.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,21 +237,17 @@ def _leaves(tree: Mapping) -> Iterator[tuple[str, Any]]:
 
     A dictionary that is in there twice has the first of its names.
     """
-    seen = {id(tree)}
-    todo = [('', iter(tree.items()))]
+    seen, todo = {id(tree)}, deque([('', tree)])
     while todo:
-        path, items = todo[-1]
-        for key, value in items:
+        path, node = todo.popleft()
+        for key, value in node.items():
             if not isinstance(key, str):  # numbers are the optimiser's
                 continue
             if not isinstance(value, Mapping):
                 yield path + key, value
             elif id(value) not in seen:
                 seen.add(id(value))
-                todo.append((f'{path}{key}.', iter(value.items())))
-                break
-        else:
-            todo.pop()
+                todo.append((f'{path}{key}.', value))
 
 
 def _strip(name: str) -> str:
@@ -315,7 +312,8 @@ def _choose(tensors: Mapping[str, Tensor], path: Any) -> str:
         )
     raise NoBackboneError(
         f'"{path}" holds no ResNet and nothing under "backbone.", only '
-        f'{_listed(tensors)}. A backbone of another kind is found by prefix='
+        f'{first_few(_groups(tensors))}. A backbone of another kind is found '
+        'by prefix='
     )
 
 
@@ -337,7 +335,7 @@ def _at(
     if not inside:
         raise NoBackboneError(
             f'"{path}" has no tensors under prefix="{prefix}", only '
-            f'{_listed(tensors)}'
+            f'{first_few(_groups(tensors))}'
         )
     deeper = _resnets(inside)
     if deeper and '' not in deeper:
@@ -371,7 +369,7 @@ def _source(tree: Mapping, tensors: Mapping[str, Tensor], place: str) -> str:
     return f'unknown checkpoint with a backbone under "{place}."'
 
 
-def _groups(names: Iterable[str], start: str) -> tuple[str, ...]:
+def _groups(names: Iterable[str], start: str = '') -> tuple[str, ...]:
     """What names begin with, down to where they leave ``start``."""
     groups: dict[str, None] = {}
     for name in names:
@@ -383,10 +381,10 @@ def _groups(names: Iterable[str], start: str) -> tuple[str, ...]:
     return tuple(groups)
 
 
-def _listed(tensors: Mapping[str, Tensor], most: int = 8) -> str:
-    groups = _groups(tensors, '')
-    more = f' and {len(groups) - most} more' if len(groups) > most else ''
-    return ', '.join(groups[:most]) + more
+def first_few(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
 
 
 def _problem(name: str, x: Any) -> str:
@@ -413,5 +411,5 @@ def _check(state: Mapping[str, Any], path: Any) -> None:
         bad = [name for name, x in problems.items() if x == what]
         raise ValueError(
             f'{len(bad)} of {len(state)} backbone tensors of "{path}" {what}: '
-            f'{", ".join(bad[:5])}{", ..." if len(bad) > 5 else ""}'
+            f'{first_few(bad)}'
         )

@@ -40,7 +40,7 @@ def write_results(
     """The files of a finished suite of one task, as the benchmark writes."""
     task = dict(name='seg', title='VOC segmentation', model='FCN')
     task.update(metrics=metrics, published=[*published], notes=[*notes])
-    suite = dict(schema=2, name='mini', title='Mini', description='Small.')
+    suite = dict(schema=3, name='mini', title='Mini', description='Small.')
     suite.update(tasks=dict(seg=task), runs={}, sweep=sweep)
     settings = dict(code='c', stack=dict(torch='2.11'), data=None, config='d')
     for _, row in values_of(**values).iterrows():
@@ -49,7 +49,7 @@ def write_results(
         key['pretrain_seed'] = None if pd.isna(number) else int(number)
         name = f'seg/frozen/{row["method"]}/{number}_{row["seed"]}'
         suite['runs'][name] = key
-        result = dict(settings=settings, seed=row['seed'], sha256=None)
+        result = dict(key=key, settings=settings, sha256=None)
         result.update(metrics={m['key']: row['value'] for m in metrics})
         result.update(remarks=[], length='10 iters', weights=None, seconds=1)
         write_json(folder / name / 'result.json', result)

@@ -459,7 +459,10 @@ class TestContrastMonitor:
                 [ContrastMonitorHook()],
                 epochs=3,
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook', interval=1)
+                    runtime_info=dict(
+                        type='mmdensecl.BufferedRuntimeInfoHook'
+                    ),
+                    checkpoint=dict(type='CheckpointHook', interval=1),
                 ),
             ).train()
         message = str(error.value)

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import BufferedRuntimeInfoHook
 from mmdensecl.engine.hooks import flush_logs
-from mmdensecl.engine.hooks.runtime_info_hook import KEPT, _stack
-from mmdensecl.engine.hooks.runtime_info_hook import _Step as Step
+from mmdensecl.engine.hooks.runtime_info_hook import KEPT
 
 LONG = (
     'train_cfg = dict(max_epochs=4)\n'
@@ -50,9 +49,7 @@ def test_the_same_lines(build, logged, monkeypatch):
     ours.train()
     kinds = [type(x) for x in ours.hooks]
     assert BufferedRuntimeInfoHook in kinds and RuntimeInfoHook not in kinds
-    monkeypatch.setattr(
-        BufferedRuntimeInfoHook, 'install', lambda runner: None
-    )
+    monkeypatch.setattr('mmdensecl.engine.train_loop.protect_run', id)
     monkeypatch.setattr(
         'mmdensecl.engine.hooks.contrast_monitor_hook.flush_logs', id
     )
@@ -110,7 +107,9 @@ def test_types_of_outputs(build):
             double=torch.tensor([0.1], dtype=torch.float64),
             plain=0.1,
         )
-        hook.steps.append(hook_step(outputs))
+        # The first step of a run is read at once.
+        hook.started = True
+        hook.after_train_iter(_Step(runner, 0, length=99), 0, None, outputs)
     hook.flush(runner)
     assert [*history(runner, 'train/count')] == [1, 2, 3]
     assert history(runner, 'train/double')[0] == 0.1
@@ -118,10 +117,6 @@ def test_types_of_outputs(build):
     assert history(runner)[0] == outputs['loss'].item()
     names = [x for x in runner.message_hub.log_scalars if 'train/' in x]
     assert names == [f'train/{x}' for x in outputs]
-
-
-def hook_step(outputs):
-    return Step(0, 0, [], [*outputs], *_stack(outputs))
 
 
 def test_checkpoints_do_not_grow(build, logged):

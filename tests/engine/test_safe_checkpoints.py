@@ -5,7 +5,6 @@ import errno
 import fcntl
 import multiprocessing
 import os
-import re
 import resource
 import shutil
 import signal
@@ -29,7 +28,6 @@ from mmdensecl.engine import work_dir_lock
 from mmdensecl.engine.hooks.checkpoint_hook import SafeCheckpointHook, save_now
 from mmdensecl.engine.resume import (
     ResumeError,
-    check_resumable,
     find_resumable,
     last_good,
     prepare_resume,
@@ -113,20 +111,6 @@ def assert_same(a, b):
 
 def name_of(path):
     return path and Path(path).name
-
-
-def whole_of(**changes):
-    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
-    return (
-        dict(
-            meta=dict(epoch=1, iter=2, seed=0),
-            state_dict={},
-            message_hub=hub,
-            optimizer=dict(state={}, param_groups=[dict(params=[0])]),
-            param_schedulers=[],
-        )
-        | changes
-    )
 
 
 def cut_off(path):
@@ -236,8 +220,7 @@ class TestFull:
         before = (work / 'epoch_1.pth').read_bytes()
         assert in_child(limited) == 1
         text = capfd.readouterr().err
-        assert 'epoch_2.pth" could not be written: File too large' in text
-        assert 'It takes 4.0 MB, and ' in text
+        assert 'epoch_2.pth" of 4.0 MB could not be written: File too' in text
         assert f'The last good checkpoint is {work / "epoch_1.pth"}' in text
         assert '--resume' in text
         assert files(work) == ['epoch_1.pth']
@@ -261,9 +244,6 @@ class TestFull:
             with pytest.raises(OSError, match='No space left') as error:
                 train(disk / 'work', ballast=10**6)
             assert error.value.errno == errno.ENOSPC
-            assert re.search(
-                r'It takes 4\.0 MB, and [12]\.\d MB are free', str(error.value)
-            )
             left = disk / 'work'
             assert files(left) == ['epoch_1.pth', 'epoch_2.pth']
             assert not [*left.glob('.*.saving')]
@@ -432,36 +412,6 @@ class TestFind:
         assert f'"{work / "epoch_3.pth"}"' in said
         assert f'passed over for "{work / "epoch_2.pth"}"' in said
         assert 'epoch_3.pth' in files(work)
-
-    @pytest.mark.parametrize(
-        'changes, reason',
-        [
-            (dict(meta=dict(epoch=-5, iter=0)), 'of which epoch it is: -5'),
-            (dict(meta=dict(epoch='7', iter=0)), "which epoch it is: '7'"),
-            (dict(meta=dict(epoch=10**30, iter=0)), 'of which epoch it is'),
-            (dict(meta=dict(epoch=0, iter=True)), 'which iter it is: True'),
-            (dict(meta=None), 'of which epoch it is: None'),
-            (dict(meta=dict(epoch=1, iter=2, seed=10**30)), 'the seed of its'),
-            (dict(meta=dict(epoch=1, iter=2, seed=-1)), 'the seed of its'),
-            (dict(message_hub=[]), 'message_hub does not consist of log_'),
-            (dict(message_hub=dict(log_scalars=3)), 'message_hub does not'),
-            (dict(state_dict=[]), 'its state_dict is none'),
-            (dict(optimizer=dict(state={})), 'its optimizer has no param'),
-            (dict(optimizer={}), 'its optimizer has no param_groups'),
-            (dict(optimizer=[]), 'its optimizer has no param_groups'),
-            (dict(optimizer=dict(a=3)), 'its optimizer has no param_groups'),
-            (dict(param_schedulers=3), 'param_schedulers are no states'),
-            (dict(param_schedulers=['a']), 'param_schedulers are no states'),
-        ],
-        ids=range(16),
-    )
-    def test_malformed(self, tmp_path, changes, reason):
-        """One line, not a traceback of mmengine or torch."""
-        torch.save(whole_of(), tmp_path / 'whole.pth')
-        check_resumable(tmp_path / 'whole.pth')
-        torch.save(whole_of(**changes), tmp_path / 'epoch_1.pth')
-        with pytest.raises(ResumeError, match=re.escape(reason)):
-            find_resumable(tmp_path)
 
     @pytest.mark.parametrize(
         'text',

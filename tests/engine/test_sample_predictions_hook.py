@@ -268,8 +268,3 @@ class TestErrors:
         )
         with pytest.raises(TypeError, match='has "Visualizer".*SegLocal'):
             runner.train()
-
-    @pytest.mark.parametrize('arguments', [dict(num=0), dict(height=0)])
-    def test_numbers(self, arguments):
-        with pytest.raises(ValueError, match='at least 1, got'):
-            SamplePredictionsHook(**arguments)

@@ -33,13 +33,12 @@ def test_split(tmp_path):
     """A share of each class, or what lies in folders train and val."""
     write_classes(tmp_path / 'a', 10)
     root = str(tmp_path / 'a')
-    train, val = split_labelled(root, val_share=0.3)
-    assert [label for _, label in train].count(1) == 7
-    assert len(train) == 21 and len(val) == 9 and not {*train} & {*val}
+    train, val = split_labelled(root)
+    assert [label for _, label in train].count(1) == 8
+    assert len(train) == 24 and len(val) == 6 and not {*train} & {*val}
     for path, label in train + val:
         assert [*COLOURS][label] in path
-    assert (train, val) == split_labelled(root, val_share=0.3)
-    assert val != split_labelled(root, val_share=0.3, seed=1)[1]
+    assert (train, val) == split_labelled(root)
     assert [len(x) for x in split_labelled(root, max_images=4)] == [4, 4]
     write_classes(tmp_path / 'b/train', 5)
     write_classes(tmp_path / 'b/val', 2)
@@ -132,15 +131,15 @@ def test_a_signal_to_all_processes_waits(
     """As Slurm sends it, to the processes that read images too."""
     flag, number = tmp_path / 'flag', signal.SIGTERM
 
-    def strike(data):
+    def strike(*args):
         if flag.exists():
             flag.unlink()
             os.kill(os.getppid(), number)
             os.kill(os.getpid(), number)
-        return decode_rgb(data)
+        return as_rgb(*args)
 
-    decode_rgb = knn_hook.decode_rgb
-    monkeypatch.setattr(knn_hook, 'decode_rgb', strike)
+    as_rgb = knn_hook.as_rgb
+    monkeypatch.setattr(knn_hook, 'as_rgb', strike)
     hook = KNNHook(labelled, k=3, size=32, num_workers=1)
     with pytest.raises(SystemExit) as stopped:
         train('struck', [hook, Armed(flag), TerminationHook()])

@@ -137,10 +137,8 @@ class TestAgainstLoops:
         loop = loop_of(model)
         assert_three_steps_agree(model, loop)
 
-    def test_densecl_reference_loss(self):
-        loss = dict(
-            type='mmdensecl.InfoNCE', form='reference', temperature=0.5
-        )
+    def test_densecl_temperature(self):
+        loss = dict(type='mmdensecl.InfoNCE', temperature=0.5)
         head = dict(type='mmdensecl.ContrastiveHead', loss=loss)
         model = build_densecl(head=head)
         loop = loop_of(model, temperature=0.5)

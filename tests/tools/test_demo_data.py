@@ -152,11 +152,12 @@ class TestFolders:
         folder = tmp_path / 'scenes'
         start(monkeypatch, make_scenes, folder, *OPTIONS)
         assert content(folder) == content(written)
-        assert 'overview.png' in capsys.readouterr().out
-        (folder / 'overview.png').unlink()  # would come back
+        capsys.readouterr()
+        lists = folder / 'VOCdevkit/VOC2012/class_names.txt'
+        lists.unlink()  # would come back
         start(monkeypatch, make_scenes, folder, *OPTIONS)
         assert 'are there already' in capsys.readouterr().out
-        assert not (folder / 'overview.png').exists()
+        assert not lists.exists()
 
     def test_other_options_replace(self, written, tmp_path, monkeypatch):
         folder = tmp_path / 'scenes'
@@ -184,7 +185,7 @@ class TestFolders:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(make_scenes, 'draw_overview', interrupt)
+            patch.setattr(make_scenes, 'write_voc', interrupt)
             with pytest.raises(KeyboardInterrupt):
                 start(patch, make_scenes, folder, *OPTIONS)
         assert not folder.exists()

@@ -91,8 +91,7 @@ class TestCorrespondence:
             '--margin',
             0,
             '--cells',
-            '0,0',
-            '3,2',
+            2,
         )
         assert code == 0, err
         assert 'random weights' in out and 'chance' in out
@@ -112,8 +111,6 @@ class TestCorrespondence:
             'images/0001.png',
             '--cells',
             0,
-            '--min-similarity',
-            2,
         )
         assert code == 0, err
         assert (workplace / 'correspondence.png').exists()
@@ -170,7 +167,7 @@ class TestCorrespondence:
             for name, x in (('before', 0.1), ('after', 1.0))
         ]
         view = torch.zeros(3, 8, 8, dtype=torch.uint8)
-        figure = tool.draw_all_maps(pairs, [view, view], None, ['1'])
+        figure = tool.draw_all_maps(pairs, [view, view], None, 1)
         limits = {
             x.get_clim()
             for ax in figure.axes
@@ -186,10 +183,6 @@ class TestCorrespondence:
             (('tiny.py', 'gone.pth', 'images/0000.png'), 'gone.pth'),
             (('gone.py', 'tiny.pth', 'images/0000.png'), 'gone.py'),
             (('tiny.py', 'tiny.pth', 'tiny.py'), 'no image'),
-            (
-                ('tiny.py', 'tiny.pth', 'images/0000.png', '--cells', '9,9'),
-                r'8 x 8 cells',
-            ),
             (
                 ('tiny.py', 'tiny.pth', 'images/0000.png', '--pairs', '2'),
                 'at least 8',
@@ -219,21 +212,14 @@ class TestFeatures:
             64,
             '--margin',
             1,
-            '--patch',
-            40,
-            30,
-            '--first',
-            '0001.png',
         )
         assert code == 0, err
         assert 'left out' in out and 'broken.png' in out
-        for name in ('features.png', 'neighbours.png'):
-            image = Image.open(workplace / 'features' / name)
-            assert np.asarray(image.convert('RGB')).std() > 10
+        image = Image.open(workplace / 'features/features.png')
+        assert np.asarray(image.convert('RGB')).std() > 10
         html = (workplace / 'features/index.html').read_text()
-        assert html.index('0001.png') < html.index('0000.png')
-        # 8 x 8 cells less the margin; the patch is in row 2, column 3.
-        assert '"chosen": [2, 3]' in html and '[6, 6]' in html
+        # 8 x 8 cells less the margin, and the middle.
+        assert '"chosen": [3, 3]' in html and '[6, 6]' in html
 
     def test_most_images_of_a_folder(self, workplace, run):
         code, out, err = run(
@@ -256,23 +242,10 @@ class TestFeatures:
         [
             (('tiny.py', 'tiny.pth', 'gone'), 'gone'),
             (('tiny.py', 'tiny.pth', 'empty'), 'No images'),
-            (('tiny.py', 'tiny.pth', 'images', '--patch', '1', '1'), 'margin'),
-            (
-                (
-                    'tiny.py',
-                    'tiny.pth',
-                    'images/0000.png',
-                    '--patch',
-                    '1',
-                    '1',
-                ),
-                'at least two',
-            ),
             (
                 ('tiny.py', 'tiny.pth', 'images', '--margin', '40'),
                 'lower the margin',
             ),
-            (('tiny.py', 'tiny.pth', 'images', '--first', 'x.png'), 'x.png'),
         ],
     )
     def test_errors(self, workplace, run, arguments, words):

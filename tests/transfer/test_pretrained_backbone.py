@@ -230,12 +230,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         'host, source, changes, words',
         [
-            ('mmseg', {}, dict(type='ResNetV1c'), "stem.0.*use type='ResNet'"),
+            ('mmseg', {}, dict(type='ResNetV1c'), 'stem.0.*is ResNetV1c-18'),
             (
                 'mmseg',
                 dict(type='ResNetV1c'),
                 {},
-                "use type='ResNetV1c'",
+                'The file is ResNetV1c-18 with',
             ),
             (
                 'mmdet',

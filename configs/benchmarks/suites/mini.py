@@ -2,7 +2,6 @@
 # ResNet-18 of configs/mini. They compare rows with each other; their numbers
 # are no published protocol's. There is no detection: trained for minutes,
 # detectors measured next to nothing (docs/benchmarks.md).
-# `seconds` are rough ones of a core of a small machine.
 name = 'mini'
 title = 'Small transfer benchmark'
 description = (
@@ -23,7 +22,6 @@ tasks = [
         title='Street scenes (Cityscapes)',
         layout='cityscapes',
         data='cityscapes',
-        seconds=dict(frozen=70, finetune=110),
         configs=dict(
             frozen='../mini/fcn_r18w16-d16_cityscapes_frozen.py',
             finetune='../mini/fcn_r18w16-d16_cityscapes.py',
@@ -35,7 +33,6 @@ tasks = [
         title='Clothes on photographs',
         layout='voc_seg',
         data='fashion',
-        seconds=dict(frozen=70, finetune=110),
         configs=dict(
             frozen='../mini/fcn_r18w16-d16_fashion_frozen.py',
             finetune='../mini/fcn_r18w16-d16_fashion.py',
@@ -47,7 +44,6 @@ tasks = [
         title='VOC segmentation',
         layout='voc_seg',
         data='VOCdevkit/VOC2012',
-        seconds=dict(frozen=70, finetune=110),
         configs=dict(
             frozen='../mini/fcn_r18w16-d16_voc_frozen.py',
             finetune='../mini/fcn_r18w16-d16_voc.py',
