@@ -263,7 +263,8 @@ def pretrain(args: argparse.Namespace) -> int:
         train_command(config, args.out, machine, options), LogFilter()
     )
     if status == 0:
-        print(how_to_use(newest(args.out), config))
+        newest = (args.out / 'last_checkpoint').read_text(encoding='utf-8')
+        print(how_to_use(newest.strip(), config))
     return status
 
 
@@ -277,16 +278,11 @@ def check_settings(args: argparse.Namespace, config: Path) -> None:
 
     default = make_parser().parse_args(['pretrain', '.', '--out', '.'])
     made_with = Config.fromfile(config).get('made_with', {})
-    new = {
-        name: getattr(args, name)
-        for name in SETTINGS
-        if getattr(args, name) not in (getattr(default, name), None)
-    }
-    differing = [
-        f'{name} {value}, was {made_with.get(name)}'
-        for name, value in new.items()
-        if value != made_with.get(name)
-    ]
+    differing = []
+    for name in SETTINGS:
+        new, old = getattr(args, name), made_with.get(name)
+        if new not in (getattr(default, name), None, old):
+            differing.append(f'{name} {new}, was {old}')
     if differing:
         raise ValueError(
             f'--resume goes on with the settings of "{config}", and these '
@@ -377,38 +373,32 @@ def choose(
     Returns:
         The settings, in the order in which they are told.
     """
-    given = 'as given'
-    choices = [Choice('images', num_images, f'"{args.images}"')]
+    found: dict[str, Choice] = {}
+
+    def pick(name: str, own: Any, value: Any, why: str) -> None:
+        why = 'as given' if own else why
+        found[name] = Choice(name, own or value, why)
+
+    pick('images', None, num_images, f'"{args.images}"')
     most, place = (224, 'as published') if machine.gpus else (96, 'no GPU')
     size = max(64, min(most, side // 32 * 32))
     why = place if size == most else f'images have {side} pixels'
-    choices.append(
-        Choice('view size', args.size or size, given if args.size else why)
-    )
+    pick('view size', args.size, size, why)
     batch = max(2, min(64, num_images // machine.processes // 2))
     why = 'each process' if batch == 64 else f'{num_images} images'
-    choices.append(
-        Choice(
-            'batch size',
-            args.batch_size or batch,
-            given if args.batch_size else why,
-        )
-    )
+    pick('batch size', args.batch_size, batch, why)
     workers = max(1, min(8, machine.cores // machine.processes - 1))
-    choices.append(Choice('workers', workers, f'{machine.cores} cores'))
-    settings = {x.name: x.value for x in choices}
+    pick('workers', None, workers, f'{machine.cores} cores')
     if args.epochs is None and (args.time or not machine.gpus):
-        seconds = args.time or DEFAULT_TIME
-        why = given if args.time else 'no GPU; set --time or --epochs'
-        choices.append(Choice('time', seconds, f'seconds, {why}'))
-        return choices
-    if args.epochs:
-        choices.append(Choice('epochs', args.epochs, given))
-    elif num_images >= 500_000:
-        choices.append(Choice('epochs', 200, 'as published for ImageNet'))
+        why = 'seconds, no GPU; set --time or --epochs'
+        pick('time', args.time, DEFAULT_TIME, why)
+        return [*found.values()]
+    if num_images >= 500_000:
+        pick('epochs', args.epochs, 200, 'as published for ImageNet')
     else:
-        choices.append(Choice('epochs', 800, 'as published for COCO'))
-    return choices + recipe(choices[-1].value, settings, machine)
+        pick('epochs', args.epochs, 800, 'as published for COCO')
+    settings = {x.name: x.value for x in found.values()}
+    return [*found.values(), *recipe(settings['epochs'], settings, machine)]
 
 
 def steps_an_epoch(settings: dict, machine: Machine) -> int:
@@ -661,13 +651,7 @@ class LogFilter:
             print(line, end='', flush=True)
 
 
-def newest(out: Path) -> Path:
-    """Return the last checkpoint of a run that ended."""
-    last = out / 'last_checkpoint'
-    return Path(last.read_text(encoding='utf-8').strip())
-
-
-def how_to_use(checkpoint: Path, config: Path) -> str:
+def how_to_use(checkpoint: str, config: Path) -> str:
     """Say how mmdet, mmseg and Python use a checkpoint."""
     from mmengine.config import Config
 

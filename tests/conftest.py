@@ -52,13 +52,19 @@ TINY_MODELS = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    """Start with the files that take longest.
+# A worker of pytest-xdist takes whole files: a long one at the end would leave
+# the other workers nothing to do.
+LONG_FIRST = ['test_tutorial.py', 'tools', 'distributed', 'configs']
 
-    They start processes. A worker of pytest-xdist takes whole files: a long
-    one at the end would leave the other workers nothing to do.
-    """
-    items.sort(key=lambda item: item.path.parent.name != 'tools')
+
+def pytest_collection_modifyitems(items):
+    """Start with what takes longest, as it starts processes or trains."""
+
+    def place(item):
+        names = [x for x in LONG_FIRST if x in item.path.parts[-2:]]
+        return LONG_FIRST.index(names[0]) if names else len(LONG_FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

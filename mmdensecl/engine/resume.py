@@ -5,7 +5,9 @@ import logging
 import os
 import os.path as osp
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
@@ -18,6 +20,8 @@ from mmdensecl.datasets.unlabeled import from_rank_0
 POINTER = 'last_checkpoint'
 # Without them mmengine fails to resume, or continues with a fresh optimizer.
 PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')
+# More iterations than any run, and the end of numpy's seeds.
+LARGEST = 2**32
 
 
 class ResumeError(ValueError):
@@ -149,6 +153,57 @@ def check_resumable(
             f'{", ".join(lacking)} (save_optimizer and save_param_scheduler '
             'of the checkpoint hook have to be True)'
         )
+    wrong = _malformed(held)
+    if wrong:
+        raise ResumeError(f'"{path}" cannot be resumed from: {wrong}')
+
+
+def _malformed(held: dict) -> str | None:
+    """What is wrong with a checkpoint that has all its parts."""
+    meta, hub = held['meta'], held['message_hub']
+    meta = meta if isinstance(meta, dict) else {}
+    for key in ('epoch', 'iter'):
+        value = meta.get(key)
+        if not _is_count(value):
+            return f'its meta does not say of which {key} it is: {value!r}'
+    seed = meta.get('seed', 0)
+    if seed is not None and not _is_count(seed):
+        return f'the seed of its meta is no number below 2**32: {seed!r}'
+    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
+    if not isinstance(hub, dict) or not all(
+        isinstance(hub.get(x), dict) for x in parts
+    ):
+        return f'its message_hub does not consist of {", ".join(parts)}'
+    if not isinstance(held['state_dict'], dict):
+        return 'its state_dict is none'
+    optimizer = held['optimizer']
+    if not isinstance(optimizer, dict) or not all(
+        isinstance(x, dict) and x.get('param_groups') and 'state' in x
+        for x in _optimizers(optimizer)
+    ):
+        return "its optimizer has no param_groups, or is no optimiser's state"
+    schedules = held.get('param_schedulers', [])
+    several = isinstance(schedules, dict)
+    for part in schedules.values() if several else [schedules]:
+        if not isinstance(part, list) or not all(
+            isinstance(x, dict) for x in part
+        ):
+            return 'its param_schedulers are no states of schedulers'
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and 0 <= int(value) < LARGEST
+    )
+
+
+def _optimizers(state: dict) -> list:
+    """The state of the only optimiser, or of each of several."""
+    single = 'state' in state or not state
+    return [state] if single else [*state.values()]
 
 
 def prepare_resume(cfg: Config) -> None:

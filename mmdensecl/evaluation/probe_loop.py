@@ -223,7 +223,7 @@ class SVMLoop(ProbeLoop):
     ) -> None:
         import_sklearn('svm')  # before the features, not after
         super().__init__(*args, **kwargs)
-        self.costs, self.n_jobs = costs, n_jobs
+        self.options: dict[str, Any] = dict(costs=costs, n_jobs=n_jobs)
 
     def target(self, sample: Any, dataset: Any) -> Tensor:
         """1, 0, or -1 where only difficult, for each class, shape (C, )."""
@@ -235,9 +235,8 @@ class SVMLoop(ProbeLoop):
 
     def fit(self, *parts: Tensor) -> dict[str, float]:
         """``svm/mAP`` and each class's AP, see :meth:`ProbeLoop.fit`."""
-        options: dict[str, Any] = dict(costs=self.costs, n_jobs=self.n_jobs)
         arrays: Any = [x.numpy() for x in parts]
-        mean, each = svm_map(*arrays, **options)
+        mean, each = svm_map(*arrays, **self.options)
         classes = self.dataloader.dataset.metainfo['classes']
         names = [f'svm/{x}' for x in classes]
         return {'svm/mAP': mean, **dict(zip(names, each, strict=True))}
@@ -261,18 +260,12 @@ class LowShotLoop(SVMLoop):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.shots, self.num_samples = shots, num_samples
+        self.options.update(shots=shots, num_samples=num_samples)
 
     def fit(self, *parts: Tensor) -> dict[str, float]:
         """``low_shot/k{k}_mAP`` and ``_std``, see :meth:`ProbeLoop.fit`."""
-        options: dict[str, Any] = dict(
-            shots=self.shots,
-            num_samples=self.num_samples,
-            costs=self.costs,
-            n_jobs=self.n_jobs,
-        )
         arrays: Any = [x.numpy() for x in parts]
-        results = low_shot_map(*arrays, **options)
+        results = low_shot_map(*arrays, **self.options)
         metrics = {}
         for k, (mean, std) in results.items():
             metrics[f'low_shot/k{k}_mAP'] = mean

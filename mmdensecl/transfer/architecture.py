@@ -124,7 +124,7 @@ def name_in_twin(name: str, own: Collection[str]) -> str:
 
 def infer_config(
     state: Mapping[str, Tensor], arch: str | None, saved: Any = None
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Config of the backbone that has these tensors.
 
     Args:
@@ -134,17 +134,17 @@ def infer_config(
             tensor shows, such as strides, is taken from it, else as usual.
 
     Returns:
-        In mmpretrain's scope; None if it cannot be inferred.
+        In mmpretrain's scope.
 
     Raises:
-        ValueError: The ResNet is not whole.
+        ValueError: It cannot be inferred, or the ResNet is not whole.
     """
     hrnet = re.fullmatch(r'HRNet-(w\d+)', arch or '')
     if hrnet:
         return dict(type='HRNet', arch=hrnet[1])
     known = re.match(r'ResNet(V1[cd]|)-(\d+)', arch or '')
     if not known:
-        return None
+        raise ValueError(f'tensors alone do not tell what {arch} is')
     version, depth = known[1], int(known[2])
     stages = sum(f'layer{i}.0.conv1.weight' in state for i in range(1, 5))
     width, per_group = state['layer1.0.conv2.weight'].shape[:2]

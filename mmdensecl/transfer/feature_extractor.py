@@ -260,7 +260,7 @@ def load_backbone(
             'Random weights need an architecture: give '
             "backbone=dict(type='ResNet', depth=50), or config="
         )
-    found = None if path is None else read_backbone(path, prefix)
+    found: Any = None if path is None else read_backbone(path, prefix)
     rgb = {} if found is None else found.run
     scope = 'mmpretrain'
     if config is not None:
@@ -273,7 +273,17 @@ def load_backbone(
         backbone, rgb = model.backbone.to_dict(), normalisation(model)
         scope = cfg.get('default_scope') or scope
     elif backbone is None:
-        backbone = _inferred(found, path)
+        run, arch = found.run, found.arch
+        try:
+            backbone = infer_config(
+                found.state_dict, arch, run.get('backbone')
+            )
+        except ValueError as error:
+            raise NoBackboneError(
+                f'"{path}" holds {arch or "no ResNet"}, which cannot be built '
+                f'from its tensors: {error}. Give config=, the config of its '
+                "run, or backbone=dict(type='...')"
+            ) from error
     backbone = _without_checkpoint(backbone)
     module = _build(backbone, scope)
     origin: dict[str, Any] = {}
@@ -288,25 +298,6 @@ def load_backbone(
     return FrozenBackbone(
         module, backbone, scope=scope, origin=origin, **values
     ).to(device)
-
-
-def _inferred(found: Any, path: Any) -> dict[str, Any]:
-    """The config of a backbone in a file, by its tensors."""
-    try:
-        cfg = infer_config(
-            found.state_dict, found.arch, found.run.get('backbone')
-        )
-    except ValueError as error:
-        raise ValueError(
-            f'"{path}" holds no whole {found.arch}: {error}'
-        ) from error
-    if cfg is None:
-        raise NoBackboneError(
-            f'"{path}" holds {found.arch or "no ResNet"}, which cannot be '
-            'built from its tensors alone. Give config=, the config of its '
-            "run, or backbone=dict(type='...')"
-        )
-    return cfg
 
 
 def _build(cfg: dict, scope: str) -> Any:

@@ -134,7 +134,7 @@ class PretrainedBackbone:
             for name in own.keys() & given.keys()
             if not _mismatch(given[name], own[name])
         }
-        problems = self._problems(module, own, given, fits)
+        problems, notes = self._compare(module, own, given, fits)
         if not fits or (problems and self.strict):
             what = f'does not fit the {type(module).__name__} of the model'
             lines = [f'{self._file(backbone)}, {what}', *problems]
@@ -142,7 +142,15 @@ class PretrainedBackbone:
         self._initialise_children(module)
         module.load_state_dict(fits, strict=False)
         self._finalize(module, backbone)
-        self._report(module, own, backbone, fits, problems)
+        notes['in the file but not needed'] += backbone.left_out
+        head = (
+            f'loaded {len(fits)}/{len(own)} tensors of '
+            f'{backbone.arch or "a backbone"} into {type(module).__name__} '
+            f'from {self._file(backbone)}'
+        )
+        self._report(module, backbone, '; '.join([head, *_listed(notes)]))
+        if problems:
+            _warn('\n'.join([f'strict=False: {head}', *problems]))
 
     def _check_last(self, module: nn.Module) -> None:
         """Refuse a list of initialisers in which others come later."""
@@ -160,37 +168,50 @@ class PretrainedBackbone:
                 f'{types}'
             )
 
-    def _problems(
+    def _compare(
         self,
         module: nn.Module,
         own: Mapping[str, Tensor],
         given: Mapping[str, Tensor],
         fits: Mapping[str, Tensor],
-    ) -> list[str]:
-        """What would stay random, and what the module should have had."""
+    ) -> tuple[list[str], dict[str, list[str]]]:
+        """Why a load must fail, and what is told of one that does not."""
         rest = [x for x in own if x not in fits and not x.endswith(COUNTER)]
         wrong = [x for x in rest if not self._may_be_random(x)]
-        shapes = [x for x in wrong if x in given]
-        # Stages that the module does not have, such as layer4 of a C4
-        # backbone, are nobody's loss; other blocks of the same stage are.
-        deeper = [
-            x for x in given if x not in own and _stage(x) in _stages(own)
-        ]
+        permitted = [x for x in rest if x not in wrong]
         trains = {k: x.requires_grad for k, x in module.named_parameters()}
+        trained = _stages(k for k, x in trains.items() if x)
+        stages = _stages(own)
         problems = {
             'not in the file, would stay random': [
                 x for x in wrong if x not in given
             ],
             'of another shape or type, would stay random': [
-                f'{x}: {_mismatch(given[x], own[x])}' for x in shapes
+                f'{x}: {_mismatch(given[x], own[x])}'
+                for x in wrong
+                if x in given
             ],
-            'in the file without a place in the module': deeper,
+            # Stages that the module does not have, such as layer4 of a C4
+            # backbone, are nobody's loss; other blocks of the same stage are.
+            'in the file without a place in the module': [
+                x for x in given if x not in own and _stage(x) in stages
+            ],
             'random and frozen, would never be trained (lower frozen_stages, '
             'or do without allow_random)': [
-                x for x in rest if x not in wrong and not trains.get(x, True)
+                x for x in permitted if not trains.get(x, True)
             ],
         }
-        return _listed(problems, '{} ')
+        notes = {
+            'will not train, frozen': [x for x in stages if x not in trained],
+            'not in the file, stay at 0': [
+                x for x in own if x not in fits and x.endswith(COUNTER)
+            ],
+            'random, as allow_random permits': permitted,
+            'in the file but not needed': [
+                x for x in _stages(given) if x not in stages
+            ],
+        }
+        return _listed(problems, '{} '), notes
 
     def _may_be_random(self, name: str) -> bool:
         return any(
@@ -232,56 +253,21 @@ class PretrainedBackbone:
         return f'"{self.checkpoint}" (sha256 {sha256}), {backbone.source}'
 
     def _report(
-        self,
-        module: nn.Module,
-        own: Mapping[str, Tensor],
-        backbone: Backbone,
-        fits: Mapping[str, Tensor],
-        problems: Sequence[str],
+        self, module: nn.Module, backbone: Backbone, line: str
     ) -> None:
-        """Say what was loaded, what not, and what the file also holds."""
+        """Say what was loaded, and what may be wrong with it."""
         hub = MessageHub.get_current_instance()
         loaded = hub.get_info(LOADED, {})
         hub.update_info(LOADED, {**loaded, backbone.sha256: self.checkpoint})
-        kind = type(module).__name__
-        counters = [x for x in own if x not in fits and x.endswith(COUNTER)]
-        stages, given = _stages(own), _stages(backbone.state_dict)
-        trained = {
-            _stage(name)
-            for name, x in module.named_parameters()
-            if x.requires_grad
-        }
-        details = {
-            'will not train, frozen': [x for x in stages if x not in trained],
-            'not in the file, stay at 0': counters,
-            'random, as allow_random permits': [
-                x
-                for x in own
-                if x not in fits
-                and x not in counters
-                and self._may_be_random(x)
-            ],
-            'in the file but not needed': [
-                *(x for x in given if x not in stages),
-                *backbone.left_out,
-            ],
-        }
-        head = (
-            f'loaded {len(fits)}/{len(own)} tensors of '
-            f'{backbone.arch or "a backbone"} into {kind} from '
-            f'{self._file(backbone)}'
-        )
-        lines = [head, *_listed(details)]
         if getattr(module, 'norm_eval', False):
-            lines.append('norm_eval=True: batch norms keep their statistics')
-        if 'layer3' in stages and 'layer4' in given.keys() - stages.keys():
-            lines.append(
-                'if this is a C4 detector, its roi_head.shared_head '
-                'has layer4 and needs an init_cfg like this one'
+            line += '; norm_eval=True: batch norms keep their statistics'
+        own, given = _stages(module.state_dict()), _stages(backbone.state_dict)
+        if 'layer3' in own and 'layer4' in given.keys() - own.keys():
+            line += (
+                '; if this is a C4 detector, its roi_head.shared_head has '
+                'layer4 and needs an init_cfg like this one'
             )
-        print_log('; '.join(lines), logger='current')
-        if problems:
-            _warn('\n'.join([f'strict=False: {head}', *problems]))
+        print_log(line, logger='current')
         for difference in _differences(module, backbone):
             _warn(f'{self._file(backbone)}: {difference}')
         if any(
@@ -289,10 +275,10 @@ class PretrainedBackbone:
             for part in module.modules()
         ):
             _warn(
-                f"{kind} has style='caffe', and most such configs feed BGR "
-                'images that are not divided by their std. Unless the '
-                "checkpoint was trained so, set style='pytorch' and the RGB "
-                'statistics of ImageNet in the data preprocessor'
+                f"{type(module).__name__} has style='caffe', and most such "
+                'configs feed BGR images that are not divided by their std. '
+                "Unless the checkpoint was trained so, set style='pytorch' "
+                'and the RGB statistics of ImageNet in the data preprocessor'
             )
 
 

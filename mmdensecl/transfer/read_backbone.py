@@ -125,7 +125,7 @@ def trained_geometry(backbone: Backbone) -> dict[str, Any]:
         cfg = infer_config(backbone.state_dict, backbone.arch, saved)
     except ValueError:
         return {}
-    return saved_geometry(cfg, cfg.get('num_stages', 0)) if cfg else {}
+    return saved_geometry(cfg, cfg.get('num_stages', 0))
 
 
 def read_backbone(
@@ -162,9 +162,13 @@ def read_backbone(
             f'"{path}" is no checkpoint: it holds a {kind}, not a dictionary '
             'of tensors'
         )
-    leaves = dict(_leaves(tree))
-    tensors = {k: x for k, x in leaves.items() if isinstance(x, Tensor)}
-    if not tensors:
+    # What stands in place of a weight counts too, such as a text.
+    tensors = {
+        k: x
+        for k, x in _leaves(tree)
+        if isinstance(x, Tensor) or WEIGHT.search(k)
+    }
+    if not any(isinstance(x, Tensor) for x in tensors.values()):
         raise NoBackboneError(f'"{path}" holds no tensors at all')
     if prefix is None:
         tensors = _unwrapped(tensors, path)
@@ -173,18 +177,10 @@ def read_backbone(
         tensors, place = _at(tensors, prefix, path)
     start = f'{place}.' if place else ''
     state = _below(tensors, start)
-    # What stands in place of a weight and is no tensor, such as a text.
-    others = {
-        _strip(k): x
-        for k, x in leaves.items()
-        if not isinstance(x, Tensor) and WEIGHT.search(k)
-    }
-    others = _below(others, f'{_strip(place)}.' if _strip(place) else '')
     if is_resnet(state):
         state = {k: x for k, x in state.items() if RESNET.match(k)}
         state |= _shared_head(tensors, start, state)
-        others = {k: x for k, x in others.items() if RESNET.match(k)}
-    _check({**state, **others}, path)
+    _check(state, path)
     taken = {id(x) for x in state.values()}
     rest = [k for k, x in tensors.items() if id(x) not in taken]
     return Backbone(

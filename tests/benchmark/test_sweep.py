@@ -146,7 +146,7 @@ def test_from_images_to_a_plot(run_sweep, place, monkeypatch):
     write_pictures(place / 'images', 5, size=8)
     code, text = run_sweep(*seeds)
     assert code == 2 and 'data.files: 4 -> 5' in text
-    assert 'so no table can hold both' in text
+    assert 'no table can hold both' in text
 
 
 @pytest.mark.parametrize('what, words', [

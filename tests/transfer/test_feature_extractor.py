@@ -154,6 +154,15 @@ class TestLoadBackbone:
                 path, backbone=dict(type='ResNet', depth=18)
             )
 
+    def test_an_oversized_architecture(self, state, tmp_path):
+        """Few numbers under the names of a large ResNet."""
+        wide = {name: torch.ones(1) for name in state}
+        for name in ('layer1.0.conv1.weight', 'layer1.0.conv2.weight'):
+            wide[name] = torch.ones(1024, 1024, 1, 1)
+        torch.save(wide, tmp_path / 'wide.pth')
+        with pytest.raises(ValueError, match='cannot be built.*layer1.0'):
+            mmdensecl.load_backbone(tmp_path / 'wide.pth')
+
     def test_random_weights(self, plain, tmp_path):
         """Drawn as for a training, also where the run began from a file."""
         cfg = dict(type='ResNet', depth=18)

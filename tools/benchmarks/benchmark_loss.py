@@ -56,7 +56,11 @@ def mmpretrain_loss() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def our_loss(form: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The mean of one of our forms."""
     function = info_nce_reference if form == 'reference' else info_nce
-    return lambda *args: function(*args, TEMPERATURE).loss.mean()
+
+    def loss(query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
+        return function(query, key, queue, TEMPERATURE).loss.mean()
+
+    return loss
 
 
 def make(

@@ -50,7 +50,7 @@ def time_training(config: Path, folder: Path) -> dict[str, float]:
     command = [sys.executable, '-u', TRAIN, config, '--data-root', folder]
     command += ['--work-dir', folder / 'run', '--cfg-options']
     command += ['default_hooks.logger.interval=1']
-    seconds = {}
+    seconds: dict[str, float] = {}
     begin = time.perf_counter()
     with subprocess.Popen(
         list(map(str, command)),

@@ -99,11 +99,8 @@ class SampleTwoCropParams(BaseTransform):
             checked.saturation,
             checked.hue,
         )
-        self.jitter_prob = jitter_prob
-        self.gray_prob = gray_prob
         self.blur_sigma = tuple(blur_sigma)
-        self.blur_prob = blur_prob
-        self.flip_prob = flip_prob
+        self.probs = jitter_prob, gray_prob, blur_prob, flip_prob
 
     def draw(self, width: int, height: int, rng: Random) -> View:
         """Draw one view of an image of that size."""
@@ -113,21 +110,13 @@ class SampleTwoCropParams(BaseTransform):
             *(x and rng.uniform(*x) for x in self.jitter),
         )
         sigma = rng.uniform(*self.blur_sigma)
-        use_jitter, gray, blur, flip = (
-            rng.random() < x
-            for x in (
-                self.jitter_prob,
-                self.gray_prob,
-                self.blur_prob,
-                self.flip_prob,
-            )
-        )
+        jittered, gray, blurred, flip = (rng.random() < x for x in self.probs)
         return View(
-            box,
-            jitter if use_jitter else None,
-            gray,
-            sigma if blur else None,
-            flip,
+            box=box,
+            jitter=jitter if jittered else None,
+            gray=gray,
+            sigma=sigma if blurred else None,
+            flip=flip,
         )
 
     def transform(self, results: dict) -> dict:
@@ -215,23 +204,15 @@ class PackImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         views = results['views']
-        lefts, tops, rights, bottoms = zip(
-            *(
-                (left, top, left + width, top + height)
-                for left, top, width, height in (view.box for view in views)
-            ),
-            strict=True,
-        )
-        left, top = min(lefts), min(tops)
+        boxes = np.array([view.box for view in views])
+        left, top = boxes[:, :2].min(axis=0).tolist()
+        right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
         # The copy lets go of the rest: all of a tensor's storage is sent.
-        image = np.asarray(results['img'])[
-            top : max(bottoms), left : max(rights)
-        ].copy()
+        image = np.asarray(results['img'])[top:bottom, left:right].copy()
         drawn = [
-            view._replace(
-                box=(view.box[0] - left, view.box[1] - top, *view.box[2:])
-            )
+            view._replace(box=(x - left, y - top, width, height))
             for view in views
+            for x, y, width, height in [view.box]
         ]
         return dict(
             inputs=torch.from_numpy(image).permute(2, 0, 1),

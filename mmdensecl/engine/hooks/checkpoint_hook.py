@@ -99,8 +99,21 @@ class SafeCheckpointHook(CheckpointHook):
                 f'{" and ".join(lacking)} of the checkpoint hook is False.'
             )
 
-    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        super()._save_checkpoint_with_step(runner, step, meta)
+    def after_train_epoch(self, runner) -> None:
+        """Save, then remove what is too many."""
+        before = self.last_ckpt
+        super().after_train_epoch(runner)
+        if self.last_ckpt != before:
+            self._after_save(runner)
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Save, then remove what is too many."""
+        before = self.last_ckpt
+        super().after_train_iter(runner, *args, **kwargs)
+        if self.last_ckpt != before:
+            self._after_save(runner)
+
+    def _after_save(self, runner) -> None:
         self.prune(runner, str(self.last_ckpt))
         if not (self.warned or follows_update(runner)):
             self.warned = True

@@ -78,27 +78,10 @@ class FollowConfigHook(Hook):
         except ResumeError as error:
             self.refusal = str(error)
             checkpoint['optimizer'] = wrapper.state_dict()
-        if self.changes or self.refusal:
-            self._replace(checkpoint, wrapper)
-
-    def _replace(self, checkpoint: dict, wrapper: OptimWrapper) -> None:
-        """Put the config's settings in place of the checkpoint's."""
-        assert self.fresh is not None
-        groups, schedules = deepcopy(self.fresh)
-        old = checkpoint['optimizer']
-        old['param_groups'] = [
-            {**settings, 'params': group['params']}
-            for settings, group in zip(
-                groups, old['param_groups'], strict=False
-            )
-        ]
-        # mmengine's extra group, where paramwise_cfg makes many.
-        if len(groups) > len(old['param_groups']):
-            old['base_param_settings'] = deepcopy(wrapper.param_groups[-1])
-        else:
-            old.pop('base_param_settings', None)
-        if 'param_schedulers' in checkpoint:
-            checkpoint['param_schedulers'] = schedules
+        if self.changes:
+            # The config's are computed anew before the training.
+            saved.pop('base_param_settings', None)
+            checkpoint['param_schedulers'] = []
 
     def before_train(self, runner) -> None:
         """Go to the position reached, and look at the end from there."""
