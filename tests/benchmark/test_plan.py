@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
-from torch import nn
 from torchvision.models import resnet34
 
 from mmdensecl.benchmark import plan
 from mmdensecl.benchmark.data import fingerprint, read_classes
-from mmdensecl.benchmark.hooks import FreezeHook, PredictedClassesHook
+from mmdensecl.benchmark.hooks import PredictedClassesHook
 from mmdensecl.benchmark.plan import Checkpoint, plan_runs, task_config
 from mmdensecl.benchmark.suite import load_suite
 
@@ -150,20 +149,6 @@ class TestOwnConfig:
         metric = load_suite(config, 'mae:lower').tasks[0].metrics[0]
         assert (metric['key'], metric['better']) == ('mae', 'lower')
         assert tuned.train_dataloader.batch_size == 2  # and batch
-
-
-def test_freeze_hook():
-    model = nn.Module()
-    model.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    model.head = nn.BatchNorm2d(4)
-    runner = type('Runner', (), dict(model=model))
-    hook = FreezeHook(['backbone'])
-    hook.before_train(runner)
-    model.train()
-    hook.before_train_iter(runner, batch_idx=0, data_batch=None)
-    assert not model.backbone[1].training and model.head.training
-    trained = [k for k, x in model.named_parameters() if x.requires_grad]
-    assert trained == ['head.weight', 'head.bias']
 
 
 def test_code_is_what_a_run_imports(tmp_path, monkeypatch):
