@@ -9,20 +9,19 @@ allow-list names exactly what a training checkpoint holds.
 import hashlib
 import os
 import pickle
-import shutil
 import textwrap
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.error import ContentTooShortError
 from urllib.parse import urlparse
-from urllib.request import urlopen
+from urllib.request import urlretrieve
 
 import numpy as np
-import rich.progress
 import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import (
     CheckpointLoader,
     get_deprecated_model_names,
@@ -206,24 +205,14 @@ def _fetch(address: str, path: Path) -> None:
     :func:`torch.hub.download_url_to_file` keeps what a broken connection left.
     """
     partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
+    print_log(f'Downloading {address}', logger='current')
     try:
-        with urlopen(address) as response, open(partial, 'wb') as file:
-            length = int(response.headers.get('Content-Length', 0))
-            progress = rich.progress.wrap_file(
-                response,
-                total=length,
-                description=path.name,
-                disable=not is_main_process(),
-            )
-            with progress as stream:
-                shutil.copyfileobj(stream, file)
-        size = os.path.getsize(partial)
-        if length and size != length:
-            raise OSError(
-                f'"{address}" broke off after {size} of {length} '
-                'bytes; try again'
-            )
+        urlretrieve(address, partial)
         partial.replace(path)
+    except ContentTooShortError as error:
+        raise OSError(
+            f'"{address}" broke off ({error.reason}); try again'
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

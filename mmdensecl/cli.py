@@ -8,12 +8,14 @@ name, with the same flags.
 
 import argparse
 import json
+import math
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -54,9 +56,15 @@ SETTINGS = (
     'size',
     'seed',
     'init',
+    'cfg_options',
 )
 # Shorter runs use the settings of configs/mini, longer ones the published.
 SHORT_RUN = 20_000
+# The fewest samples, images times epochs, with which a pre-training of ours
+# was seen to help (docs/benchmarks.md).
+FEW_SAMPLES = 50_000
+# Shorter side of the smallest crop, by the image's: a fifth of the area, 3:4.
+SMALLEST_CROP = (0.2 * 3 / 4) ** 0.5
 NUM_LOOKED_AT = 32  # images, to choose the size of a view
 TRIAL_STEPS = 8  # of the run that measures the speed
 DEFAULT_TIME = 3600.0  # seconds, where no GPU trains
@@ -167,6 +175,14 @@ def make_parser() -> argparse.ArgumentParser:
     add('--size', type=positive, metavar='PIXELS', help='side of a view')
     add('--seed', type=int, default=0)
     add('--init', metavar='FILE', help='weights to start from')
+    add(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='any other setting of the config, as of tools/train.py',
+    )
     add('--resume', action='store_true', help='go on with the run in --out')
     add(
         '--dry-run',
@@ -243,9 +259,12 @@ def pretrain(args: argparse.Namespace) -> int:
         return 0
     machine = find_machine()
     options = ['--resume'] if args.resume else []
-    status = run(train_command(config, args.out, machine, options))
+    status = run(
+        train_command(config, args.out, machine, options), LogFilter()
+    )
     if status == 0:
-        print(how_to_use(newest(args.out), config))
+        newest = (args.out / 'last_checkpoint').read_text(encoding='utf-8')
+        print(how_to_use(newest.strip(), config))
     return status
 
 
@@ -259,16 +278,11 @@ def check_settings(args: argparse.Namespace, config: Path) -> None:
 
     default = make_parser().parse_args(['pretrain', '.', '--out', '.'])
     made_with = Config.fromfile(config).get('made_with', {})
-    new = {
-        name: getattr(args, name)
-        for name in SETTINGS
-        if getattr(args, name) not in (getattr(default, name), None)
-    }
-    differing = [
-        f'{name} {value}, was {made_with.get(name)}'
-        for name, value in new.items()
-        if value != made_with.get(name)
-    ]
+    differing = []
+    for name in SETTINGS:
+        new, old = getattr(args, name), made_with.get(name)
+        if new not in (getattr(default, name), None, old):
+            differing.append(f'{name} {new}, was {old}')
     if differing:
         raise ValueError(
             f'--resume goes on with the settings of "{config}", and these '
@@ -326,9 +340,19 @@ def write_config(args: argparse.Namespace, path: Path) -> None:
     if 'time' in settings:
         choices += fit_time(settings, cfg, args.out, machine)
         apply(cfg, {x.name: x.value for x in choices}, args)
+    if args.cfg_options:
+        text = ' '.join(args.cfg_options)
+        choices.append(Choice('cfg-options', text, 'as given, over the above'))
     width = max(len(x.name) for x in choices)
     for choice in choices:
         print(f'{choice.name:{width}}  {choice.value}  ({choice.reason})')
+    samples = len(dataset) * cfg.train_cfg.max_epochs
+    if samples < FEW_SAMPLES:
+        print(
+            f'Few samples: {len(dataset)} images x {cfg.train_cfg.max_epochs} '
+            f'epochs = {samples}. The least that was seen to help was about '
+            f'{FEW_SAMPLES}: expect little, and check with `mmdensecl probe`.'
+        )
     cfg.made_with = {name: getattr(args, name) for name in SETTINGS}
     path.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(path)
@@ -349,38 +373,32 @@ def choose(
     Returns:
         The settings, in the order in which they are told.
     """
-    given = 'as given'
-    choices = [Choice('images', num_images, f'"{args.images}"')]
+    found: dict[str, Choice] = {}
+
+    def pick(name: str, own: Any, value: Any, why: str) -> None:
+        why = 'as given' if own else why
+        found[name] = Choice(name, own or value, why)
+
+    pick('images', None, num_images, f'"{args.images}"')
     most, place = (224, 'as published') if machine.gpus else (96, 'no GPU')
     size = max(64, min(most, side // 32 * 32))
     why = place if size == most else f'images have {side} pixels'
-    choices.append(
-        Choice('view size', args.size or size, given if args.size else why)
-    )
+    pick('view size', args.size, size, why)
     batch = max(2, min(64, num_images // machine.processes // 2))
     why = 'each process' if batch == 64 else f'{num_images} images'
-    choices.append(
-        Choice(
-            'batch size',
-            args.batch_size or batch,
-            given if args.batch_size else why,
-        )
-    )
+    pick('batch size', args.batch_size, batch, why)
     workers = max(1, min(8, machine.cores // machine.processes - 1))
-    choices.append(Choice('workers', workers, f'{machine.cores} cores'))
-    settings = {x.name: x.value for x in choices}
+    pick('workers', None, workers, f'{machine.cores} cores')
     if args.epochs is None and (args.time or not machine.gpus):
-        seconds = args.time or DEFAULT_TIME
-        why = given if args.time else 'no GPU; set --time or --epochs'
-        choices.append(Choice('time', seconds, f'seconds, {why}'))
-        return choices
-    if args.epochs:
-        choices.append(Choice('epochs', args.epochs, given))
-    elif num_images >= 500_000:
-        choices.append(Choice('epochs', 200, 'as published for ImageNet'))
+        why = 'seconds, no GPU; set --time or --epochs'
+        pick('time', args.time, DEFAULT_TIME, why)
+        return [*found.values()]
+    if num_images >= 500_000:
+        pick('epochs', args.epochs, 200, 'as published for ImageNet')
     else:
-        choices.append(Choice('epochs', 800, 'as published for COCO'))
-    return choices + recipe(choices[-1].value, settings, machine)
+        pick('epochs', args.epochs, 800, 'as published for COCO')
+    settings = {x.name: x.value for x in found.values()}
+    return [*found.values(), *recipe(settings['epochs'], settings, machine)]
 
 
 def steps_an_epoch(settings: dict, machine: Machine) -> int:
@@ -415,7 +433,9 @@ def recipe(epochs: int, settings: dict, machine: Machine) -> list[Choice]:
 
 
 def apply(cfg: Any, settings: dict, args: argparse.Namespace) -> None:
-    """Write settings into a config."""
+    """Write settings into a config, and --cfg-options over them."""
+    from .engine.config import merge_options, parse_options
+
     cfg.model.update(queue_len='auto', virtual_ranks='auto')
     cfg.optim_wrapper.update(
         type='mmdensecl.BFloat16OptimWrapper', enabled='auto'
@@ -424,9 +444,12 @@ def apply(cfg: Any, settings: dict, args: argparse.Namespace) -> None:
     loader.update(
         batch_size=settings['batch size'], num_workers=settings['workers']
     )
+    size = settings['view size']
     for transform in loader.dataset.pipeline:
         if transform['type'] == 'mmdensecl.TwoViews':
-            transform['size'] = settings['view size']
+            transform['size'] = size
+        elif transform['type'] == 'mmdensecl.DecodeRGB':
+            transform['min_side'] = math.ceil(size / SMALLEST_CROP)
     cfg.train_pipeline = loader.dataset.pipeline
     cfg.data_root = loader.dataset.data_root
     cfg.randomness.seed = args.seed
@@ -438,6 +461,7 @@ def apply(cfg: Any, settings: dict, args: argparse.Namespace) -> None:
         cfg.train_cfg.max_epochs = epochs
         # Ten checkpoints a run, of which the last three stay.
         cfg.default_hooks.checkpoint.interval = max(1, epochs // 10)
+    merge_options(cfg, parse_options(cfg, args.cfg_options))
 
 
 def set_backbone(cfg: Any, name: str, size: int) -> None:
@@ -543,7 +567,7 @@ def fit_time(
     print(f'Measuring the speed with {TRIAL_STEPS} steps ...', flush=True)
     command = train_command(folder / 'trial.py', folder, machine, [])
     with open(folder / 'output.txt', 'w', encoding='utf-8') as log:
-        status = run(command, stdout=log, stderr=subprocess.STDOUT)
+        status = run(command, log.write, stderr=subprocess.STDOUT)
     lines = sorted(folder.glob('*/vis_data/scalars.json'))
     if status or not lines:
         raise ValueError(
@@ -574,22 +598,60 @@ def train_command(
     return ['bash', script, str(config), str(machine.gpus), *options]
 
 
-def run(command: list[str], **kwargs) -> int:
-    """Run a command; Ctrl-C is the command's, which saves and leaves."""
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+def run(command: list[str], take: Callable[[str], Any], **kwargs: Any) -> int:
+    """Run a command; signals to stop are the command's, which then saves.
+
+    Args:
+        command: Program and arguments.
+        take: Called with each line of its output.
+        **kwargs: Of :class:`subprocess.Popen`.
+
+    Returns:
+        The exit status.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        encoding='utf-8',
+        errors='replace',
+        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+        **kwargs,
+    )
+    # Ctrl-C reaches both, SIGTERM this process alone.
+    previous = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(
+            signal.SIGTERM, lambda *_: process.terminate()
+        ),
+    }
     try:
-        return subprocess.run(command, **kwargs).returncode
+        for line in process.stdout or ():
+            take(line)
+        return process.wait()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def newest(out: Path) -> Path:
-    """Return the last checkpoint of a run that ended."""
-    last = out / 'last_checkpoint'
-    return Path(last.read_text(encoding='utf-8').strip())
+class LogFilter:
+    """Print a log without environment, config and hooks: its file has them."""
+
+    START = re.compile(r'\d\d/\d\d \d\d:\d\d:\d\d - mmengine - (\w+) - (.*)')
+    LEFT_OUT = '', 'Config:', 'Hooks will be executed in the following order:'
+
+    def __init__(self) -> None:
+        self.shown = True
+
+    def __call__(self, line: str) -> None:
+        """Print a line, or leave it out with the record it is part of."""
+        if start := self.START.match(line):
+            level, text = start.groups()
+            self.shown = level != 'INFO' or text.strip() not in self.LEFT_OUT
+        if self.shown:
+            print(line, end='', flush=True)
 
 
-def how_to_use(checkpoint: Path, config: Path) -> str:
+def how_to_use(checkpoint: str, config: Path) -> str:
     """Say how mmdet, mmseg and Python use a checkpoint."""
     from mmengine.config import Config
 

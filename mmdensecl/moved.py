@@ -43,19 +43,26 @@ ROOT = __name__.partition('.')[0]
 
 
 def getattr_moved(package: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that names were moved out of."""
+    """The ``__getattr__`` of a module that names were moved out of."""
+    place = package.partition('.')[2]
 
     def __getattr__(name: str) -> Any:
-        old = f'{package}.{name}'.partition('.')[2]
-        if old in RENAMED:
-            new, _, name = RENAMED[old].rpartition('.')
-        else:
-            new = NAMES.get(old, '')
-        if not new:
+        old = f'{place}.{name}'
+        found = f'{NAMES.get(old) or MODULES.get(place, "")}.{name}'
+        new = RENAMED.get(old, found)
+        # The import system asks for names such as __path__.
+        if name.startswith('__') or new.startswith('.'):
             raise AttributeError(
                 f"module '{package}' has no attribute '{name}'"
             )
-        return _warn_and_get(f'{ROOT}.{old}', new, name)
+        warnings.warn(
+            f'{ROOT}.{old} is now {ROOT}.{new}; the old name goes with the '
+            'next release',
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        module, _, name = new.rpartition('.')
+        return getattr(import_module(f'{ROOT}.{module}'), name)
 
     return __getattr__
 
@@ -64,26 +71,7 @@ def register_moved_modules() -> None:
     """Let the old modules be imported."""
     for old, new in MODULES.items():
         module = ModuleType(f'{ROOT}.{old}', f'Moved to ``{ROOT}.{new}``.')
-        vars(module)['__getattr__'] = _getattr_of(module.__name__, new)
+        vars(module)['__getattr__'] = getattr_moved(module.__name__)
         sys.modules.setdefault(module.__name__, module)
         if '.' not in old:
             setattr(sys.modules[ROOT], old, module)
-
-
-def _getattr_of(old: str, new: str) -> Callable[[str], Any]:
-    def __getattr__(name: str) -> Any:
-        if name.startswith('__'):  # asked by the import system
-            raise AttributeError(name)
-        return _warn_and_get(f'{old}.{name}', new, name)
-
-    return __getattr__
-
-
-def _warn_and_get(old: str, new: str, name: str) -> Any:
-    warnings.warn(
-        f'{old} is now {ROOT}.{new}.{name}; the old name goes with the next '
-        'release',
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    return getattr(import_module(f'{ROOT}.{new}'), name)

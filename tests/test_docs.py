@@ -70,13 +70,8 @@ def test_configs_that_are_named(path):
     text = re.sub(r'mmseg::\S+|https?://\S+', '', path.read_text())
     names = set(re.findall(CONFIG, text))
     assert not names - known
-
-
-def test_config_names_are_found():
-    """Or the test above tests nothing."""
-    found = set(re.findall(CONFIG, (ROOT / 'docs/pretraining.md').read_text()))
-    assert 'densecl_r50_8xb32-coslr-200e_folder' in found
-    assert 'dsc_km_r50_8xb32-coslr-200e' in found
+    if path.name == 'pretraining.md':  # or this tests nothing
+        assert 'dsc_km_r50_8xb32-coslr-200e' in names
 
 
 @pytest.mark.parametrize('folder', ['mmdensecl', 'tools', 'configs'])

@@ -2,17 +2,13 @@
 """The examples of docs/extending.md extend the package from outside of it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from runs import ROOT, tool
 
 from mmdensecl.testing import write_pictures
 
-ROOT = Path(__file__).parents[1]
 PLACEHOLDER = '/path/to/mmdensecl'
 # Title of the section, the module that it writes, and what its config
 # must bring into the model, by its place in the dumped config.
@@ -23,23 +19,12 @@ SECTIONS = {
 }
 # Small enough for a test; the examples themselves stay as they are.
 OPTIONS = (
-    'data_root=pictures',
-    'train_cfg.max_epochs=1',
-    'model.queue_len=8',
-    'train_dataloader.batch_size=4',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'train_dataloader.dataset.pipeline.1.size=32',
-    'default_hooks.logger.interval=1',
+    'data_root=pictures train_cfg.max_epochs=1 model.queue_len=8 '
+    'train_dataloader.dataset.pipeline.1.size=32 '
+    'train_dataloader.batch_size=4 train_dataloader.num_workers=0 '
+    'train_dataloader.persistent_workers=False '
+    'default_hooks.logger.interval=1'
 )
-# All in one process: most of its time goes into imports.
-DRIVER = """
-import runpy, sys
-train, names, options = sys.argv[1], sys.argv[2].split(','), sys.argv[3:]
-for name in names:
-    sys.argv = ['train.py', f'{name}_config.py', '--cfg-options', *options]
-    runpy.run_path(train, run_name='__main__')
-"""
 
 
 def blocks(title):
@@ -65,26 +50,9 @@ def trained(tmp_path_factory):
         (folder / f'{module}_config.py').write_text(
             config.replace(PLACEHOLDER, str(ROOT))
         )
-    path = os.pathsep.join(
-        filter(None, [str(folder), str(ROOT), os.environ.get('PYTHONPATH')])
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            DRIVER,
-            str(ROOT / 'tools' / 'train.py'),
-            ','.join(module for module, *_ in SECTIONS.values()),
-            *OPTIONS,
-        ],
-        cwd=folder,
-        env=dict(os.environ, PYTHONPATH=path),
-        timeout=300,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert not done.returncode, done.stdout[-5000:]
+        env = dict(PYTHONPATH=str(folder))
+        command = f'train.py {module}_config.py --cfg-options {OPTIONS}'
+        tool(command, folder, env)
     return folder / 'work_dirs'
 
 
@@ -95,20 +63,16 @@ def test_an_example_trains(trained, title):
     config = (work_dir / f'{module}_config.py').read_text()
     assert f"type='mmdensecl.{name}'" in config
     if where != 'model':
-        assert re.search(
-            rf'{where}=dict\((temperature=[\d.]+, )?'
-            rf"type='mmdensecl.{name}'",
-            config,
-        )
+        place = rf'{where}=dict\((temperature=[\d.]+, )?'
+        assert re.search(f"{place}type='mmdensecl.{name}'", config)
     assert (work_dir / 'epoch_1.pth').is_file()
     (log,) = work_dir.glob('*/vis_data/scalars.json')
     steps = [json.loads(line) for line in log.read_text().splitlines()]
     assert [step['step'] for step in steps] == [1, 2]
     for step in steps:
         parts = [v for k, v in step.items() if k.startswith('loss_')]
-        assert len(parts) == 2 and step['loss'] == pytest.approx(
-            sum(parts), rel=1e-3
-        )
+        assert len(parts) == 2
+        assert step['loss'] == pytest.approx(sum(parts), rel=1e-3)
 
 
 def test_what_each_example_changes_is_seen_in_its_log(trained):

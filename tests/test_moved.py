@@ -13,9 +13,6 @@ from mmdensecl import moved
     [
         ('api', 'load_backbone'),
         ('benchmark.ablation', 'plan_pretraining'),
-        ('benchmark.log', 'log_rows'),
-        ('benchmark.report.results', 'ResultsError'),
-        ('benchmark.report.tables', 'compare'),
         ('benchmark.report.writers', 'write_report'),
         ('benchmark.state', 'write_json'),
         ('engine.hooks.knn_hook', 'KNNHook'),

@@ -1,108 +1,40 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""Tests that what is imported, and every file, is fit for Windows and macOS.
-
-They run on Linux: our modules, and ours alone, do not find what only POSIX has
-in a child process.
-"""
+"""What is imported, and every file, is fit for Windows and macOS."""
 
 import ast
 import ntpath
-import os
 import re
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path, PureWindowsPath
 
-import pytest
-
-from mmdensecl.benchmark import runner
 from mmdensecl.engine import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(
-    [
-        ROOT / 'setup.py',
-        *(ROOT / 'mmdensecl').rglob('*.py'),
-        *(ROOT / 'tools').rglob('*.py'),
-        *(ROOT / 'configs').rglob('*.py'),
-    ]
-)
+SOURCES = [ROOT / 'setup.py']
+for folder in ('mmdensecl', 'tools', 'configs'):
+    SOURCES += sorted((ROOT / folder).rglob('*.py'))
 
-# Imports all that it is told as Windows would, as far as our own modules see.
-CHILD = """
-import builtins, importlib, pkgutil, runpy, sys
-from pathlib import Path
-
-ROOT = Path(sys.argv[1])
-MISSING = {'fcntl', 'resource', 'pwd', 'grp', 'termios', 'tty', 'pty',
-           'posix', 'syslog', 'crypt', 'nis', 'spwd'}
-real_import = builtins.__import__
+# What Windows lacks.
+POSIX = {'fcntl', 'resource', 'pwd', 'grp', 'termios', 'tty', 'pty', 'posix'}
 
 
-def windows_import(name, globals=None, locals=None, fromlist=(), level=0):
-    # The module's name, or a script's, which is run below.
-    who = (globals or {}).get('__name__') or ''
-    ours = who.split('.')[0] in ('mmdensecl', 'ours')
-    if ours and not level and name.split('.')[0] in MISSING:
-        raise ModuleNotFoundError(f'No module named {name!r} (POSIX only)')
-    return real_import(name, globals, locals, fromlist, level)
+def needed_to_import(path):
+    """The modules that a file cannot be imported without."""
+    todo = [ast.parse(path.read_text(encoding='utf-8'))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (x.name.split('.')[0] for x in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split('.')[0]
+        elif not isinstance(node, (ast.FunctionDef, ast.Try)):
+            todo += ast.iter_child_nodes(node)
 
 
-# Before ours, which must find them loaded: what others import is their affair.
-import mmengine, mmpretrain.apis, torch, torchvision  # noqa: E401,F401
-builtins.__import__ = windows_import
-
-import mmdensecl
-
-count = 0
-names = [x.name for x in pkgutil.walk_packages(mmdensecl.__path__,
-                                               'mmdensecl.')]
-for name in names:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # A host, or an optional package, that is not installed.
-        if 'POSIX' in str(error) or error.name.startswith('mmdensecl'):
-            raise
-        print('without', error.name, name, file=sys.stderr)
-        continue
-    count += 1
-for script in sorted((ROOT / 'tools').rglob('*.py')):
-    sys.path.insert(0, str(script.parent))
-    before = set(sys.modules)
-    try:
-        runpy.run_path(str(script), run_name='ours')
-    except ModuleNotFoundError as error:
-        if 'POSIX' in str(error):
-            raise
-    # Scripts of other folders have neighbours of the same name.
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], '__file__', None)
-        if file and Path(file).parent == script.parent:
-            del sys.modules[name]
-    sys.path.pop(0)
-    count += 1
-print('fine', count)
-"""
-
-
-@pytest.mark.slow
-def test_imports_without_posix(tmp_path):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg'}
-    process = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', CHILD, str(ROOT)],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        encoding='utf-8',
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    ours = [x for x in SOURCES if 'configs' not in x.parts]
-    count = int(process.stdout.split()[-1])
-    # Modules that need a host that is not here are left out.
-    assert count > 0.9 * len(ours)
+def test_imports_without_posix():
+    needed = {str(path): {*needed_to_import(path)} for path in SOURCES}
+    assert 'torch' in set.union(*needed.values())
+    assert not [path for path, names in needed.items() if names & POSIX]
 
 
 def lacks_encoding(node):
@@ -133,68 +65,38 @@ def test_text_files_name_their_encoding():
     assert found == [True, True, False, False]
 
 
-def all_files():
-    skipped = re.compile(
-        r'\.git$|\.venv|\.uv$|\.nox$|__pycache__|work_dirs$|'
-        r'build$|\.egg-info$|_cache$|data$'
-    )
-    for folder, folders, files in os.walk(ROOT):
-        folders[:] = [x for x in folders if not skipped.search(x)]
-        for name in [*folders, *files]:
-            yield Path(folder, name)
-
-
 def test_names_that_windows_allows():
     reserved = re.compile(
         r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?$|.*[<>:"|?*\\\x00-\x1f]|'
         r'.*[. ]$',
         re.IGNORECASE,
     )
-    paths = list(all_files())
-    assert len(paths) > 200
+    folders = 'mmdensecl', 'tools', 'configs', 'tests', 'docs'
+    paths = [
+        *ROOT.iterdir(),
+        *(y for x in folders for y in (ROOT / x).rglob('*')),
+    ]
     names = [path.relative_to(ROOT).as_posix() for path in paths]
-    assert [x for x in names if reserved.match(x.rpartition('/')[2])] == []
+    assert len(names) > 200
+    assert not [x for x in names if reserved.match(x.rpartition('/')[2])]
     # Windows and macOS take them for one file.
-    folded = {}
-    for name in names:
-        folded.setdefault(name.casefold(), []).append(name)
-    assert [x for x in folded.values() if len(x) > 1] == []
+    assert len({x.casefold() for x in names}) == len(names)
     # 260 characters, the folder of a user and of the package included.
-    assert [x for x in names if len(x) > 150] == []
+    assert not [x for x in names if len(x) > 150]
     # Need a privilege on Windows, and become text files in a checkout.
-    assert [str(path) for path in paths if path.is_symlink()] == []
+    ours = [x for x in paths if not x.name.startswith('.')]
+    assert not [str(path) for path in ours if path.is_symlink()]
 
 
-class TestPathsOfWindows:
-    def test_work_dir_of_a_config(self, tmp_path, monkeypatch):
-        config = tmp_path / 'my_config.py'
-        config.write_text('model = dict()')
-        windows = r'C:\configs\my_config.py'
-        from_file = command_line.Config.fromfile
-        monkeypatch.setattr(command_line, 'osp', ntpath)
-        monkeypatch.setattr(
-            command_line.Config, 'fromfile', lambda path: from_file(config)
-        )
-        args = Namespace(
-            config=windows,
-            launcher='none',
-            cfg_options=[],
-            data_root=None,
-            work_dir=None,
-            local_rank=0,
-        )
-        work_dir = command_line.read_config(args).work_dir
-        assert PureWindowsPath(work_dir).parts == ('work_dirs', 'my_config')
-
-    def test_benchmarks_say_that_they_need_posix(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(runner.os, 'name', 'nt')
-        with (
-            pytest.raises(RuntimeError, match='Windows lacks.*WSL'),
-            runner.only_one(tmp_path),
-        ):
-            pass
-
-    def test_cores_are_counted_everywhere(self, monkeypatch):
-        assert runner.count_cores() == len(os.sched_getaffinity(0))
-        monkeypatch.delattr(os, 'sched_getaffinity')
-        assert runner.count_cores() == os.cpu_count()
+def test_work_dir_of_a_config_on_windows(tmp_path, monkeypatch):
+    config = tmp_path / 'my_config.py'
+    config.write_text('model = dict()')
+    from_file = command_line.Config.fromfile
+    monkeypatch.setattr(command_line, 'osp', ntpath)
+    monkeypatch.setattr(
+        command_line.Config, 'fromfile', lambda path: from_file(config)
+    )
+    args = dict(launcher='none', cfg_options=[], data_root=None, local_rank=0)
+    args.update(config=r'C:\configs\my_config.py', work_dir=None)
+    work_dir = command_line.read_config(Namespace(**args)).work_dir
+    assert PureWindowsPath(work_dir).parts == ('work_dirs', 'my_config')

@@ -120,9 +120,8 @@ class UnlabeledFolder(UnlabeledDataset):
         if not os.path.isdir(self.data_root):
             raise FileNotFoundError(
                 f'The data folder "{self.data_root}" does not exist (working '
-                f'directory: "{os.getcwd()}"). Point data_root at your '
-                'images, for example with --cfg-options '
-                'data_root=/path/to/images'
+                f'directory: "{os.getcwd()}"). Point --data-root at your '
+                'images, or data_root in the config'
             )
         names = search_folder(self.data_root, self.passed_over)
         return [dict(img_path=name) for name in names]

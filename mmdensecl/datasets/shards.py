@@ -88,8 +88,15 @@ def search_shard(path: str, passed_over: Counter[str]) -> Iterator[dict]:
     found = []
     try:
         with tarfile.open(path, 'r:') as tar:
-            before = -1
+            before, length = -1, os.path.getsize(path)
             for member in tar:
+                end = member.offset_data + member.size
+                if end > length and not member.issparse():
+                    # Of an absurd size, the seek fails without a file's name.
+                    raise tarfile.ReadError(
+                        f'the member "{member.name}" is to end at byte '
+                        f'{end} of {length}'
+                    )
                 if member.offset <= before or member.size < 0:
                     # Some versions of tarfile would go back and forth forever.
                     raise tarfile.ReadError(

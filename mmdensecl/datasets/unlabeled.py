@@ -185,8 +185,7 @@ class UnlabeledDataset(BaseDataset):
             raise FileNotFoundError(
                 f'No images in "{self.data_root}"{rest}. Expected files that '
                 f'end in one of {", ".join(IMG_EXTENSIONS)}, in any case, at '
-                'any depth. Point data_root at them, for example with '
-                '--cfg-options data_root=/path/to/images'
+                'any depth. Point --data-root at the folder that holds them'
             )
         print_log(
             f'Found {len(infos):,} images in "{self.data_root}" in '

@@ -3,7 +3,7 @@
 
 import logging
 
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook, RuntimeInfoHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
@@ -26,6 +26,11 @@ LISTED: tuple[type[Hook], ...] = (
     TerminationHook,
 )
 IMPLIED: tuple[type[Hook], ...] = (CheckpointKeysHook, FollowConfigHook)
+# Which of mmengine's give way to ours, with their settings.
+REPLACED: dict[type[Hook], type[Hook]] = {
+    RuntimeInfoHook: BufferedRuntimeInfoHook,
+    CheckpointHook: SafeCheckpointHook,
+}
 
 
 def protect_run(runner, whole: bool = True) -> None:
@@ -49,9 +54,8 @@ def protect_run(runner, whole: bool = True) -> None:
     count_accumulated(runner)
     wanted = [*IMPLIED]
     if whole:
-        BufferedRuntimeInfoHook.install(runner)
-        SafeCheckpointHook.install(runner)
-        wanted += LISTED
+        _replace(runner)
+        wanted += [BufferedRuntimeInfoHook, *LISTED]
         if accumulative_counts(runner) > 1:
             wanted.append(AccumulationHook)
         # Of this run: not by update_info, which would have it saved.
@@ -71,6 +75,17 @@ def protect_run(runner, whole: bool = True) -> None:
             'finite rest on them.',
             logger='current',
         )
+
+
+def _replace(runner) -> None:
+    """Put ours in the place of mmengine's hooks."""
+    for i, hook in enumerate(runner.hooks):
+        if type(hook) in REPLACED:
+            ours = REPLACED[type(hook)]()
+            vars(ours).update(vars(hook))
+            if isinstance(ours, SafeCheckpointHook):
+                ours.take_over()
+            runner.hooks[i] = ours
 
 
 def is_pre_training(runner) -> bool:

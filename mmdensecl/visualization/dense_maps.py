@@ -28,13 +28,10 @@ class ImageMap(NamedTuple):
     Attributes:
         image: uint8, (H, W, 3).
         map: Features, (h, w, C).
-        box: Left, top, right and bottom of what is left, as shares of the
-            whole image.
     """
 
     image: np.ndarray
     map: np.ndarray
-    box: np.ndarray
 
 
 @torch.no_grad()
@@ -66,7 +63,6 @@ def extract_map(
     return ImageMap(
         image[:, top:bottom, left:right].permute(1, 2, 0).numpy(),
         l2_normalize(inner)[0].permute(1, 2, 0).half().cpu().numpy(),
-        box,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmdensecl.models.correspondence import (
@@ -21,6 +22,7 @@ from mmdensecl.models.modules import Features
 
 RIGHT, WRONG, UNKNOWN = 'tab:green', 'tab:red', 'tab:blue'
 SIMILARITY_COLORS = 'viridis'
+FEW_MATCHES = 5  # fewer say nothing, even if all are right
 
 
 class StrongMatches(NamedTuple):
@@ -171,7 +173,7 @@ def similarity_scale(matches: Sequence[StrongMatches]) -> Normalize:
 
 
 def similarity_bar(
-    figure: plt.Figure, scale: Normalize, axes: Sequence[Axes]
+    figure: Figure, scale: Normalize, axes: Sequence[Axes]
 ) -> None:
     """Explain the colours of similarities, beside the axes."""
     figure.colorbar(
@@ -182,7 +184,7 @@ def similarity_bar(
     )
 
 
-def legend(figure: plt.Figure, unknown: bool = True) -> None:
+def legend(figure: Figure, unknown: bool = True) -> None:
     """Explain the colours, below the axes.
 
     Args:
@@ -202,3 +204,56 @@ def legend(figure: plt.Figure, unknown: bool = True) -> None:
     figure.legend(
         handles=handles, loc='outside lower center', ncols=3, frameon=False
     )
+
+
+class Panel(NamedTuple):
+    """Two views and their matches.
+
+    Attributes:
+        name: Above them.
+        query_view: uint8, (3, H, W).
+        key_view: uint8, (3, H, W).
+        matches: From :func:`strongest_matches`.
+    """
+
+    name: str
+    query_view: Tensor
+    key_view: Tensor
+    matches: StrongMatches
+
+
+def match_sheet(rows: Sequence[Sequence[Panel]], title: str) -> Figure:
+    """Draw panels of matches, and count those that are right.
+
+    Args:
+        rows: Of the same length. Where it is not known which matches are
+            right, the colour is the similarity.
+        title: Above all.
+    """
+    size = 5.2 * len(rows[0]), 2.8 * len(rows) + 0.6
+    figure = Figure(size, layout='constrained')
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    axes = [*grid.flat]
+    panels = [panel for row in rows for panel in row]
+    scale = None
+    if any(x.matches.right is None for x in panels):
+        scale = similarity_scale([x.matches for x in panels])
+    for ax, (name, query, key, matches) in zip(axes, panels, strict=True):
+        draw_matches(ax, query, key, matches, scale)
+        count, right = len(matches.similarity), matches.right
+        words = (
+            f'{count} matches'
+            if right is None
+            else (f'{right.sum()} of {count} right')
+        )
+        if count < FEW_MATCHES:
+            words += ', too few to tell'
+        else:
+            words += f', similarity {matches.similarity.mean():.2f}'
+        ax.set_title(f'{name}: {words}', fontsize=10, parse_math=False)
+    if scale is None:
+        legend(figure, unknown=False)
+    else:
+        similarity_bar(figure, scale, axes)
+    figure.suptitle(title)
+    return figure

@@ -60,17 +60,13 @@ def test_trains_a_step(task, protocol, data, weights, tmp_path):
     set_pretrained(cfg, str(weights))
     cfg.work_dir = str(tmp_path)
     cfg.train_dataloader.batch_size = 2
-    for loader in (
-        cfg.train_dataloader,
-        cfg.val_dataloader,
-        cfg.test_dataloader,
-    ):
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
     cfg.train_cfg.update(max_iters=1, val_interval=1)
     # Without warm-up, that a single step shows.
     cfg.param_scheduler = []
-    cfg.default_hooks.checkpoint.interval = -1
-    cfg.default_hooks.checkpoint.save_last = False
+    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
     runner = Runner.from_cfg(cfg)
     runner.train()
     given = torch.load(weights)
@@ -99,11 +95,22 @@ def test_suites_are_whole(suite, data):
         for protocol in task.configs:
             cfg = task_config(task, protocol, Setup(data, data))
             assert str(data) in str(cfg.to_dict())
-            # Both protocols differ in what is frozen and in nothing else.
-            assert protocol in ('frozen', 'finetune')
         for number in task.published:
-            assert number['metric'] in names
+            assert number['metric'] in names and number['source']
             assert number['mode'] in task.configs
+        if len(task.configs) < 2:
+            continue
+        # Both protocols differ in what is frozen and in nothing else.
+        frozen, tuned = (
+            task_config(task, protocol, Setup(data, data)).to_dict()
+            for protocol in ('frozen', 'finetune')
+        )
+        for cfg in (frozen, tuned):
+            cfg['model']['backbone'].pop('frozen_stages', None)
+            cfg['model']['backbone'].pop('norm_eval', None)
+            head = cfg['model'].get('roi_head', {}).get('shared_head')
+            (head or {}).pop('frozen', None)
+        assert frozen == tuned
 
 
 def test_published_numbers():
@@ -125,21 +132,3 @@ def test_published_numbers():
     (difference,) = tasks['cityscapes_769'].published
     assert (difference['value'], difference['over']) == (1.8, 'MoCo-v2')
     assert not any(task.published for task in SUITES['mini'].tasks)
-    assert all(x['source'] for t in tasks.values() for x in t.published)
-
-
-@pytest.mark.parametrize('suite', SUITES.values(), ids=SUITES)
-def test_frozen_differs_in_what_is_frozen(suite, data):
-    for task in suite.tasks:
-        if len(task.configs) < 2:
-            continue
-        frozen, tuned = (
-            task_config(task, protocol, Setup(data, data)).to_dict()
-            for protocol in ('frozen', 'finetune')
-        )
-        for cfg in (frozen, tuned):
-            cfg['model']['backbone'].pop('frozen_stages', None)
-            cfg['model']['backbone'].pop('norm_eval', None)
-            head = cfg['model'].get('roi_head', {}).get('shared_head')
-            (head or {}).pop('frozen', None)
-        assert frozen == tuned

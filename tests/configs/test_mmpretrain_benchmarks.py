@@ -1,8 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Linear evaluation, kNN and SVMs: the shipped configs, really run."""
 
-import importlib.util
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -26,14 +26,8 @@ PROBES = [
     'resnet50_low-shot_voc07.py',
 ]
 # 32 x 32 pixels become a 4 x 4 map of 32 channels.
-TINY = dict(
-    depth=18,
-    stem_channels=4,
-    base_channels=4,
-    strides=(1, 1, 1, 2),
-    out_indices=(3,),
-    style='pytorch',
-)
+TINY = dict(depth=18, stem_channels=4, base_channels=4, strides=(1, 1, 1, 2))
+TINY.update(out_indices=(3,), style='pytorch')
 CLASSES = ('cat', 'dog', 'train')
 OBJECT = '<object><name>{}</name><difficult>{}</difficult></object>'
 
@@ -52,9 +46,8 @@ def shrink(cfg: Config, weights: str, work_dir: Path) -> Config:
         for transform in loader.dataset.pipeline:
             for key in ('scale', 'crop_size'):
                 if key in transform:
-                    transform[key] = (
-                        (32, 32) if isinstance(transform[key], tuple) else 32
-                    )
+                    pair = isinstance(transform[key], tuple)
+                    transform[key] = (32, 32) if pair else 32
         is_voc = loader.dataset.type == 'VOC'
         loader.dataset.classes = CLASSES if is_voc else CLASSES[:2]
     if 'pool' in cfg.test_cfg:
@@ -96,10 +89,7 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('data')
     for i, name in enumerate(('cat', 'dog')):
         write_pictures(root / 'imagenet' / 'train' / name, 5, seed=i)
-        shutil.copytree(
-            root / 'imagenet' / 'train' / name,
-            root / 'imagenet' / 'val' / name,
-        )
+    shutil.copytree(root / 'imagenet' / 'train', root / 'imagenet' / 'val')
     voc = root / 'VOCdevkit' / 'VOC2007'
     for name in ('Annotations', 'ImageSets/Main'):
         (voc / name).mkdir(parents=True)
@@ -123,18 +113,14 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
     """Function that runs tools/test.py here and gives what it wrote."""
-    spec = importlib.util.spec_from_file_location(
-        'test_tool', ROOT / 'tools' / 'test.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    script = runpy.run_path(str(ROOT / 'tools' / 'test.py'))
 
     def run(cfg: Config, *flags: str) -> dict:
         cfg.dump(tmp_path / 'config.py')
         out = tmp_path / 'out.json'
         argv = ['test.py', str(tmp_path / 'config.py'), *flags]
         monkeypatch.setattr(sys, 'argv', [*argv, '--out', str(out)])
-        module.main()
+        script['main']()
         return json.loads(out.read_text())
 
     return run
@@ -143,12 +129,8 @@ def tool(monkeypatch, tmp_path):
 class TestLinear:
     def test_recipe_is_mocos(self):
         cfg = load(LINEAR)
-        optimizer = cfg.optim_wrapper.optimizer
-        assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
-            30,
-            0.9,
-            0,
-        )
+        sgd = dict(type='SGD', lr=30.0, momentum=0.9, weight_decay=0.0)
+        assert cfg.optim_wrapper.optimizer == sgd
         assert cfg.param_scheduler[0].milestones == [60, 80]
         assert cfg.train_cfg.max_epochs == 100
         assert cfg.train_dataloader.batch_size == 32
@@ -200,9 +182,8 @@ class TestProbes:
         return metrics
 
     def test_knn(self, weights, data, tmp_path, tool):
-        metrics = self.run(
-            PROBES[0], weights, data, tmp_path, tool, ks=(1, 10)
-        )
+        ks = dict(ks=(1, 10))
+        metrics = self.run(PROBES[0], weights, data, tmp_path, tool, **ks)
         # val is a copy of train: the nearest picture is the same one.
         assert metrics['knn_1/top1'] == 100
         assert metrics['knn_10/top5'] == 100
@@ -221,15 +202,9 @@ class TestProbes:
         each = [metrics[f'svm/{c}'] for c in CLASSES]
         assert metrics['svm/mAP'] == pytest.approx(sum(each) / 3)
         assert all(0 < x <= 100 for x in each)
-        assert [x.shape for x in seen] == [
-            (12, 128),
-            (12, 3),
-            (4, 128),
-            (4, 3),
-        ]
-        expected = [
-            [int(i % 4 in (c, 3)) for c in range(3)] for i in range(16)
-        ]
+        shapes = [(12, 128), (12, 3), (4, 128), (4, 3)]
+        assert [x.shape for x in seen] == shapes
+        expected = [[i % 4 in (c, 3) for c in range(3)] for i in range(16)]
         expected[3][0] = -1  # difficult
         assert [*seen[1].tolist(), *seen[3].tolist()] == expected
 

@@ -67,55 +67,35 @@ def write_coco(root: Path, classes: tuple[str, ...]) -> None:
     The 10% file holds the second picture only, so that a test can tell.
     """
     x1, y1, x2, y2 = BOX
-    names = dict(train2017=[1, 2], val2017=[3])
-    names['train2017_10pct_seed0'] = [2]
+    label = dict(
+        category_id=18,
+        bbox=[x1, y1, x2 - x1, y2 - y1],
+        area=(x2 - x1) * (y2 - y1),
+        segmentation=[[x1, y1, x2, y1, x2, y2, x1, y2]],
+        iscrowd=0,
+    )
+    names = dict(train2017=[1, 2], val2017=[3], train2017_10pct_seed0=[2])
     (root / 'annotations').mkdir(parents=True)
     for split, ids in names.items():
         images, annotations = [], []
         for i in ids:
             name = f'{i:012d}.jpg'
             write_picture(root / split.partition('_')[0] / name, i)
-            images.append(
-                dict(id=i, file_name=name, width=WIDTH, height=HEIGHT)
-            )
-            annotations.append(
-                dict(
-                    id=i,
-                    image_id=i,
-                    category_id=18,
-                    bbox=[x1, y1, x2 - x1, y2 - y1],
-                    area=(x2 - x1) * (y2 - y1),
-                    segmentation=[[x1, y1, x2, y1, x2, y2, x1, y2]],
-                    iscrowd=0,
-                )
-            )
+            size = dict(width=WIDTH, height=HEIGHT)
+            images.append(dict(id=i, file_name=name, **size))
+            annotations.append(dict(label, id=i, image_id=i))
+        content = dict(images=images, annotations=annotations)
         categories = [dict(id=i, name=x) for i, x in enumerate(classes, 1)]
         path = root / 'annotations' / f'instances_{split}.json'
-        path.write_text(
-            json.dumps(
-                dict(
-                    images=images,
-                    annotations=annotations,
-                    categories=categories,
-                )
-            )
-        )
+        path.write_text(json.dumps(dict(content, categories=categories)))
 
 
 def write_cityscapes(root: Path) -> None:
-    for seed, (split, city) in enumerate(
-        [('train', 'ulm'), ('train', 'bonn'), ('val', 'frankfurt')]
-    ):
-        stem = f'{city}_000000_000019'
-        write_picture(
-            root / 'leftImg8bit' / split / city / f'{stem}_leftImg8bit.png',
-            seed,
+    places = [('train', 'ulm'), ('train', 'bonn'), ('val', 'frankfurt')]
+    for seed, (split, city) in enumerate(places):
+        image, mask = (
+            root / kind / split / city / f'{city}_000000_000019_{kind}'
+            for kind in ('leftImg8bit', 'gtFine')
         )
-        write_mask(
-            root
-            / 'gtFine'
-            / split
-            / city
-            / f'{stem}_gtFine_labelTrainIds.png',
-            13,
-        )
+        write_picture(image.with_suffix('.png'), seed)
+        write_mask(mask.with_name(f'{mask.name}_labelTrainIds.png'), 13)

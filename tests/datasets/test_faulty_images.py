@@ -8,8 +8,6 @@ import pickle
 import socket
 import struct
 import tarfile
-import tempfile
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -19,6 +17,9 @@ from PIL import EpsImagePlugin, Image
 from torch.utils.data import DataLoader
 
 from mmdensecl.datasets import (
+    PackImage,
+    SampleTwoCropParams,
+    TwoViews,
     UnlabeledFolder,
     UnlabeledList,
     UnlabeledShards,
@@ -28,7 +29,6 @@ from mmdensecl.datasets import (
 from mmdensecl.datasets.transforms.loading import (
     FORMATS,
     MAX_JPEG_SCANS,
-    DecodeRGB,
     decode_rgb,
 )
 from mmdensecl.testing import write_pictures
@@ -97,13 +97,6 @@ def many_scans(count):
     return data[:end] + data[start:end] * count + data[end:]
 
 
-def zipped():
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, 'w') as archive:
-        archive.writestr('a.jpg', encode())
-    return stream.getvalue()
-
-
 NOISE = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
 WHOLE = {
     name: encode(Image.fromarray(NOISE), name)
@@ -132,7 +125,6 @@ BROKEN = {
     'a web page': (b'<!DOCTYPE html><title>404</title>', 'none of JPEG'),
     'a script': (b'#!/bin/sh\ntouch /tmp/x\n', 'none of JPEG'),
     'a pickle': (pickle.dumps(print), 'none of JPEG'),
-    'a zip': (zipped(), 'none of JPEG'),
     'an SVG': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'none of JPEG'),
     'a PNG of no width': (png(0, 10), ''),
     'a PPM of no height': (b'P6 10 0 255\n', ''),
@@ -204,12 +196,10 @@ class TestBroken:
         assert 'MemoryError' not in str(error.value)
 
     def test_max_pixels(self):
-        data = encode()  # 40 x 30
-        decode = DecodeRGB(max_pixels=1200)
-        assert decode.transform(dict(img_bytes=data))['img'].size == (40, 30)
+        """It does not raise PIL's own limit."""
+        assert decode_rgb(encode(), max_pixels=1200).size == (40, 30)
         with pytest.raises(UnreadableImageError, match='40 x 30 .*1199'):
-            decode_rgb(data, max_pixels=1199)
-        # It does not raise PIL's own limit.
+            decode_rgb(encode(), max_pixels=1199)
         with pytest.raises(UnreadableImageError, match='bomb'):
             decode_rgb(png(65500, 65500), max_pixels=2**40)
 
@@ -238,12 +228,6 @@ def split_cmyk(mode='CMYK'):
     return image
 
 
-def oriented(degrees):
-    exif = Image.Exif()
-    exif[0x0112] = degrees
-    return encode(Image.new('RGB', (40, 20), COLOR), 'JPEG', exif=exif)
-
-
 def frames(format, **options):
     pages = [Image.new('RGB', (40, 30), c) for c in (COLOR, 'blue', 'green')]
     return encode(
@@ -254,50 +238,47 @@ def frames(format, **options):
 class TestOdd:
     """Pictures that are unusual and whole."""
 
-    @pytest.mark.parametrize(
-        'name, data',
-        [
-            (
-                'progressive',
-                encode(format='JPEG', progressive=True, quality=95),
-            ),
-            ('trailing garbage', encode() + os.urandom(3000)),
-            ('JPEG and more', encode(format='JPEG', quality=95) + b'\0' * 999),
-            ('APNG', frames('PNG')),
-            ('animated WebP', frames('WEBP', lossless=True)),
-            ('TIFF of pages', frames('TIFF')),
-            ('MPO', frames('MPO', quality=95)),
-            ('many scans', many_scans(100)),
-            (
-                'adobe palette',
-                encode(Image.new('RGB', (40, 30), COLOR).quantize(4)),
-            ),
-            ('lossless WebP', encode(format='WEBP', lossless=True)),
-            ('LZW TIFF', encode(format='TIFF', compression='tiff_lzw')),
-        ],
-    )
+    @pytest.mark.parametrize('name, data', [
+        ('progressive', encode(format='JPEG', progressive=True, quality=95)),
+        ('trailing garbage', encode() + os.urandom(3000)),
+        ('JPEG and more', encode(format='JPEG', quality=95) + b'\0' * 999),
+        ('APNG', frames('PNG')),
+        ('animated WebP', frames('WEBP', lossless=True)),
+        ('TIFF of pages', frames('TIFF')),
+        ('MPO', frames('MPO', quality=95)),
+        ('many scans', many_scans(100)),
+        ('adobe palette',
+         encode(Image.new('RGB', (40, 30), COLOR).quantize(4))),
+        ('lossless WebP', encode(format='WEBP', lossless=True)),
+        ('LZW TIFF', encode(format='TIFF', compression='tiff_lzw')),
+    ])  # fmt: skip
     def test_the_first_frame_in_its_colours(self, name, data):
         image = decode_rgb(data)
         assert image.mode == 'RGB' and image.size == (40, 30)
         color = COLOR if 'scans' not in name else image.getpixel((0, 0))
         assert np.abs(np.subtract(image.getpixel((9, 9)), color)).max() <= 3
 
+    def test_cmyk(self):
+        """JPEGs hold it inverted, as Adobe's programs write it; not TIFFs."""
+        for format in ('JPEG', 'TIFF'):
+            options = dict(quality=100) if format == 'JPEG' else {}
+            image = decode_rgb(encode(split_cmyk(), format, **options))
+            white, magenta = image.getpixel((5, 5)), image.getpixel((35, 5))
+            assert np.abs(np.subtract(white, (255, 255, 255))).max() <= 3
+            assert np.abs(np.subtract(magenta, (255, 0, 255))).max() <= 3
+
     @pytest.mark.parametrize(
-        'format, options',
+        'mode, color, expected',
         [
-            ('JPEG', dict(quality=100, subsampling=0)),
-            ('TIFF', {}),
+            ('L', 77, (77, 77, 77)),
+            ('LA', (77, 0), (77, 77, 77)),
+            ('RGBA', (1, 2, 3, 0), (1, 2, 3)),
+            ('1', 1, (255, 255, 255)),
         ],
     )
-    def test_cmyk(self, format, options):
-        """JPEGs hold it inverted, as Adobe's programs write it; not TIFFs."""
-        data = encode(split_cmyk(), format, **options)
-        if format == 'JPEG':
-            assert b'Adobe' in data
-        image = decode_rgb(data)
-        white, magenta = image.getpixel((5, 5)), image.getpixel((35, 5))
-        assert np.abs(np.subtract(white, (255, 255, 255))).max() <= 3
-        assert np.abs(np.subtract(magenta, (255, 0, 255))).max() <= 3
+    def test_modes(self, mode, color, expected):
+        image = decode_rgb(encode(Image.new(mode, (40, 30), color)))
+        assert image.mode == 'RGB' and image.getpixel((5, 5)) == expected
 
     def test_transparency_is_dropped(self):
         """The colours behind it are kept, as by the authors' loader."""
@@ -308,46 +289,28 @@ class TestOdd:
         ):
             assert decode_rgb(data).getpixel((5, 5)) == COLOR
 
-    def test_grey_and_alpha_of_16_bits(self):
-        row = b'\0' + struct.pack('>HH', 0xABCD, 0) * 40
-        image = decode_rgb(png(40, 30, depth=16, color=4, rows=row * 30))
-        assert image.getpixel((5, 5)) == (0xAB,) * 3
-
-    def test_colour_of_16_bits(self):
-        """The upper 8 are used: PIL reads no more."""
-        row = b'\0' + struct.pack('>HHH', *(x << 8 for x in COLOR)) * 40
-        image = decode_rgb(png(40, 30, depth=16, rows=row * 30))
-        assert image.getpixel((5, 5)) == COLOR
-
-    @pytest.mark.parametrize('way', range(1, 9))
-    def test_orientation_is_not_applied(self, way):
-        """A choice: the authors' code does not; see decode_rgb."""
-        image = decode_rgb(oriented(way))
-        assert image.size == (40, 20)
-        assert 'exif' in image.info  # it is there to be applied
+    def test_large_jpegs_at_a_fraction(self):
+        """Not below min_side, nearly the same, and broken is broken."""
+        ramp = np.linspace(0, 255, 800).astype(np.uint8)[None].repeat(600, 0)
+        data = encode(Image.fromarray(ramp).convert('RGB'), 'JPEG', quality=95)
+        assert decode_rgb(data, min_side=301).size == (800, 600)
+        half = decode_rgb(data, min_side=300)
+        assert half.size == (400, 300)
+        whole = decode_rgb(data).reduce(2)
+        difference = np.asarray(half, int) - np.asarray(whole, int)
+        assert np.abs(difference).max() <= 2
+        with pytest.raises(UnreadableImageError, match='truncated'):
+            decode_rgb(data[: len(data) // 2], min_side=300)
+        small = encode(Image.new('RGB', (800, 600)))  # PNG has no such sizes
+        assert decode_rgb(small, min_side=100).size == (800, 600)
 
     @pytest.mark.parametrize('size', [(1, 1), (1, 10000), (10000, 1)])
-    @pytest.mark.parametrize('transform', ['TwoViews', 'PackImage'])
-    def test_extreme_shapes_give_views(self, tmp_path, size, transform):
-        (tmp_path / 'x.png').write_bytes(encode(Image.new('RGB', size, COLOR)))
-        last = (
-            [
-                dict(type='mmdensecl.TwoViews', size=16),
-                dict(type='mmdensecl.PackViews'),
-            ]
-            if transform == 'TwoViews'
-            else [
-                dict(type='mmdensecl.SampleTwoCropParams'),
-                dict(type='mmdensecl.PackImage'),
-            ]
-        )
-        dataset = UnlabeledFolder(
-            str(tmp_path),
-            [dict(type='mmdensecl.DecodeRGB'), *last],
-            max_unreadable=0,
-        )
-        inputs = dataset[0]['inputs']
-        assert transform == 'PackImage' or inputs[0].shape == (3, 16, 16)
+    def test_extreme_shapes_give_views(self, size):
+        image = decode_rgb(encode(Image.new('RGB', size, COLOR)))
+        views = TwoViews(size=16)(dict(img=image))['view_imgs']
+        assert views[0].shape == (3, 16, 16)
+        sample = dict(img=image, img_path='', sample_idx=0)
+        PackImage()(SampleTwoCropParams()(sample))
 
 
 DECODE = [dict(type='mmdensecl.DecodeRGB')]
@@ -378,6 +341,24 @@ class TestFiles:
             dataset[i]
         return dataset
 
+    def test_substitutes_are_the_same_in_every_run(self, folder):
+        """And on any number of workers; only epochs differ."""
+        for i in (0, 3, 6):
+            (folder / f'{i:04d}.png').write_bytes(b'')
+
+        def drawn(workers, epoch):
+            dataset = UnlabeledFolder(str(folder), DECODE, max_unreadable=0.5)
+            dataset.set_epoch(epoch, seed=5)
+            loader = DataLoader(
+                dataset, num_workers=workers, collate_fn=lambda x: x[0]
+            )
+            items = [(item['sample_idx'], item['seed']) for item in loader]
+            assert dataset.unreadable.sum() == 3  # counted in workers too
+            return items
+
+        assert drawn(0, 1) == drawn(2, 1)
+        assert drawn(0, 1) != drawn(0, 2)
+
     def test_whatever_bears_the_name(self, folder):
         """A pipe would block its reader and /dev/zero never ends."""
         os.mkfifo(folder / 'pipe.jpg')
@@ -387,6 +368,8 @@ class TestFiles:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(folder / 'socket.jpg'))
         (folder / 'folder.jpg').mkdir()
+        for format in FORMATS:  # of a wrong name, which is no fault
+            (folder / f'{format}.jpg').write_bytes(encode(format=format))
         with open(folder / 'huge.jpg', 'wb') as file:
             file.truncate(2**40)  # takes no place on the disk
         dataset = self.read_all(folder)
@@ -411,21 +394,6 @@ class TestFiles:
             dataset[i]
         assert unreadable(dataset) == set(bad)
 
-    def test_no_permission(self):
-        # Below a folder that others than root may enter.
-        with tempfile.TemporaryDirectory() as folder:
-            os.chmod(folder, 0o755)
-            write_pictures(folder, 8)
-            os.chmod(Path(folder, '0003.png'), 0)
-            user = os.geteuid()
-            if user == 0:  # who may read anything
-                os.seteuid(65534)
-            try:
-                dataset = self.read_all(folder)
-            finally:
-                os.seteuid(user)
-            assert unreadable(dataset) == {'0003.png'}
-
     def test_names_of_any_bytes(self, folder):
         """Found, read, and named in one line if they cannot be."""
         odd = ['é☃.png', 'a\nb.png', '\x1b[31m.png', os.fsdecode(b'\xe4.png')]
@@ -440,11 +408,6 @@ class TestFiles:
             dataset[names(dataset).index('a\nb.png')]
         assert r"'a\nb.png'" in str(error.value)
         assert '\n' not in str(error.value)
-
-    def test_a_wrong_extension_is_no_fault(self, folder):
-        for format in FORMATS:
-            (folder / f'{format}.jpg').write_bytes(encode(format=format))
-        assert not unreadable(self.read_all(folder))
 
 
 def make_folder(root, pictures):
@@ -501,37 +464,17 @@ class TestShares:
         }
         assert unreadable(dataset) == expected
 
-    @pytest.mark.parametrize('make', READERS)
-    def test_too_many_stop(self, tmp_path, make):
-        dataset, expected = self.build(tmp_path, make, 50, max_unreadable=0.03)
-        with pytest.raises(RuntimeError) as error:
+    def test_too_many_stop(self, tmp_path):
+        dataset, expected = self.build(
+            tmp_path, make_shards, 50, max_unreadable=0.03
+        )
+        with pytest.raises(
+            RuntimeError, match='31 of 1000 images.*max_unreadable'
+        ) as error:
             for i in range(1000):
                 dataset[i]
-        assert '31 of 1000 images' in str(error.value)
         assert unreadable(dataset) <= expected
         assert any(repr(name) in str(error.value) for name in expected)
-        assert 'max_unreadable' in str(error.value)
-
-
-class TestSubstitutes:
-    def test_are_the_same_in_every_run(self, tmp_path):
-        """And on any number of workers; only epochs differ."""
-        write_pictures(tmp_path, 30)
-        for i in range(0, 30, 3):
-            (tmp_path / f'{i:04d}.png').write_bytes(b'')
-
-        def drawn(workers, epoch):
-            dataset = UnlabeledFolder(
-                str(tmp_path), DECODE, max_unreadable=0.5
-            )
-            dataset.set_epoch(epoch, seed=5)
-            loader = DataLoader(
-                dataset, num_workers=workers, collate_fn=lambda x: x[0]
-            )
-            return [(item['sample_idx'], item['seed']) for item in loader]
-
-        assert drawn(0, 1) == drawn(2, 1)
-        assert drawn(0, 1) != drawn(0, 2)
 
 
 class Flaky(UnlabeledFolder):
@@ -562,13 +505,7 @@ class TestHiccups:
 
     @pytest.mark.parametrize(
         'number',
-        [
-            errno.EIO,
-            errno.ESTALE,
-            errno.ETIMEDOUT,
-            errno.ENOTCONN,
-            errno.EMFILE,
-        ],
+        [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE],
     )
     def test_change_nothing(self, tmp_path, slept, number):
         dataset = self.build(tmp_path).fail(number, 3)
@@ -583,12 +520,11 @@ class TestHiccups:
         dataset = self.build(tmp_path).fail(number, 1)
         assert dataset[5]['sample_idx'] != 5
         assert not slept and unreadable(dataset) == {'0005.png'}
-
-    def test_a_bad_sector_is_waited_for_once(self, tmp_path, slept):
-        dataset = self.build(tmp_path).fail(errno.EIO, 99, '0005.png')
+        # And a bad sector once.
+        dataset.fail(errno.EIO, 99, '0007.png')
         for _ in range(3):
-            assert dataset[5]['sample_idx'] != 5
-        assert slept == [1, 2, 4] and unreadable(dataset) == {'0005.png'}
+            assert dataset[7]['sample_idx'] != 7
+        assert slept == [1, 2, 4]
 
     @pytest.mark.parametrize('number', [errno.EIO, errno.ENOENT])
     def test_a_dead_disk_stops_soon(self, tmp_path, slept, number):

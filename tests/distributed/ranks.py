@@ -3,11 +3,9 @@
 
 import multiprocessing
 import os
-import sys
+import tempfile
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,6 @@ from mmengine.model import MMDistributedDataParallel
 
 from mmdensecl.registry import MODELS
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools'
 TIME_LIMIT = 120
 
 
@@ -48,12 +44,13 @@ def run_ranks(worker, world_size, folder, *args):
     Args:
         worker (Callable): A function of a test module.
         world_size (int): Number of processes.
-        folder (Path): Empty, for their results.
+        folder (Path): Where results may be left.
         *args: Passed on; pickled.
 
     Returns:
         list: What each rank returned: tensors and containers of them.
     """
+    folder = Path(tempfile.mkdtemp(dir=folder))
     # Forks of the server of conftest.py.
     context = multiprocessing.get_context('forkserver')
     processes = [
@@ -87,40 +84,8 @@ def run_ranks(worker, world_size, folder, *args):
     return [torch.load(folder / f'{rank}.pth') for rank in range(world_size)]
 
 
-@contextmanager
-def train_ranks(folder, config, count, *flags, **env):
-    """Start tools/train.py as so many ranks, as Slurm does: their futures."""
-    sys.path.append(str(ROOT / 'tests/tools'))
-    from forks import run_script
-
-    from mmdensecl.benchmark.runner import free_port
-
-    shared = dict(
-        env,
-        WORLD_SIZE=str(count),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(free_port()),
-    )
-
-    def rank(number):
-        own = dict(RANK=str(number), LOCAL_RANK=str(number))
-        args = (config, '--launcher', 'pytorch', *flags)
-        env = {**shared, **own}
-        return run_script(TOOLS / 'train.py', *args, cwd=folder, env=env)
-
-    with ThreadPoolExecutor(count) as pool:
-        yield [pool.submit(rank, number) for number in range(count)]
-
-
-METHODS = (
-    'MoCoV2',
-    'DenseCL',
-    'DenseCL_cells',
-    'DenseCL_mutual',
-    'DenseCL_weighted',
-    'DSC_KM',
-    'DSC_PM',
-)
+METHODS = ['MoCoV2', 'DenseCL', 'DSC_KM', 'DSC_PM']
+METHODS += [f'DenseCL_{x}' for x in ('cells', 'mutual', 'weighted')]
 
 
 def method_cfgs(tiny_cfg, **own):

@@ -3,19 +3,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from ranks import ROOT, TOOLS, train_ranks
+from runs import TOOLS, prepare, run, tool_ranks
 
 from mmdensecl.benchmark.runner import free_port
 from mmdensecl.checkpoint import load_from_local
-
-sys.path.append(str(ROOT / 'tests/tools'))
-from runs import prepare  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +20,7 @@ pytestmark = [
 CONFIG = """
 _base_ = './tiny.py'
 custom_imports = dict(imports=['broken_parts'])
-custom_hooks = _base_.custom_hooks + [{hook}]
+custom_hooks = _base_.custom_hooks + [dict(type={hook}, at=4, rank=1)]
 data_root = 'pictures'
 train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root))
 train_cfg = dict(max_epochs=3)
@@ -53,34 +48,16 @@ def assert_first_epoch_is_kept(folder):
 
 def test_a_killed_rank(workplace):
     """The other ends within a minute, and it is said which one died."""
-    pid = workplace / 'pid'
-    write_config(
-        workplace,
-        f"dict(type='SignalRank', name='SIGKILL', file='{pid}', at=4, rank=1)",
-    )
-    process = subprocess.Popen(
-        ['bash', TOOLS / 'dist_train.sh', 'faulty.py', '2'],
+    write_config(workplace, "'Strike', name='SIGKILL', file='pid'")
+    done = run(
+        *['bash', TOOLS / 'dist_train.sh', 'faulty.py', 2],
         cwd=workplace,
-        env=dict(
-            os.environ,
-            PYTHON=sys.executable,
-            PYTHONPATH=str(ROOT / 'tests/tools'),
-            OMP_NUM_THREADS='1',
-            PORT=str(free_port()),
-        ),
-        text=True,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        env=dict(PORT=str(free_port())),
+        check=False,
     )
-    try:
-        log, _ = process.communicate(timeout=300)
-        ended = time.time()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert ended - pid.stat().st_mtime < 60
+    pid, log = workplace / 'pid', done.stdout
+    assert done.returncode != 0
+    assert time.time() - pid.stat().st_mtime < 60
     assert 'Root Cause' in log and 'rank      : 1 (local_rank: 1)' in log
     assert f'Signal 9 (SIGKILL) received by PID {pid.read_text()}' in log
     assert_first_epoch_is_kept(workplace)
@@ -88,13 +65,9 @@ def test_a_killed_rank(workplace):
 
 def test_a_rank_that_hangs(workplace):
     """The other gives up after dist_cfg.timeout, here 5 seconds."""
+    write_config(workplace, "'Strike', name='SIGSTOP', file='pid'", timeout=5)
     pid = workplace / 'pid'
-    write_config(
-        workplace,
-        f"dict(type='SignalRank', name='SIGSTOP', file='{pid}', at=4, rank=1)",
-        timeout=5,
-    )
-    with train_ranks(workplace, 'faulty.py', 2) as ranks:
+    with tool_ranks('train.py faulty.py', 2, workplace) as ranks:
         try:
             log = ranks[0].result().stdout
             waited = time.time() - pid.stat().st_mtime
@@ -108,8 +81,8 @@ def test_a_rank_that_hangs(workplace):
 
 def test_a_loss_that_is_not_finite(workplace):
     """On one rank: both stop, and nothing of it is saved."""
-    write_config(workplace, "dict(type='Poison', at=4, rank=1)")
-    with train_ranks(workplace, 'faulty.py', 2) as ranks:
+    write_config(workplace, "'Poison'")
+    with tool_ranks('train.py faulty.py', 2, workplace) as ranks:
         logs = [rank.result().stdout for rank in ranks]
     assert 'The loss is not finite at epoch 2, iteration 5' in logs[1]
     assert 'The batch begins with: 00' in logs[1]

@@ -14,20 +14,18 @@ def train(rank, world_size, model, folder, name, hooks):
     """Weights after two epochs of a real Runner."""
     module = MODELS.build(model)
     module.init_weights()
+    pipeline = [
+        dict(type='mmdensecl.DecodeRGB'),
+        dict(type='mmdensecl.TwoViews', size=32),
+        dict(type='mmdensecl.PackViews'),
+    ]
+    pictures = dict(data_root=f'{folder}/pictures', pipeline=pipeline)
     loader = dict(
         batch_size=2,
         num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),
-        dataset=dict(
-            type='mmdensecl.UnlabeledFolder',
-            data_root=f'{folder}/pictures',
-            pipeline=[
-                dict(type='mmdensecl.DecodeRGB'),
-                dict(type='mmdensecl.TwoViews', size=32),
-                dict(type='mmdensecl.PackViews'),
-            ],
-        ),
+        dataset=dict(pictures, type='mmdensecl.UnlabeledFolder'),
     )
     runner = Runner(
         model=MMDistributedDataParallel(module, broadcast_buffers=False),
@@ -53,43 +51,23 @@ def test_two_ranks(tiny_cfg, tmp_path):
     for seed, label in enumerate('ab'):
         write_pictures(tmp_path / 'labelled' / label, 5, size=40, seed=seed)
     model = tiny_cfg(data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3))
+    knn = dict(data_root=str(tmp_path / 'labelled'), k=1, size=32)
+    draw = dict(interval=1, num_images=1, size=48)
     hooks = [
-        dict(
-            type='mmdensecl.KNNHook',
-            data_root=str(tmp_path / 'labelled'),
-            k=1,
-            size=32,
-            num_workers=0,
-        ),
-        dict(
-            type='mmdensecl.VisualizeFeaturesHook',
-            interval=1,
-            num_images=1,
-            size=48,
-        ),
+        dict(knn, type='mmdensecl.KNNHook', num_workers=0),
+        dict(draw, type='mmdensecl.VisualizeFeaturesHook'),
     ]
-    found = {}
-    for name, added in (('plain', []), ('hooks', hooks)):
-        (tmp_path / f'{name}_results').mkdir()
-        found[name] = run_ranks(
-            train,
-            2,
-            tmp_path / f'{name}_results',
-            model,
-            str(tmp_path),
-            name,
-            added,
-        )
-    for expected, got in zip(*found.values(), strict=True):
+    found = [
+        run_ranks(train, 2, tmp_path, model, str(tmp_path), name, added)
+        for name, added in (('plain', []), ('hooks', hooks))
+    ]
+    for expected, got in zip(*found, strict=True):
         assert expected.keys() == got.keys()
         for key, x in expected.items():
             assert torch.equal(x, got[key]), key
     # One rank has written.
     (start,) = (tmp_path / 'hooks').glob('*/vis_data')
     assert (start / 'scalars.json').read_text().count('knn_top1') == 3
-    assert sorted(x.name for x in (start / 'vis_image').iterdir()) == [
-        'features_1.png',
-        'features_2.png',
-        'matches_1.png',
-        'matches_2.png',
-    ]
+    assert {x.name for x in (start / 'vis_image').iterdir()} == {
+        f'{kind}_{i}.png' for kind in ('features', 'matches') for i in (1, 2)
+    }

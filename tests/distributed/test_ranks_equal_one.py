@@ -125,27 +125,28 @@ class TestRanksEqualOne:
     def test_queues(self, ranks, alone, name):
         """In the order of the ranks, to the last bit the same on all."""
         for step, expected in enumerate(alone[name]):
-            first, other = (queues(result[name][step]) for result in ranks)
-            for key, x in other.items():
-                assert torch.equal(x, first[key]), key
+            first = self.same_queues(x[name][step] for x in ranks)
             assert_close(first, queues(expected))
             assert first['queue.enqueued'] == RANKS * ROWS * (step + 1)
 
     def test_queues_of_ranks_that_are_seeded_differently(self, ranks, name):
         """broadcast_buffers=False, mmengine's default, leaves them be."""
-        first, other = (queues(x[f'{name}/seeds'][0]) for x in ranks)
+        self.same_queues(x[f'{name}/seeds'][0] for x in ranks)
+
+    @staticmethod
+    def same_queues(steps):
+        first, other = map(queues, steps)
         for key, x in other.items():
             assert torch.equal(x, first[key]), key
+        return first
 
 
 def test_categories_of_ranks_are_one(ranks):
     """The same number of clusters in use, and the same spread of points."""
     for name in ('DSC_KM', 'DSC_PM'):
         for step in range(STEPS):
-            first, *others = (r[name][step]['categories'] for r in ranks)
-            assert len(first) == 2
-            for other in others:
-                assert other == first
+            first, other = (r[name][step]['categories'] for r in ranks)
+            assert len(first) == 2 and first == other
 
 
 @pytest.mark.parametrize('name', SHUFFLED)

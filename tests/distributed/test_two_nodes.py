@@ -5,113 +5,54 @@ What they end with is compared, bit for bit, with two processes of one
 machine, which need no torchrun.
 """
 
-import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
-from ranks import ROOT, TOOLS, train_ranks
+from runs import TOOLS, assert_same, ended, environment, prepare, tool_ranks
 
 from mmdensecl.benchmark.runner import free_port
-from mmdensecl.checkpoint import load_from_local
-
-sys.path.append(str(ROOT / 'tests/tools'))
-from runs import prepare  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason='for CPU ranks'),
 ]
-
-EPOCHS = 2
 TIME_LIMIT = 300
+LAST = 'epoch_2.pth'
 
-CONFIG = f"""
+CONFIG = """
 _base_ = './tiny.py'
 data_root = 'pictures'
 model = dict(queue_len=16)
 train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root))
-train_cfg = dict(max_epochs={EPOCHS})
 # A machine that stays silent is given up after so many seconds.
 env_cfg = dict(dist_cfg=dict(timeout=300))
 """
-
 # Rank 1 and the torchrun that started it are gone, at once, in the middle of
 # the second epoch; the run that comes after it lives on.
-POWER_CUT = """
-import os
-import signal
-from pathlib import Path
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-from mmdensecl.registry import HOOKS
-
-
-@HOOKS.register_module()
-class PowerCut(Hook):
-
-    def after_train_iter(self, runner, batch_idx, *args, **kwargs):
-        happened = Path('power_cut')
-        if (get_rank() == 1 and runner.epoch == 1 and batch_idx == 0
-                and not happened.exists()):
-            happened.touch()
-            os.kill(os.getppid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
 CUT_CONFIG = """
 _base_ = './nodes.py'
-custom_imports = dict(imports=['power_cut'])
-custom_hooks = _base_.custom_hooks + [dict(type='mmdensecl.PowerCut')]
+custom_imports = dict(imports=['broken_parts'])
+custom_hooks = _base_.custom_hooks + [dict(
+    type='Strike', name='SIGKILL', at=4, rank=1, parent=True, file='cut')]
 """
-
-
-def environment(**changes):
-    return dict(
-        os.environ,
-        PYTHONPATH='.',  # for power_cut.py; the launcher adds the package
-        PYTHON=sys.executable,
-        OMP_NUM_THREADS='1',
-        **changes,
-    )
-
-
-def final(folder):
-    return load_from_local(folder / f'epoch_{EPOCHS}.pth')
-
-
-def assert_same(a, b):
-    """The same weights, queues, momentum, bit for bit."""
-    a, b = final(a), final(b)
-    assert a['state_dict'].keys() == b['state_dict'].keys()
-    for name, expected in a['state_dict'].items():
-        assert torch.equal(b['state_dict'][name], expected), name
-    a, b = (x['optimizer']['state'] for x in (a, b))
-    assert a.keys() == b.keys()
-    for key, state in a.items():
-        assert torch.equal(
-            state['momentum_buffer'], b[key]['momentum_buffer']
-        ), key
 
 
 def write_configs(folder):
     prepare(folder)
     (folder / 'nodes.py').write_text(CONFIG)
     (folder / 'cut.py').write_text(CUT_CONFIG)
-    (folder / 'power_cut.py').write_text(POWER_CUT)
     return folder
 
 
 @pytest.fixture(scope='module')
 def one_machine(tmp_path_factory):
-    """Folder of a run of two processes that nothing interrupted."""
+    """End of a run of two processes that nothing interrupted."""
     folder = write_configs(tmp_path_factory.mktemp('one'))
-    with train_ranks(folder, 'nodes.py', 2) as ranks:
-        for done in [x.result() for x in ranks]:
-            assert done.returncode == 0, done.stdout[-3000:]
-    return folder / 'work_dirs/nodes'
+    with tool_ranks('train.py nodes.py', 2, folder) as ranks:
+        ended([x.result() for x in ranks], 0, 0)
+    return folder / 'work_dirs/nodes' / LAST
 
 
 class Nodes:
@@ -122,20 +63,21 @@ class Nodes:
 
     def start(self, *args, **env):
         with open(self.folder / f'{len(self.started)}.log', 'w') as log:
-            self.started.append(
-                subprocess.Popen(
-                    ['bash', TOOLS / 'dist_train.sh', *args],
-                    cwd=self.folder,
-                    env=environment(NNODES='2', **env),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+            process = subprocess.Popen(
+                ['bash', TOOLS / 'dist_train.sh', *args],
+                cwd=self.folder,
+                env=environment(NNODES='2', **env),
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
-        return len(self.started) - 1
+        self.started.append(process)
 
-    def wait(self, number):
+    def wait(self, number, expected=0):
+        """Return the log."""
         code = self.started[number].wait(TIME_LIMIT)
-        return code, (self.folder / f'{number}.log').read_text()[-3000:]
+        log = (self.folder / f'{number}.log').read_text()
+        assert code == expected, log[-3000:]
+        return log
 
     def end(self):
         for node in self.started:  # torchrun ends what it started
@@ -156,9 +98,8 @@ def test_two_machines_train_as_one(one_machine, nodes):
     for node in ('0', '1'):
         nodes.start('nodes.py', '1', NODE_RANK=node, **address)
     for number in (0, 1):
-        code, log = nodes.wait(number)
-        assert code == 0, log
-    assert_same(one_machine, nodes.folder / 'work_dirs/nodes')
+        nodes.wait(number)
+    assert_same(one_machine, nodes.folder / 'work_dirs/nodes' / LAST)
 
 
 def test_one_is_lost_and_comes_back(one_machine, nodes):
@@ -171,13 +112,8 @@ def test_one_is_lost_and_comes_back(one_machine, nodes):
     )
     for node in ('0', '1'):
         nodes.start('cut.py', '1', '--resume', NODE_RANK=node, **env)
-    code, log = nodes.wait(1)
-    assert code == -signal.SIGKILL, log
+    nodes.wait(1, -signal.SIGKILL)
     nodes.start('cut.py', '1', '--resume', NODE_RANK='1', **env)
-    logs = ''
-    for number in (0, 2):
-        code, log = nodes.wait(number)
-        assert code == 0, log
-        logs += (nodes.folder / f'{number}.log').read_text()
-    assert_same(one_machine, nodes.folder / 'work_dirs/cut')
+    logs = nodes.wait(0) + nodes.wait(2)
+    assert_same(one_machine, nodes.folder / 'work_dirs/cut' / LAST)
     assert 'resumed epoch: 1' in logs

@@ -30,27 +30,26 @@ def begin(rank, folder, iterations=0):
 
 
 def look(rank, world_size, tmp_path):
-    """Each rank has a folder of its own, as on disks of several machines."""
+    """Each rank has folders of its own, as on disks of several machines."""
     try:
-        dataset = UnlabeledFolder(str(tmp_path / f'machine-{rank}'))
-    except FileNotFoundError as error:
-        return str(error)
-    return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+        UnlabeledFolder(str(tmp_path / f'no-machine-{rank}'))
+        error = None
+    except FileNotFoundError as raised:
+        error = str(raised)
+    dataset = UnlabeledFolder(str(tmp_path / f'machine-{rank}'))
+    paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    return paths, error
 
 
 def test_rank_0_lists_for_all(tmp_path):
-    (tmp_path / 'ranks').mkdir()
+    """Its error is that of all, too."""
     write_pictures(tmp_path / 'machine-0', 3, size=4)
-    write_pictures(tmp_path / 'machine-1', 5, size=4)
-    found = run_ranks(look, 2, tmp_path / 'ranks', tmp_path)
-    assert found == [['0000.png', '0001.png', '0002.png']] * 2
-
-
-def test_an_error_of_rank_0_is_that_of_all(tmp_path):
-    (tmp_path / 'ranks').mkdir()
-    write_pictures(tmp_path / 'machine-1', 5, size=4)
-    said = run_ranks(look, 2, tmp_path / 'ranks', tmp_path)
-    assert said[0] == said[1] and 'machine-0" does not exist' in said[0]
+    for folder in ('machine-1', 'no-machine-1'):
+        write_pictures(tmp_path / folder, 5, size=4)
+    first, other = run_ranks(look, 2, tmp_path, tmp_path)
+    assert first == other
+    assert first[0] == ['0000.png', '0001.png', '0002.png']
+    assert 'no-machine-0" does not exist' in first[1]
 
 
 def meet(rank, world_size, folder, iterations, indices):
@@ -65,19 +64,17 @@ def meet(rank, world_size, folder, iterations, indices):
 
 def test_a_stop_and_on(tmp_path):
     """What both ranks met before a stop, all know after it."""
-    folder, ranks = tmp_path / 'pictures', tmp_path / 'ranks'
+    folder, listed = tmp_path / 'pictures', tmp_path / 'unreadable.txt'
     write_pictures(folder, 40, size=4)
-    listed = tmp_path / 'unreadable.txt'
     listed.write_text('of an older run\n')
+    mended = (folder / '0004.png').read_bytes()
     for i in (3, 4, 20, 35):
         (folder / f'{i:04d}.png').write_bytes(b'')
-    ranks.mkdir()
-    run_ranks(meet, 2, ranks, folder, 0, ([3, 4], [35]))
+    run_ranks(meet, 2, tmp_path, folder, 0, ([3, 4], [35]))
     lines = listed.read_text().splitlines()
     assert sorted(lines) == ['0003.png', '0004.png', '0035.png']
-    write_pictures(tmp_path / 'other', 5, size=4)
-    (tmp_path / 'other/0004.png').rename(folder / '0004.png')  # mended
-    results = run_ranks(meet, 2, ranks, folder, 4, ([], [20]))
+    (folder / '0004.png').write_bytes(mended)
+    results = run_ranks(meet, 2, tmp_path, folder, 4, ([], [20]))
     everything = [3, 20, 35]
     assert results == [([3, 35], everything), (everything, everything)]
     assert listed.read_text() == '0003.png\n0020.png\n0035.png\n'

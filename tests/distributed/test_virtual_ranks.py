@@ -65,47 +65,29 @@ def one_process(cfgs):
 
 
 @pytest.mark.parametrize('name', METHODS)
-class TestRanksOfAnyKind:
-    @pytest.fixture(params=['one_process', 'two_processes'])
-    def results(self, request, name):
-        return [x[name] for x in request.getfixturevalue(request.param)]
-
-    @pytest.fixture
-    def expected(self, four_processes, name):
-        return [x[name] for x in four_processes]
-
-    def test_losses(self, results, expected, name):
-        for step in range(STEPS):
-            for key in expected[0][step]['losses']:
-                means = [
-                    sum(x[step]['losses'][key] for x in xs) / len(xs)
-                    for xs in (results, expected)
-                ]
-                assert_close(*means)
-
-    def test_gradients(self, results, expected, name):
-        for step in range(STEPS):
-            for result in results:
-                assert_close(
-                    result[step]['gradients'], expected[0][step]['gradients']
-                )
-
-    def test_weights_queues_and_statistics(self, results, expected, name):
-        """Everything that the first process saves, seeds included."""
-        assert set(results[0][-1]['state']) == set(expected[0][-1]['state'])
-        for key, x in expected[0][-1]['state'].items():
-            assert_close(results[0][-1]['state'][key], x)
-        # Statistics of other ranks differ: those are really the first's.
-        statistics = [
-            key for key in expected[0][-1]['state'] if 'running_mean' in key
+@pytest.mark.parametrize('processes', ['one_process', 'two_processes'])
+def test_ranks_of_any_kind(request, four_processes, processes, name):
+    """Losses, gradients, and all that the first process saves."""
+    results = [x[name] for x in request.getfixturevalue(processes)]
+    expected = [x[name] for x in four_processes]
+    for step in range(STEPS):
+        losses = [
+            {
+                key: sum(x[step]['losses'][key] for x in xs) / len(xs)
+                for key in xs[0][step]['losses']
+            }
+            for xs in (results, expected)
         ]
-        assert statistics
-        assert any(
-            not torch.allclose(
-                expected[0][-1]['state'][key], expected[1][-1]['state'][key]
+        assert_close(*losses)
+        for result in results:
+            assert_close(
+                result[step]['gradients'], expected[0][step]['gradients']
             )
-            for key in statistics
-        )
+    state, other = (x[-1]['state'] for x in expected[:2])
+    assert_close(results[0][-1]['state'], state)  # seeds included
+    # Statistics of other ranks differ: those are really the first's.
+    statistics = [key for key in state if 'running_mean' in key]
+    assert any(not torch.allclose(state[x], other[x]) for x in statistics)
 
 
 def test_one_group_is_another_method(cfgs, one_process):

@@ -108,3 +108,13 @@ def messages(monkeypatch):
     # mmengine's logger does not propagate, so caplog would see nothing.
     monkeypatch.setattr(MMLogger, 'callHandlers', record)
     return seen
+
+
+@pytest.fixture
+def warned(messages):
+    """Function that gives the warnings until now that hold some words."""
+    return lambda words='': [
+        text
+        for level, text in messages
+        if level == 'WARNING' and words in text
+    ]

@@ -33,14 +33,12 @@ def history():
 
 class TestTrainingCheckpoint:
     def test_round_trip(self, tmp_path, history):
-        torch.save(
-            dict(
-                state_dict=dict(weight=torch.arange(3.0)),
-                message_hub=dict(log_scalars=dict(loss=history)),
-                meta=dict(epoch=3, cfg='model = dict()', seed=None),
-            ),
-            tmp_path / 'epoch_3.pth',
+        content = dict(
+            state_dict=dict(weight=torch.arange(3.0)),
+            message_hub=dict(log_scalars=dict(loss=history)),
+            meta=dict(epoch=3, cfg='model = dict()', seed=None),
         )
+        torch.save(content, tmp_path / 'epoch_3.pth')
         loaded = load_from_local(tmp_path / 'epoch_3.pth')
         assert torch.equal(loaded['state_dict']['weight'], torch.arange(3.0))
         buffer = loaded['message_hub']['log_scalars']['loss']
@@ -48,18 +46,15 @@ class TestTrainingCheckpoint:
         assert buffer.statistics('mean') == 2
         assert loaded['meta']['epoch'] == 3
 
-    @pytest.mark.parametrize('dtype', ['f8', 'f4', 'i8', 'i4', '?'])
-    def test_numpy_arrays(self, tmp_path, dtype):
-        array = np.array([0, 1, 1], dtype)
-        torch.save(array, tmp_path / 'a.pth')
-        loaded = load_from_local(tmp_path / 'a.pth')
-        assert loaded.dtype == array.dtype and (loaded == array).all()
-
-    def test_numpy_scalars(self, tmp_path):
-        torch.save(
-            dict(seed=np.int64(3), lr=np.float64(0.5)), tmp_path / 'a.pth'
-        )
-        assert load_from_local(tmp_path / 'a.pth') == dict(seed=3, lr=0.5)
+    def test_numpy(self, tmp_path):
+        kinds = 'f8', 'f4', 'i8', 'i4', '?'
+        saved = [np.array([0, 1, 1], x) for x in kinds]
+        saved += [np.int64(3), np.float64(0.5)]
+        torch.save(saved, tmp_path / 'a.pth')
+        for a, b in zip(
+            load_from_local(tmp_path / 'a.pth'), saved, strict=True
+        ):
+            assert a.dtype == b.dtype and (a == b).all()
 
     def test_numpy_1_and_2_names(self, tmp_path, history):
         """Both generations' module names are understood."""
@@ -86,23 +81,21 @@ class TestTrainingCheckpoint:
 
     def test_sparse_and_meta_tensors(self, tmp_path):
         """As mmengine and torch load them."""
-        torch.save(
-            [torch.eye(3).to_sparse(), torch.ones(3, device='meta')],
-            tmp_path / 'a.pth',
-        )
+        saved = [torch.eye(3).to_sparse(), torch.ones(3, device='meta')]
+        torch.save(saved, tmp_path / 'a.pth')
         sparse, meta = load_from_local(tmp_path / 'a.pth')
         assert sparse.is_sparse and meta.is_meta
 
-    def test_mmengine_reads_through_it(self, tmp_path, history):
-        torch.save(history, tmp_path / 'a.pth')
-        loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
-        assert loaded.mean() == 2
+    def test_importing_changes_nothing(self, tmp_path, history):
+        """Neither mmengine's loaders, nor how modules are found.
 
-    def test_importing_changes_nothing(self):
-        """Neither mmengine's loaders, nor how modules are found."""
+        A config that names one of our types makes loading work and safe.
+        """
+        torch.save(history, tmp_path / 'a.pth')
         code = (
             'import sys, torch\n'
             'from mmengine.config.utils import MODULE2PACKAGE\n'
+            'from mmengine.registry import HOOKS\n'
             'from mmengine.runner import CheckpointLoader\n'
             'def state():\n'
             '    return (dict(CheckpointLoader._schemes), '
@@ -114,15 +107,6 @@ class TestTrainingCheckpoint:
             'assert "mmpretrain" not in sys.modules\n'
             'import mmdensecl.engine, mmdensecl.models\n'
             'assert state()[0] == before[0]\n'
-        )
-        subprocess.run([sys.executable, '-c', code], check=True)
-
-    def test_naming_a_type_is_enough(self, tmp_path, history):
-        """A config that uses mmdensecl makes loading work and safe."""
-        torch.save(history, tmp_path / 'a.pth')
-        code = (
-            'from mmengine.registry import HOOKS\n'
-            'from mmengine.runner import CheckpointLoader\n'
             "HOOKS.build(dict(type='mmdensecl.LambdaWarmupHook'))\n"
             f"CheckpointLoader.load_checkpoint(r'{tmp_path / 'a.pth'}')\n"
         )
@@ -163,8 +147,7 @@ class TestHttp:
 
         def announce_more(self):
             file.write_bytes(whole[: size // 2])
-            found = send_head(self)
-            return found
+            return send_head(self)
 
         def send_header(self, name, value):
             value = size if name == 'Content-Length' else value
@@ -174,7 +157,8 @@ class TestHttp:
             kind = http.server.SimpleHTTPRequestHandler
             broken.setattr(kind, 'send_head', announce_more)
             broken.setattr(kind, 'send_header', send_header, raising=False)
-            with pytest.raises(OSError, match=f'after {size // 2} of {size}'):
+            words = f'got only {size // 2} out of {size}'
+            with pytest.raises(OSError, match=words):
                 CheckpointLoader.load_checkpoint(f'{address}/cut.pth')
         assert not [*(tmp_path / 'home').rglob('*.p*')]
         file.write_bytes(whole)
@@ -187,10 +171,8 @@ class TestHttp:
             folder.mkdir()
             torch.save(dict(a=torch.tensor(number)), folder / 'same.pth')
         for number in (1.0, 2.0):
-            loaded = CheckpointLoader.load_checkpoint(
-                f'{address}/{number}/same.pth'
-            )
-            assert loaded['a'] == number
+            url = f'{address}/{number}/same.pth'
+            assert CheckpointLoader.load_checkpoint(url)['a'] == number
 
 
 class TestOtherAddresses:
@@ -216,10 +198,8 @@ class TestOtherAddresses:
         'zoo, names',
         [
             ('torchvision', 'get_torchvision_models'),
-            ('modelzoo', 'get_torchvision_models'),
             ('mmcls', 'get_mmcls_models'),
             ('open-mmlab', 'get_external_models'),
-            ('openmmlab', 'get_external_models'),
         ],
     )
     def test_zoo(self, read, monkeypatch, zoo, names):
@@ -228,9 +208,8 @@ class TestOtherAddresses:
             lambda: dict(a='https://x/a.pth', b='b.pth'),
         )
         found = CheckpointLoader.load_checkpoint(f'{zoo}://a')['state_dict']
-        assert [*found] == (
-            ['a'] if zoo == 'mmcls' else ['backbone.a', 'head.b']
-        )
+        whole = ['backbone.a', 'head.b']
+        assert [*found] == (['a'] if zoo == 'mmcls' else whole)
         monkeypatch.setenv('MMENGINE_HOME', '/home/mine')
         CheckpointLoader.load_checkpoint(f'{zoo}://b')
         assert read == ['got https://x/a.pth', '/home/mine/b.pth']
@@ -238,7 +217,7 @@ class TestOtherAddresses:
             CheckpointLoader.load_checkpoint(f'{zoo}://other')
 
     @pytest.mark.parametrize(
-        'address', ['s3://a.pth', 'petrel://a.pth', 'one:s3://bucket/a.pth']
+        'address', ['s3://a.pth', 'one:s3://bucket/a.pth']
     )
     def test_object_storage(self, read, monkeypatch, address):
         monkeypatch.setattr(
@@ -248,43 +227,26 @@ class TestOtherAddresses:
         CheckpointLoader.load_checkpoint(address)
         assert read == [str((address, dict(backend='petrel')))]
 
-    def test_pavi(self):
-        with pytest.raises(ValueError, match='Download it'):
-            CheckpointLoader.load_checkpoint('pavi://model')
 
-
-@pytest.mark.parametrize('address', ['file:///x.pth', 'jhu://resnet50'])
-def test_no_such_prefix(address):
+def test_no_such_prefix():
     with pytest.raises(FileNotFoundError, match='http'):
-        CheckpointLoader.load_checkpoint(address)
+        CheckpointLoader.load_checkpoint('jhu://resnet50')
+    with pytest.raises(ValueError, match='Download it'):
+        CheckpointLoader.load_checkpoint('pavi://model')
 
 
 class TestBroken:
-    def test_missing(self, tmp_path):
+    def test_no_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='does not exist'):
             load_from_local(tmp_path / 'none.pth')
-
-    def test_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match='is a folder'):
             load_from_local(tmp_path)
 
-    def test_empty(self, tmp_path):
-        path = tmp_path / 'none.pth'
-        path.touch()
-        with pytest.raises(ValueError, match='is empty'):
-            load_from_local(path)
-
-    @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
+    @pytest.mark.parametrize('share', [0, 0.01, 0.99])
     def test_truncated(self, tmp_path, share):
         path = tmp_path / 'cut.pth'
         torch.save(dict(weight=torch.rand(1000)), path)
         data = path.read_bytes()
         path.write_bytes(data[: int(share * len(data))])
         with pytest.raises(ValueError, match='cut.pth'):
-            load_from_local(path)
-
-    def test_something_else(self, tmp_path):
-        path = tmp_path / 'page.pth'
-        path.write_text('<html>404 not found</html>')
-        with pytest.raises(ValueError, match='not a PyTorch checkpoint'):
             load_from_local(path)

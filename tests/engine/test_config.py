@@ -1,14 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import inspect
-import logging
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from mmdensecl.engine import (
@@ -19,20 +14,12 @@ from mmdensecl.engine import (
 )
 from mmdensecl.engine.config import check_data_root, parse_options
 
-TRAIN = Path(__file__).parents[2] / 'tools/train.py'
-
 
 def test_moves_every_path_below_the_root():
-    cfg = Config(
-        dict(
-            data_root='data/coco',
-            train_dataloader=dict(
-                dataset=dict(data_root='data/coco/train2017')
-            ),
-            many=[dict(ann='data/coco/a.json'), ('data/coco', 'data/cocoa')],
-            count=3,
-        )
-    )
+    many = [dict(ann='data/coco/a.json'), ('data/coco', 'data/cocoa')]
+    dataset = dict(data_root='data/coco/train2017')
+    cfg = Config(dict(data_root='data/coco', many=many, count=3))
+    cfg.train_dataloader = dict(dataset=dataset)
     override_data_root(cfg, '/mnt/x/')
     assert cfg.data_root == '/mnt/x'
     assert cfg.train_dataloader.dataset.data_root == '/mnt/x/train2017'
@@ -45,65 +32,42 @@ def test_moves_every_path_below_the_root():
 def test_nothing_to_move():
     with pytest.raises(KeyError, match='defines no data_root'):
         override_data_root(Config(dict(model=dict())), '/mnt/x')
-    cfg = Config(
-        dict(
-            data_root='data/coco',
-            train_dataloader=dict(dataset=dict(data_root='elsewhere')),
-        )
-    )
+    loader = dict(dataset=dict(data_root='elsewhere'))
+    cfg = Config(dict(data_root='data/coco', train_dataloader=loader))
     with pytest.raises(KeyError, match='nothing .* below .* "data/coco"'):
         override_data_root(cfg, '/mnt/x')
 
 
-def pretrained(**kwargs):
-    return dict(
-        type='mmdensecl.PretrainedBackbone', checkpoint='a.pth', **kwargs
-    )
+def pretrained(checkpoint='a.pth', **kwargs):
+    kwargs.update(type='mmdensecl.PretrainedBackbone', checkpoint=checkpoint)
+    return kwargs
 
 
 @pytest.fixture
 def detector():
-    return Config(
-        dict(
-            model=dict(
-                backbone=dict(type='ResNet', init_cfg=pretrained()),
-                neck=dict(init_cfg=dict(type='Xavier')),
-                roi_head=[
-                    dict(
-                        shared_head=dict(
-                            init_cfg=[
-                                dict(type='Kaiming'),
-                                pretrained(allow_random=['norm']),
-                            ]
-                        )
-                    )
-                ],
-            )
-        )
+    inits = [dict(type='Kaiming'), pretrained(allow_random=['norm'])]
+    model = dict(
+        backbone=dict(type='ResNet', init_cfg=pretrained()),
+        neck=dict(init_cfg=dict(type='Xavier')),
+        roi_head=[dict(shared_head=dict(init_cfg=inits))],
     )
+    return Config(dict(model=model))
 
 
 def test_pretrained_everywhere(detector):
-    set_pretrained(detector, 'b.pth')
+    """The digest of the old file goes with it."""
+    set_pretrained(detector, 'b.pth', sha256='0123abcd')
     model = detector.model
-    assert model.backbone.init_cfg == {**pretrained(), 'checkpoint': 'b.pth'}
+    expected = dict(pretrained('b.pth'), sha256='0123abcd')
+    assert model.backbone.init_cfg == expected
     others, ours = model.roi_head[0].shared_head.init_cfg
     assert others == dict(type='Kaiming')
-    assert (ours.checkpoint, ours.allow_random) == ('b.pth', ['norm'])
+    assert ours == dict(expected, allow_random=['norm'])
     assert model.neck.init_cfg == dict(type='Xavier')
-
-
-def test_sha256_goes_with_the_file(detector):
-    model = detector.model
-    for part in (model.backbone, model.roi_head[0].shared_head):
-        assert 'sha256' not in part.init_cfg
-    set_pretrained(detector, 'b.pth', sha256='0123abcd')
-    ours = [model.backbone.init_cfg, model.roi_head[0].shared_head.init_cfg[1]]
-    assert [x.sha256 for x in ours] == ['0123abcd'] * 2
     set_pretrained(detector, 'b.pth')
-    assert [x.sha256 for x in ours] == ['0123abcd'] * 2
+    assert ours.sha256 == model.backbone.init_cfg.sha256 == '0123abcd'
     set_pretrained(detector, 'c.pth')
-    assert not any('sha256' in x for x in ours)
+    assert not {'sha256'} & {*ours, *model.backbone.init_cfg}
 
 
 def test_no_pretrained(detector):
@@ -115,30 +79,23 @@ def test_no_pretrained(detector):
 
 
 @pytest.mark.parametrize('checkpoint', ['b.pth', 'none'])
-@pytest.mark.parametrize(
-    'content',
-    [
-        dict(),
-        dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained')))),
-    ],
-)
-def test_no_place_for_pretrained(checkpoint, content):
-    with pytest.raises(KeyError, match='PretrainedBackbone'):
-        set_pretrained(Config(content), checkpoint)
+def test_no_place_for_pretrained(checkpoint):
+    backbone = dict(init_cfg=dict(type='Pretrained'))
+    for content in (dict(), dict(model=dict(backbone=backbone))):
+        with pytest.raises(KeyError, match='PretrainedBackbone'):
+            set_pretrained(Config(content), checkpoint)
 
 
 class TestOptionsAsTyped:
     @pytest.fixture
     def cfg(self):
+        dataset = dict(data_root='data/old/images', indices=None)
         return Config(
             dict(
                 data_root='data/old',
                 work_dir='a',
                 train_cfg=dict(max_epochs=3),
-                train_pipeline=[dict(type='A', size=3)],
-                train_dataloader=dict(
-                    dataset=dict(data_root='data/old/images', indices=None)
-                ),
+                train_dataloader=dict(dataset=dataset),
                 train=[dict(name='x')],
             )
         )
@@ -149,16 +106,9 @@ class TestOptionsAsTyped:
             ('work_dir=/data/my pics', 'work_dir', '/data/my pics'),
             ('work_dir=2024_01', 'work_dir', '2024_01'),
             ('work_dir=a,b', 'work_dir', 'a,b'),
-            ('work_dir=[1]', 'work_dir', '[1]'),
             ('work_dir=a=b', 'work_dir', 'a=b'),
-            ('work_dir="quoted one"', 'work_dir', 'quoted one'),
             ('train.0.name=1e3', 'train.0.name', '1e3'),
             ('train_cfg.max_epochs=5', 'train_cfg.max_epochs', 5),
-            (
-                'train_dataloader.dataset.indices=7',
-                'train_dataloader.dataset.indices',
-                7,
-            ),
             ('randomness.seed=3', 'randomness.seed', 3),
             ('model.strides=1,2', 'model.strides', [1, 2]),
         ],
@@ -166,10 +116,9 @@ class TestOptionsAsTyped:
     def test_strings_stay_literal(self, cfg, option, name, value):
         assert parse_options(cfg, [option]) == {name: value}
 
-    @pytest.mark.parametrize('option', ['work_dir', '=3', 'pics'])
-    def test_not_an_option(self, cfg, option):
+    def test_not_an_option(self, cfg):
         with pytest.raises(ValueError, match='KEY=VALUE, got'):
-            parse_options(cfg, ['work_dir=/data/my', option])
+            parse_options(cfg, ['work_dir=/data/my', 'pics'])
 
     def test_a_folder_with_a_space(self, cfg):
         merge_options(cfg, parse_options(cfg, ['data_root=/data/my pics']))
@@ -210,45 +159,26 @@ class TestOptionsAsTyped:
         'text',
         [
             '',
-            "data_root = 'data/old/'",
             "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
             "data_root = '/my/images'\n"
             'train_dataloader = dict(dataset=dict(data_root=data_root))',
-            "data_root = '/my'\n"
-            "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
         ],
     )
     def test_data_root_that_is_used(self, base, text):
         check_data_root(base(text))
 
 
-class TestPretrainedForPreTraining:
-    @pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
-    def test_the_backbone_starts_from_it(self, kind):
-        init = [dict(type='Kaiming'), dict(type='Constant')]
-        cfg = Config(dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
-        set_pretrained(cfg, 'x.pth')
-        assert cfg.model.backbone.init_cfg == dict(
-            type='mmdensecl.PretrainedBackbone', checkpoint='x.pth'
-        )
+@pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
+def test_pre_training_has_a_place_for_pretrained(kind):
+    init = [dict(type='Kaiming'), dict(type='Constant')]
+    cfg = Config(dict(model=dict(type=kind, backbone=dict(init_cfg=init))))
+    set_pretrained(cfg, 'x.pth')
+    assert cfg.model.backbone.init_cfg == pretrained('x.pth')
+    set_pretrained(cfg, 'none')
+    assert 'init_cfg' not in cfg.model.backbone
 
-    def test_none(self):
-        cfg = Config(
-            dict(model=dict(type='mmdensecl.MoCoV2', backbone=dict(depth=1)))
-        )
-        set_pretrained(cfg, 'none')
-        assert cfg.model.backbone == dict(depth=1)
 
-    def test_load_from_would_overwrite_it(self):
-        cfg = Config(
-            dict(
-                load_from='y.pth',
-                model=dict(type='mmdensecl.MoCoV2', backbone=dict()),
-            )
-        )
-        set_pretrained(cfg, 'x.pth')
-        with pytest.raises(ValueError, match='overwritten by load_from'):
-            check_weight_sources(cfg, 'x.pth')
+OTHER = dict(type='Pretrained', checkpoint='y.pth')
 
 
 class TestWeightSources:
@@ -279,104 +209,45 @@ class TestWeightSources:
     @pytest.mark.parametrize(
         'other',
         [
-            dict(init_cfg=dict(type='Pretrained', checkpoint='y.pth')),
-            dict(
-                init_cfg=[
-                    dict(type='Kaiming'),
-                    dict(type='mmengine.PretrainedInit', checkpoint='y.pth'),
-                ]
-            ),
+            dict(init_cfg=[dict(OTHER, type='mmengine.PretrainedInit')]),
+            dict(init_cfg=OTHER),
             dict(pretrained='y.pth'),
         ],
     )
-    @pytest.mark.parametrize(
-        'part',
-        [
-            lambda model: model,
-            lambda model: model.roi_head[0],
-        ],
-    )
-    def test_outer_part(self, detector, other, part):
-        part(detector.model).update(other)
-        with pytest.raises(ValueError, match="'a.pth'.*'y.pth'.*outer part"):
-            check_weight_sources(detector)
-
-    def test_other_initialisers_come_first(self, detector):
-        """mmengine runs them before those of inner parts."""
-        detector.model.init_cfg = dict(type='Normal', layer='Linear', std=1.0)
-        detector.model.neck.init_cfg = dict(type='Pretrained', checkpoint='y')
-        check_weight_sources(detector)
-
-
-class TestTrain:
-    @pytest.fixture
-    def read(self, monkeypatch, tmp_path, detector):
-        """Function that reads a command line of tools/train.py."""
-        tool = runpy.run_path(str(TRAIN))
-
-        def read(*argv, **settings):
-            detector.update(settings)
-            detector.dump(tmp_path / 'c.py')
-            monkeypatch.setattr(
-                sys, 'argv', ['train.py', str(tmp_path / 'c.py'), *argv]
-            )
-            return tool['build_config'](tool['parse_args']())
-
-        return read
-
-    @pytest.mark.parametrize('flags', [[], ['--pretrained', 'x.pth']])
-    def test_two_sources(self, read, flags):
-        with pytest.raises(ValueError, match="overwritten by load_from='y"):
-            read(*flags, load_from='y.pth')
-        with pytest.raises(ValueError, match='overwritten by pretrained='):
-            read(*flags, load_from=None, model=dict(pretrained='y.pth'))
-
-    def test_resume_from_a_file(self, read):
-        cfg = read('--resume', 'y.pth', '--pretrained', 'x.pth')
-        assert (cfg.resume, cfg.load_from) == (True, 'y.pth')
-        assert cfg.model.backbone.init_cfg.checkpoint == 'x.pth'
-
-    def test_resume_drops_load_from(self, read, request):
-        log, handler = [], logging.Handler()
-        handler.emit = lambda record: log.append(record.getMessage())
-        MMLogger.get_instance(request.node.name).addHandler(handler)
-        assert read('--resume', load_from='y.pth').load_from is None
-        (line,) = log
-        assert "load_from='y.pth' of the config is not used" in line
-        read('--resume', load_from=None)
-        assert log == [line]
+    def test_outer_part(self, detector, other):
+        model = detector.model
+        for part in (model.roi_head[0], model):
+            part.update(other)
+            words = "'a.pth'.*'y.pth'.*outer part"
+            with pytest.raises(ValueError, match=words):
+                check_weight_sources(detector)
 
 
 class TestOptions:
     """What --cfg-options sets has to be read by something."""
 
-    @staticmethod
-    def merge(**options):
-        cfg = Config(dict(max_epochs=20, train_cfg=dict(max_epochs=20)))
-        merge_options(
-            cfg,
-            {
-                name.replace('__', '.'): value
-                for name, value in options.items()
-            },
-        )
-        return cfg
+    @pytest.fixture
+    def cfg(self):
+        return Config(dict(max_epochs=20, train_cfg=dict(max_epochs=20)))
 
-    def test_parts_of_the_runner(self):
-        cfg = self.merge(
-            train_cfg__max_epochs=3,
-            auto_scale_lr__enable=True,
-            find_unused_parameters=True,
-        )
+    def test_parts_of_the_runner(self, cfg):
+        options = {
+            'train_cfg.max_epochs': 3,
+            'auto_scale_lr.enable': True,
+            'find_unused_parameters': True,
+        }
+        merge_options(cfg, options)
         assert cfg.train_cfg.max_epochs == 3
         assert cfg.auto_scale_lr.enable and cfg.find_unused_parameters
 
-    def test_variable_of_the_file(self):
-        with pytest.raises(KeyError, match='"max_epochs" is a variable of'):
-            self.merge(max_epochs=3)
-
-    def test_misspelt(self):
-        with pytest.raises(KeyError, match='Is "optim_wrapper" meant'):
-            self.merge(optim_wraper__optimizer__lr=1)
-        with pytest.raises(KeyError, match='such as model, train_dataloader'):
-            self.merge(xyz=1)
+    @pytest.mark.parametrize(
+        'name, answer',
+        [
+            ('max_epochs', '"max_epochs" is a variable of'),
+            ('optim_wraper.optimizer.lr', 'Is "optim_wrapper" meant'),
+            ('xyz', 'such as model, train_dataloader'),
+        ],
+    )
+    def test_not_read(self, cfg, name, answer):
+        with pytest.raises(KeyError, match=answer):
+            merge_options(cfg, {name: 3})

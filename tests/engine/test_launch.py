@@ -30,26 +30,29 @@ def prepared(launcher):
     return cfg
 
 
-class TestSyncBN:
-    def test_becomes_bn_on_cpu_ranks(self, without_gpu):
-        model = prepared('pytorch').model
-        assert model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
-        assert model.heads[0].norm_cfg.type == 'BN'
-        assert model.heads[1].norm_cfg == dict(type='GN', num_groups=32)
-        assert model.head.norm_cfg.type == 'BN'
-        assert model.backbone.type == 'ResNet'
+def test_sync_bn_becomes_bn_on_cpu_ranks(without_gpu, monkeypatch):
+    """And is said once."""
+    lines = []
+    monkeypatch.setattr(
+        'mmdensecl.engine.launch.print_log',
+        lambda line, **_: lines.append(line),
+    )
+    model = prepared('pytorch').model
+    assert model.backbone.norm_cfg == dict(type='BN', requires_grad=True)
+    assert model.heads[0].norm_cfg.type == 'BN'
+    assert model.heads[1].norm_cfg == dict(type='GN', num_groups=32)
+    assert model.head.norm_cfg.type == 'BN'
+    assert model.backbone.type == 'ResNet'
+    (line,) = lines
+    assert '3 norm settings' in line and 'SyncBN to BN' in line
 
-    def test_says_so_once(self, without_gpu, monkeypatch):
-        lines = []
-        monkeypatch.setattr(
-            'mmdensecl.engine.launch.print_log',
-            lambda line, **_: lines.append(line),
-        )
-        prepared('pytorch')
-        (line,) = lines
-        assert '3 norm settings' in line and 'SyncBN to BN' in line
 
-    def test_stays_where_gpus_or_one_process_are(self, monkeypatch):
-        assert prepared('none').model == MODEL  # mmengine reverts it
-        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-        assert prepared('pytorch').model == MODEL
+def test_sync_bn_stays_where_gpus_or_one_process_are(monkeypatch):
+    assert prepared('none').model == MODEL  # mmengine reverts it
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert prepared('pytorch').model == MODEL
+
+
+def test_slurm_without_gpus(without_gpu):
+    with pytest.raises(RuntimeError, match='tools/dist_train.sh'):
+        prepared('slurm')

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import BufferedRuntimeInfoHook
 from mmdensecl.engine.hooks import flush_logs
-from mmdensecl.engine.hooks.runtime_info_hook import KEPT, _stack
-from mmdensecl.engine.hooks.runtime_info_hook import _Step as Step
+from mmdensecl.engine.hooks.runtime_info_hook import KEPT
 
 LONG = (
     'train_cfg = dict(max_epochs=4)\n'
@@ -50,9 +49,7 @@ def test_the_same_lines(build, logged, monkeypatch):
     ours.train()
     kinds = [type(x) for x in ours.hooks]
     assert BufferedRuntimeInfoHook in kinds and RuntimeInfoHook not in kinds
-    monkeypatch.setattr(
-        BufferedRuntimeInfoHook, 'install', lambda runner: None
-    )
+    monkeypatch.setattr('mmdensecl.engine.train_loop.protect_run', id)
     monkeypatch.setattr(
         'mmdensecl.engine.hooks.contrast_monitor_hook.flush_logs', id
     )
@@ -67,19 +64,13 @@ def test_the_same_lines(build, logged, monkeypatch):
 
 def test_one_read_an_interval(build):
     """Between two log lines nothing waits for the device."""
-    runner = build(
-        'train_cfg = dict(max_epochs=3)\n'
-        'default_hooks = dict(logger=dict(interval=3))\n'
-    )
-    hook = BufferedRuntimeInfoHook()
+    runner, hook = build(), BufferedRuntimeInfoHook()
     hook.length = KEPT
     reads = []
     for step in range(6):
         outputs = {f'x{i}': torch.tensor(float(step + i)) for i in range(14)}
         with Reads() as mode:
-            hook.after_train_iter(
-                _Step(runner, step, length=99), step, None, outputs
-            )
+            hook.after_train_iter(Place(runner, step), step, None, outputs)
         reads.append(mode.count)
     # The first step is looked at; the others wait for the 50th.
     assert reads[1:] == [0] * 5
@@ -88,20 +79,21 @@ def test_one_read_an_interval(build):
     assert [*history(runner, 'train/x3')] == [3.0, 4, 5, 6, 7, 8]
 
 
-class _Step:
+class Place:
     """A runner at a step, as far as the hook looks at it."""
 
-    def __init__(self, runner, step, length):
-        self.epoch, self.iter = 0, step
-        self.train_dataloader = range(length)
-        self.message_hub = runner.message_hub
+    epoch, train_dataloader = 0, range(99)
+
+    def __init__(self, runner, step):
+        self.iter, self.message_hub = step, runner.message_hub
 
 
 def test_types_of_outputs(build):
     """Numbers of any type, exact, and copies of what changes in place."""
     runner, hook = build(), BufferedRuntimeInfoHook()
+    hook.length = KEPT
     counter = torch.tensor(0)
-    for _ in range(3):
+    for step in range(3):
         counter += 1
         outputs = dict(
             loss=torch.tensor(0.1, requires_grad=True) * 1,
@@ -110,7 +102,7 @@ def test_types_of_outputs(build):
             double=torch.tensor([0.1], dtype=torch.float64),
             plain=0.1,
         )
-        hook.steps.append(hook_step(outputs))
+        hook.after_train_iter(Place(runner, step), step, None, outputs)
     hook.flush(runner)
     assert [*history(runner, 'train/count')] == [1, 2, 3]
     assert history(runner, 'train/double')[0] == 0.1
@@ -118,10 +110,6 @@ def test_types_of_outputs(build):
     assert history(runner)[0] == outputs['loss'].item()
     names = [x for x in runner.message_hub.log_scalars if 'train/' in x]
     assert names == [f'train/{x}' for x in outputs]
-
-
-def hook_step(outputs):
-    return Step(0, 0, [], [*outputs], *_stack(outputs))
 
 
 def test_checkpoints_do_not_grow(build, logged):
@@ -146,35 +134,11 @@ def test_checkpoints_do_not_grow(build, logged):
     assert lengths == {KEPT}
 
 
-@pytest.mark.parametrize(
-    'window, length', [("'global'", 6), ("'epoch'", KEPT), (300, 300)]
-)
-def test_windows_of_the_log_processor(build, window, length):
-    runner = build(
-        'log_processor = dict(custom_cfg=[dict(data_src="loss", '
-        f'method_name="mean", window_size={window})])'
-    )
-    runner.train()
-    buffer = runner.message_hub.log_scalars['train/loss']
-    assert buffer.max_length == length
-    assert len(buffer.data[0]) == 6
+def test_checkpoints_between_two_lines(build, monkeypatch):
+    """They hold what was not logged yet; none comes after a bad loss.
 
-
-def test_a_checkpoint_between_two_lines(build):
-    """It holds what was not logged yet."""
-    runner = build(
-        'default_hooks = dict(logger=dict(interval=100), '
-        'checkpoint=dict(interval=2, by_epoch=False, max_keep_ckpts=9))\n'
-        'train_cfg = dict(max_epochs=1)\n'
-        'train_dataloader = dict(batch_size=1)'
-    )
-    runner.train()
-    hub = load_from_local(build.work_dir / 'iter_2.pth')['message_hub']
-    assert len(hub['log_scalars']['train/loss'].data[0]) == 2
-
-
-def test_no_checkpoint_after_a_bad_loss(build, monkeypatch):
-    """Though the log line is far: the save looks first."""
+    Though the log line is far: the save looks first.
+    """
     runner = build(
         'default_hooks = dict(logger=dict(interval=100), '
         'checkpoint=dict(interval=2, by_epoch=False, max_keep_ckpts=9))\n'
@@ -196,6 +160,8 @@ def test_no_checkpoint_after_a_bad_loss(build, monkeypatch):
     assert runner.iter == 5  # the 6th, whose checkpoint was due
     names = sorted(x.name for x in build.work_dir.glob('*.pth'))
     assert names == ['iter_2.pth', 'iter_4.pth']
+    hub = load_from_local(build.work_dir / 'iter_2.pth')['message_hub']
+    assert len(hub['log_scalars']['train/loss'].data[0]) == 2
 
 
 def test_who_looks_before_the_line(build):

@@ -4,12 +4,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
-from mmdensecl.evaluation import is_probe, probe_loop
+from mmdensecl.evaluation import probe_loop
 from mmdensecl.registry import DATASETS, LOOPS
 
 
@@ -126,14 +125,15 @@ class TestFeatures:
         )
         runner.test()
         assert (runner.model.backbone.conv1.weight == 0.25).all()
-
-    def test_no_checkpoint_named(self, make_runner):
-        runner = make_runner()
-        runner.model.backbone.init_cfg = dict(
-            type='mmdensecl.PretrainedBackbone', checkpoint=None
-        )
-        with pytest.raises(ValueError, match='--pretrained FILE'):
-            runner.test()
+        for wrong in (
+            dict(sampler=dict(type='DefaultSampler', shuffle=True)),
+            dict(sampler=dict(type='InfiniteSampler', shuffle=False)),
+            dict(test_loader=dict(drop_last=True)),
+        ):
+            with pytest.raises(
+                ValueError, match='dataloader must give every image'
+            ):
+                make_runner(**wrong).test()
 
     def test_several_labels(self, make_runner, monkeypatch):
         seen = spied(monkeypatch, 'SVMLoop')
@@ -146,30 +146,3 @@ class TestFeatures:
             [0, 1, 0, 0],
             [0, 0, 1, -1],
         ]
-
-
-@pytest.mark.parametrize(
-    'changes',
-    [
-        dict(sampler=dict(type='DefaultSampler', shuffle=True)),
-        dict(sampler=dict(type='InfiniteSampler', shuffle=False)),
-        dict(test_loader=dict(drop_last=True)),
-    ],
-)
-def test_order_is_checked(make_runner, changes):
-    with pytest.raises(ValueError, match='dataloader must give every image'):
-        make_runner(**changes).test()
-
-
-@pytest.mark.parametrize(
-    'test_cfg, expected',
-    [
-        (dict(type='mmdensecl.KNNLoop'), True),
-        (dict(type='mmdensecl.LowShotLoop'), True),
-        (dict(type='TestLoop'), False),
-        (dict(), False),
-        (None, False),
-    ],
-)
-def test_is_probe(test_cfg, expected):
-    assert is_probe(Config(dict(test_cfg=test_cfg))) is expected

@@ -10,8 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from PIL import Image, ImageFilter
-from torchvision.transforms import functional as F
+from PIL import Image
 
 from mmdensecl.datasets import (
     PackImage,
@@ -22,23 +21,12 @@ from mmdensecl.datasets import (
 from mmdensecl.datasets.transforms import View, render_view
 from mmdensecl.models import DeviceViews
 from mmdensecl.models.data_preprocessors import render_views
-from mmdensecl.models.data_preprocessors.view_rendering import (
-    blend,
-    blur_kernels,
-    shift_hue,
-)
 from mmdensecl.registry import TRANSFORMS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SIZE = 48
 PLAIN = View((0, 0, SIZE, SIZE), None, False, None, False)
 FACTORS = (1.4, 0.6, 0.7, 0.1)
-ADJUST = (
-    F.adjust_brightness,
-    F.adjust_contrast,
-    F.adjust_saturation,
-    F.adjust_hue,
-)
 
 
 def make_picture(width=SIZE, height=SIZE, seed=0):
@@ -55,14 +43,6 @@ def to_tensor(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def to_image(tensor):
-    return Image.fromarray(tensor.byte().permute(1, 2, 0).numpy())
-
-
-def column(values):
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
-
-
 def read(image, i, seed):
     """A decoded image, as the transforms get it."""
     path = f'{i}.png'
@@ -75,86 +55,6 @@ def pack(images, seed=0, **kwargs):
     return pseudo_collate(
         [end(draw(read(x, i, seed))) for i, x in enumerate(images)]
     )
-
-
-@pytest.fixture
-def images():
-    return torch.stack(
-        [to_tensor(make_picture(seed=i)) for i in range(5)]
-    ).float()
-
-
-class TestOperations:
-    """Each with another strength for each of several pictures."""
-
-    STRENGTHS = (0.6, 0.9, 1.0, 1.1, 1.4)
-
-    @pytest.mark.parametrize('kind', range(3))
-    def test_blends(self, images, kind):
-        out = blend(
-            images,
-            column(self.STRENGTHS),
-            column([kind == 1] * 5),
-            column([kind == 2] * 5),
-        )
-        for image, result, factor in zip(
-            images, out, self.STRENGTHS, strict=True
-        ):
-            expected = to_tensor(ADJUST[kind](to_image(image), factor))
-            error = (result - expected).abs()
-            assert error.max() <= 1 and error.mean() < 0.01
-
-    def test_hue(self, images):
-        shifts = (-0.5, -0.1, 0.0, 0.03, 0.1)
-        out = shift_hue(images, column(shifts))
-        for image, result, shift in zip(images, out, shifts, strict=True):
-            # PIL's own has steps of 1.4 degrees.
-            expected = 255 * F.adjust_hue(image / 255, shift)
-            assert (result - expected).abs().max() < 0.51
-
-    SIGMAS = (0.1, 0.3, 0.5, 1.0, 1.7, 1.99)
-
-    def test_blur_kernels(self):
-        """The variance is right also where a sampled Gaussian's is not."""
-        sigma = torch.tensor(self.SIGMAS)
-        for reach in (2, 4):
-            kernels = blur_kernels(sigma, reach)
-            offsets = torch.arange(kernels.shape[1]) - 3 * reach
-            assert torch.allclose(kernels.sum(1), torch.ones(6))
-            assert torch.allclose((kernels * offsets**2).sum(1), sigma**2)
-            assert torch.allclose(kernels, kernels.flip(1))
-            assert (kernels >= 0).all()
-
-    def test_blur_is_that_of_pil(self):
-        picture = make_picture()
-        views = [PLAIN._replace(sigma=sigma) for sigma in self.SIGMAS]
-        out = render_views([to_tensor(picture)] * 6, views, SIZE)
-        for result, sigma in zip(out, self.SIGMAS, strict=True):
-            expected = picture.filter(ImageFilter.GaussianBlur(sigma))
-            error = (result - to_tensor(expected)).abs()
-            # PIL rounds, and repeats the edges, six times on the way.
-            assert error[:, 6:-6, 6:-6].max() <= 3 and error.mean() < 1
-
-    @pytest.mark.parametrize(
-        'size, box',
-        [
-            ((90, 70), (0, 0, 90, 70)),  # smaller
-            ((90, 70), (11, 7, 62, 53)),
-            ((400, 300), (5, 9, 390, 280)),
-            ((40, 40), (3, 4, 20, 31)),  # larger
-            ((30, 300), (3, 4, 20, 290)),  # both
-            ((1, 1), (0, 0, 1, 1)),
-        ],
-    )
-    def test_crop_and_resize(self, size, box):
-        picture = make_picture(*size)
-        left, top, width, height = box
-        expected = picture.crop((left, top, left + width, top + height))
-        expected = expected.resize((SIZE, SIZE), Image.BILINEAR)
-        out = render_views(
-            [to_tensor(picture)], [PLAIN._replace(box=box)], SIZE
-        )
-        assert (out[0] - to_tensor(expected)).abs().max() <= 1
 
 
 class TestRenderViews:
@@ -243,38 +143,6 @@ class TestDeviceViews:
                 outputs['inputs'], worker['inputs'], strict=True
             ):
                 assert (view[i] - theirs).abs().mean() < 2
-
-    def test_the_rest_of_an_image_is_not_sent(self):
-        picture = make_picture(300, 200)
-        batch = pack([picture], crop_scale=(0.1, 0.2))
-        (sent,), (sample,) = batch['inputs'], batch['data_samples']
-        assert sent.untyped_storage().nbytes() == sent.numel() < 3 * 300 * 200
-        whole = [
-            view._replace(box=tuple(map(int, crop[:4])))
-            for view, crop in zip(sample.aug_params, sample.views, strict=True)
-        ]
-        assert torch.equal(
-            render_views([sent] * 2, sample.aug_params, 24),
-            render_views([to_tensor(picture)] * 2, whole, 24),
-        )
-
-    def test_full_precision_under_autocast(self, pictures):
-        batch, model = pack(pictures), DeviceViews(size=32)
-        expected = model(batch)['inputs'][0]
-        with torch.autocast('cpu', torch.bfloat16):
-            out = model(batch)['inputs'][0]
-        assert out.dtype == torch.float32 and torch.equal(out, expected)
-
-    def test_needs_what_was_drawn(self):
-        sample = TwoViews(size=8)(
-            dict(img=make_picture(), img_path='a.png', sample_idx=0)
-        )
-        batch = pseudo_collate([PackViews()(sample)])
-        with pytest.raises(
-            ValueError,
-            match='mmdensecl.SampleTwoCropParams and mmdensecl.Pack',
-        ):
-            DeviceViews(size=8)(batch)
 
     @pytest.mark.parametrize('name', ['densecl', 'mocov2'])
     def test_config(self, name):

@@ -54,12 +54,11 @@ class TestContrastMonitors:
     )
 
     def test_several_positives(self):
+        """Rows weigh the same, however many of theirs count."""
         monitors = contrast_metrics(self.SEVERAL)
         assert monitors['pos_sim'].item() == pytest.approx(1.4 / 6)
         assert monitors['neg_sim'].item() == pytest.approx(1.1 / 3)
         assert monitors['acc'] == 50
-
-    def test_rows_of_several_positives_weigh_the_same(self):
         valid = torch.tensor([[True, True], [False, True], [False, False]])
         monitors = contrast_metrics(self.SEVERAL, valid)
         assert monitors['pos_sim'].item() == pytest.approx((0.3 + 0.7) / 2)
@@ -80,19 +79,12 @@ class TestCategoryMonitors:
         assert monitors['category_entropy'].item() == pytest.approx(75)
         assert monitors['category_agreement'] == 50
 
-    def test_anchors_that_do_not_count(self):
-        x, valid = torch.tensor([0, 1]), torch.tensor([True, False])
-        monitors = category_metrics(x, x, torch.tensor([1, 1]), 2, valid)
-        assert monitors['category_agreement'] == 0
 
-
-class TestFeatureStd:
-    def test_collapsed(self):
-        assert feature_std(torch.tensor([[0.6, 0.8]] * 5)) < 1e-6
-
-    def test_random_directions(self):
-        vectors = torch.nn.functional.normalize(torch.randn(4000, 32))
-        assert feature_std(vectors) == pytest.approx(1, abs=0.02)
+def test_feature_std():
+    """0 where all are the same, 1 of random directions."""
+    assert feature_std(torch.tensor([[0.6, 0.8]] * 5)) < 1e-6
+    vectors = torch.nn.functional.normalize(torch.randn(4000, 32))
+    assert feature_std(vectors) == pytest.approx(1, abs=0.02)
 
 
 GRID = list(range(16))
@@ -149,19 +141,22 @@ class TestPositionShare:
         grid = torch.randn(*shape, generator=generator)
         return torch.nn.functional.normalize(grid, dim=1)
 
-    def test_place_alone(self):
-        grid = self.vectors(1, 8, 9).expand(4, -1, -1)
-        assert position_r2(grid) == pytest.approx(100, abs=1e-3)
-
-    def test_picture_alone(self):
-        grid = self.vectors(4, 8, 1).expand(-1, -1, 9)
-        assert position_r2(grid) == pytest.approx(0, abs=1e-3)
-
-    def test_neither(self):
-        """Also where few pictures leave the places' means to chance."""
-        for pictures in (2, 3, 20):
-            share = position_r2(self.vectors(pictures, 64, 400))
-            assert share == pytest.approx(0, abs=1)
+    @pytest.mark.parametrize(
+        'shape, copies, expected',
+        [
+            ((1, 8, 9), (4, 1, 1), 100),  # the place alone
+            ((4, 8, 1), (1, 1, 9), 0),  # the image alone
+            # Neither, also where few images leave the means to chance.
+            ((2, 64, 400), (1, 1, 1), 0),
+            ((20, 64, 400), (1, 1, 1), 0),
+            # Nobody can tell.
+            ((1, 8, 9), (1, 1, 1), 0),
+            ((4, 8, 1), (1, 1, 1), 0),
+        ],
+    )
+    def test_by_construction(self, shape, copies, expected):
+        grid = self.vectors(*shape).repeat(*copies)
+        assert position_r2(grid) == pytest.approx(expected, abs=1)
 
     def test_half(self):
         """Half of the channels tell the place, the other half nothing."""
@@ -169,7 +164,3 @@ class TestPositionShare:
         grid = torch.cat([place, self.vectors(100, 64, 400)], dim=1) / 2**0.5
         assert position_r2(grid) == pytest.approx(50, abs=1)
         assert position_r2(grid.half()) == pytest.approx(50, abs=1)
-
-    @pytest.mark.parametrize('shape', [(1, 8, 9), (4, 8, 1)])
-    def test_nobody_can_tell(self, shape):
-        assert position_r2(self.vectors(*shape)) == 0

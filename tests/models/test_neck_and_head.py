@@ -42,27 +42,10 @@ class TestDenseCLNeck:
         assert conv.abs().max() <= 1 / math.sqrt(400)
 
 
-class TestNormalize:
-    @pytest.mark.parametrize(
-        'dtype, expected',
-        [
-            (torch.float16, torch.float32),
-            (torch.bfloat16, torch.float32),
-            (torch.float32, torch.float32),
-            (torch.float64, torch.float64),
-        ],
-    )
-    def test_dtype(self, dtype, expected):
-        x = l2_normalize(torch.randn(3, 50).to(dtype))
-        assert x.dtype == expected
-        torch.testing.assert_close(
-            x.norm(dim=1), torch.ones(3, dtype=expected)
-        )
-
-    def test_zero_vector(self):
-        x = torch.zeros(1, 3, requires_grad=True)
-        l2_normalize(x).sum().backward()
-        assert torch.isfinite(x.grad).all()
+def test_a_zero_vector_has_a_gradient():
+    x = torch.zeros(1, 3, requires_grad=True)
+    l2_normalize(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
 
 
 class TestContrastiveHead:

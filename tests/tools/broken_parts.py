@@ -1,8 +1,11 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Faults that a run carries inside, by ``custom_imports``."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -34,20 +37,22 @@ class KillWorker(BaseTransform):
         return results
 
 
-class AtIteration(Hook):
-    """Does something before iteration ``at``, from 0, on rank ``rank``."""
+class AfterIteration(Hook):
+    """Acts once ``at`` iterations are done, on one rank or on all."""
 
-    def __init__(self, at, rank=0):
+    priority = 'NORMAL'
+
+    def __init__(self, at, rank=None):
         self.at = at
         self.rank = rank
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.at and get_rank() == self.rank:
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter + 1 == self.at and self.rank in (None, get_rank()):
             self.act(runner)
 
 
 @HOOKS.register_module()
-class MoveFile(AtIteration):
+class MoveFile(AfterIteration):
     """Renames a file or folder."""
 
     def __init__(self, source, target, **kwargs):
@@ -59,22 +64,42 @@ class MoveFile(AtIteration):
 
 
 @HOOKS.register_module()
-class Poison(AtIteration):
-    """Makes the loss NaN."""
+class Poison(AfterIteration):
+    """Makes the next loss NaN."""
 
     def act(self, runner):
         next(runner.model.parameters()).data.fill_(torch.nan)
 
 
 @HOOKS.register_module()
-class SignalRank(AtIteration):
-    """Sends this process a signal, and leaves its number in a file."""
+class Strike(AfterIteration):
+    """A signal to this process, as if another had sent it.
 
-    def __init__(self, name, file, **kwargs):
+    And to its ``workers`` or, before it, to its ``parent``. The number of the
+    process is left in ``file``; what is there already prevents the strike.
+    """
+
+    def __init__(
+        self, name, workers=False, parent=False, wait=0, file=None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.signal = getattr(signal, name)
-        self.file = Path(file)
+        self.workers = workers
+        self.parent = parent
+        self.wait = wait
+        self.file = file
 
     def act(self, runner):
-        self.file.write_text(str(os.getpid()))
-        os.kill(os.getpid(), self.signal)
+        pids = [os.getpid()]
+        if self.workers:
+            pids += [x.pid for x in multiprocessing.active_children()]
+            assert len(pids) > 1
+            print('struck', *pids, flush=True)
+        if self.parent:
+            pids.insert(0, os.getppid())
+        if self.file:
+            if Path(self.file).exists():
+                return
+            Path(self.file).write_text(str(os.getpid()))
+        time.sleep(self.wait)
+        subprocess.run(['kill', f'-{self.signal:d}', *map(str, pids)])

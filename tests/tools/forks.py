@@ -28,7 +28,8 @@ def _main(script, args, cwd, env, output):
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv = [script, *args]
-    sys.path[:0] = [os.path.dirname(script), str(ROOT)]
+    added = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    sys.path[:0] = [os.path.dirname(script), *added, str(ROOT)]
     runpy.run_path(script, run_name='__main__')
 
 

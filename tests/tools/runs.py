@@ -2,35 +2,22 @@
 """Training runs of a tiny model, and what they leave behind."""
 
 import os
+import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from forks import run_script
 
+from mmdensecl.benchmark.runner import free_port
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.testing import write_pictures
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
-# What the launch scripts hand on in the tests of train.py and of test.py.
-TORCHRUN_WORDS = (
-    '--nnodes=2',
-    '--node_rank=1',
-    '--master_port=1234',
-    '--master_addr=10.0.0.1',
-    '--nproc_per_node=8',
-)
-SLURM_WORDS = (
-    'gpu',
-    '--job-name=job',
-    '--ntasks=16',
-    '--ntasks-per-node=8',
-    '--gres=gpu:8',
-    '--time=1',
-    '--mem=2',
-)
 
 CONFIG = f"""
 _base_ = '{ROOT}/configs/demo/densecl_r18w16_1xb64-coslr-40e_tiles.py'
@@ -68,10 +55,22 @@ train_dataloader['dataset'] = dict(pipeline=[
 
 
 def prepare(folder):
+    """Write pictures and configs: three iterations an epoch, two epochs."""
     write_pictures(folder / 'pictures', 12)
     (folder / 'tiny.py').write_text(CONFIG)
     (folder / 'fast.py').write_text(FAST_CONFIG)
     return folder
+
+
+def environment(**changes):
+    """For a process of its own, with broken_parts.py at hand."""
+    return dict(
+        os.environ,
+        PYTHONPATH=f'{ROOT}{os.pathsep}{Path(__file__).parent}',
+        PYTHON=sys.executable,
+        OMP_NUM_THREADS='1',
+        **changes,
+    )
 
 
 def checked(done, check=True):
@@ -81,17 +80,11 @@ def checked(done, check=True):
 
 
 def run(*command, cwd, env=None, check=True):
-    env = dict(
-        os.environ,
-        PYTHONPATH=str(ROOT),
-        PYTHON=sys.executable,
-        OMP_NUM_THREADS='1',
-        **(env or {}),
-    )
+    """Run a command as a process from scratch."""
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env=env,
+        env=environment(**(env or {})),
         timeout=300,
         text=True,
         stdout=subprocess.PIPE,
@@ -100,29 +93,72 @@ def run(*command, cwd, env=None, check=True):
     return checked(done, check)
 
 
-def tool(name, *args, cwd, env=None, check=True):
-    return checked(run_script(TOOLS / name, *args, cwd=cwd, env=env), check)
+def tool(command, cwd, env=None, check=True):
+    """Run ``python tools/command`` as a fork that has less to import."""
+    script, *words = shlex.split(command)
+    done = run_script(TOOLS / script, *words, cwd=cwd, env=env)
+    return checked(done, check)
 
 
-def train(workplace, *flags, config='tiny.py', options=(), env=None):
-    return tool(
-        'train.py',
-        config,
-        *flags,
-        '--cfg-options',
-        'data_root=pictures',
-        *options,
-        cwd=workplace,
-        env=env,
+def train(folder, words='tiny.py', options='', **kwargs):
+    """Run tools/train.py with the pictures of a folder."""
+    options = f'--cfg-options data_root=pictures {options}'
+    return tool(f'train.py {words} {options}', folder, **kwargs)
+
+
+@contextmanager
+def tool_ranks(command, count, cwd, **env):
+    """Start a tool as so many ranks, as Slurm does: their futures."""
+    env.update(
+        WORLD_SIZE=str(count),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(free_port()),
     )
+
+    def rank(number):
+        own = dict(env, RANK=str(number), LOCAL_RANK=str(number))
+        return tool(f'{command} --launcher pytorch', cwd, own, check=False)
+
+    with ThreadPoolExecutor(count) as pool:
+        yield [pool.submit(rank, number) for number in range(count)]
+
+
+def ended(done, *codes):
+    """What the first rank said, after a look at all exit codes."""
+    assert [x.returncode for x in done] == list(codes), done[0].stdout[-5000:]
+    return done[0].stdout
+
+
+def last_line(done):
+    """The one line with which a tool refuses to work."""
+    assert done.returncode == 2, done.stdout[-5000:]
+    assert 'Traceback' not in done.stdout
+    return done.stdout.strip().splitlines()[-1]
 
 
 def final(folder):
     return load_from_local(folder / 'epoch_2.pth')
 
 
-def assert_same_weights(a, b):
-    a, b = final(a)['state_dict'], final(b)['state_dict']
-    assert a.keys() == b.keys()
-    for name, expected in a.items():
-        assert torch.equal(b[name], expected), name
+def flat(node, path=''):
+    """The leaves of nested dicts and lists, by their path."""
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    else:
+        return {path: node}
+    leaves = {}
+    for key, value in items:
+        leaves.update(flat(value, f'{path}.{key}'))
+    return leaves
+
+
+def assert_same(a, b, parts=('state_dict', 'optimizer', 'param_schedulers')):
+    """Bit for bit all that two checkpoint files hold to go on from."""
+    a, b = load_from_local(a), load_from_local(b)
+    old, new = (flat({x: each[x] for x in parts}) for each in (a, b))
+    assert old.keys() == new.keys() and len(old) > 20
+    for key, x in old.items():
+        same = torch.equal if torch.is_tensor(x) else lambda a, b: a == b
+        assert same(x, new[key]), key

@@ -1,18 +1,14 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """tools/train.py while its data and the processes that load them fail."""
 
-import ctypes
-import multiprocessing
-import os
 import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import runs
 import torch
-from runs import prepare, tool
-from torch.utils.data import DataLoader
 
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.testing import write_pictures
@@ -34,25 +30,24 @@ STATE = 'work_dirs/faulty'
 
 @pytest.fixture
 def workplace(tmp_path):
-    return prepare(tmp_path)
+    return runs.prepare(tmp_path)
 
 
-def train(folder, *flags, hooks='', transforms='', options=()):
+def train(folder, words='', options='', hooks='', transforms=''):
     """A run with such faults: its exit status and what it said."""
-    (folder / 'faulty.py').write_text(
-        CONFIG.format(hooks=hooks, transforms=transforms)
-    )
-    done = tool(
-        'train.py',
-        'faulty.py',
-        *flags,
-        '--cfg-options',
-        'data_root=pictures',
-        *options,
-        cwd=folder,
-        check=False,
-    )
+    config = CONFIG.format(hooks=hooks, transforms=transforms)
+    (folder / 'faulty.py').write_text(config)
+    done = runs.train(folder, f'faulty.py {words}', options, check=False)
     return done.returncode, done.stdout
+
+
+def spoil(workplace, count, step):
+    """Write so many pictures, each so many of them broken: their names."""
+    write_pictures(workplace / 'pictures', count)
+    names = [f'{i:04d}.png' for i in range(0, count, step)]
+    for name in names:
+        (workplace / 'pictures' / name).write_bytes(b'')
+    return names
 
 
 def assert_good(path):
@@ -65,11 +60,9 @@ def test_broken_and_vanished_pictures(workplace):
     write_pictures(workplace / 'pictures', 40)
     (workplace / 'pictures/0005.png').write_bytes(b'')
     (workplace / 'pictures/a\nb.png').write_bytes(b'<html>404</html>')
-    status, log = train(
-        workplace,
-        hooks="dict(type='MoveFile', at=2, source='pictures/0020.png', "
-        "target='elsewhere')",
-    )
+    names = "source='pictures/0020.png', target='elsewhere'"
+    hook = f"dict(type='MoveFile', at=2, {names})"
+    status, log = train(workplace, hooks=hook)
     assert status == 0, log[-5000:]
     assert '[2][10/10]' in log
     # Met in the first epoch, or read ahead there and met in the second.
@@ -82,20 +75,13 @@ def test_broken_and_vanished_pictures(workplace):
 
 def test_broken_pictures_met_before_a_stop(workplace):
     """Five, counted and listed as if the run had not been stopped."""
-    write_pictures(workplace / 'pictures', 120)
-    broken = [f'{i:04d}.png' for i in range(0, 120, 24)]
-    for name in broken:
-        (workplace / 'pictures' / name).write_bytes(b'')
-    status, log = train(
-        workplace,
-        hooks="dict(type='SignalRank', name='SIGTERM', file='pid', at=24)",
-        options=['train_cfg.max_epochs=1'],
-    )
+    broken = spoil(workplace, 120, 24)
+    once = 'train_cfg.max_epochs=1'
+    strike = "dict(type='Strike', name='SIGTERM', at=24)"
+    status, log = train(workplace, options=once, hooks=strike)
     assert status == 128 + signal.SIGTERM, log[-5000:]
     assert 'could not be read' not in log
-    status, log = train(
-        workplace, '--resume', options=['train_cfg.max_epochs=1']
-    )
+    status, log = train(workplace, '--resume', once)
     assert status == 0 and '[1][30/30]' in log, log[-5000:]
     assert '5 of 120 images could not be read' in log
     listed = (workplace / STATE / 'unreadable.txt').read_text()
@@ -104,41 +90,28 @@ def test_broken_pictures_met_before_a_stop(workplace):
 
 def test_more_broken_pictures_than_allowed(workplace):
     """The list that the error names is there."""
-    write_pictures(workplace / 'pictures', 120)
-    broken = {f'{i:04d}.png' for i in range(0, 120, 3)}
-    for name in broken:
-        (workplace / 'pictures' / name).write_bytes(b'')
+    broken = spoil(workplace, 120, 3)
     status, log = train(workplace)
     assert status == 1
-    path = os.path.join(STATE, 'unreadable.txt')
-    found = re.search(
-        r'(\d+) of 120 images .* Mend or remove them, as named in '
-        rf'"(.*{path})"',
-        log,
-    )
+    words = '(\\d+) of 120 images .* Mend or remove them, as named in '
+    found = re.search(rf'{words}"(.*{STATE}/unreadable.txt)"', log)
     assert found, log[-5000:]
     listed = (workplace / found[2]).read_text().split()
     assert 12 < int(found[1]) <= len({*listed})
-    assert {*listed} <= broken
+    assert {*listed} <= {*broken}
 
 
 def test_a_folder_that_vanishes_and_comes_back(workplace):
-    status, log = train(
-        workplace,
-        hooks="dict(type='MoveFile', at=4, source='pictures', "
-        "target='unmounted')",
-        options=['train_cfg.max_epochs=30'],
-    )
+    names = "source='pictures', target='unmounted'"
+    hook = f"dict(type='MoveFile', at=4, {names})"
+    status, log = train(workplace, '', 'train_cfg.max_epochs=30', hook)
     assert status != 0
     # Two of twelve are more than a tenth, and both workers meet some.
     assert re.search('[2-9] of 12 images in "pictures" cannot be read', log)
     assert 'No such file or directory' in log
-    state = workplace / STATE
-    assert_good((state / 'last_checkpoint').read_text())
+    assert_good((workplace / STATE / 'last_checkpoint').read_text())
     (workplace / 'unmounted').rename(workplace / 'pictures')
-    status, log = train(
-        workplace, '--resume', options=['train_cfg.max_epochs=4']
-    )
+    status, log = train(workplace, '--resume', 'train_cfg.max_epochs=4')
     assert status == 0 and '[4][3/3]' in log, log[-5000:]
 
 
@@ -154,9 +127,8 @@ def test_a_killed_worker(workplace):
     assert time.time() - last < 30 and last > start
     assert 'DataLoader worker (pid' in log
     assert 'is killed by signal: Killed' in log
-    assert sorted(x.name for x in (workplace / STATE).glob('*.pth')) == [
-        'epoch_1.pth'
-    ]
+    saved = [x.name for x in (workplace / STATE).glob('*.pth')]
+    assert saved == ['epoch_1.pth']
     # The other worker does not live on.
     pids = [int(path.suffix[1:]) for path in workplace.glob('flag.*')]
     assert len(pids) == 2
@@ -167,56 +139,3 @@ def test_a_killed_worker(workplace):
     status, log = train(workplace, '--resume', transforms=kill)
     assert status == 0 and '[2][3/3]' in log, log[-5000:]
     assert '[1][1/3]' not in log
-
-
-def test_a_key_that_is_not_known(workplace):
-    status, log = train(
-        workplace, options=['train_dataloader.dataset.max_unreadble=0.5']
-    )
-    assert status != 0
-    assert "argument 'max_unreadble'" in log.strip().splitlines()[-1]
-
-
-class Large:
-    """Pictures of a megabyte."""
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, idx):
-        return torch.ones(512, 512)
-
-
-def load_with_little_memory(connection):
-    """With 64 KiB of /dev/shm, in a mount namespace of this process's own."""
-    libc = ctypes.CDLL(None)
-    new_namespace, private = 0x20000, 0x4000 | 1 << 18
-    if (
-        libc.unshare(new_namespace)
-        or libc.mount(b'none', b'/', None, private, None)
-        or libc.mount(b'none', b'/dev/shm', b'tmpfs', 0, b'size=64k')
-    ):
-        connection.send('not permitted')
-        return
-    try:
-        for _ in DataLoader(Large(), batch_size=4, num_workers=2):
-            pass
-        connection.send('no error')
-    except RuntimeError as error:
-        connection.send(str(error))
-
-
-@pytest.mark.skipif(not os.path.ismount('/dev/shm'), reason='has no /dev/shm')
-def test_too_little_shared_memory_is_said():
-    """What docs/reliability.md tells users to look for."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context('fork').Process(
-        target=load_with_little_memory, args=(theirs,)
-    )
-    process.start()
-    assert ours.poll(60)
-    said = ours.recv()
-    process.join(60)
-    if said == 'not permitted':
-        pytest.skip('may not mount')
-    assert 'shared memory' in said

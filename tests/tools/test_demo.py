@@ -20,9 +20,8 @@ SEEDS = range(3)
 @pytest.fixture
 def folder(tmp_path):
     """The demo's tiles, and a third of its scenes."""
-    tool('demo/make_tiles.py', 'tiles', cwd=tmp_path)
-    counts = '--train', 32, '--val', 16
-    tool('demo/make_scenes.py', 'scenes', *counts, cwd=tmp_path)
+    tool('demo/make_tiles.py tiles', tmp_path)
+    tool('demo/make_scenes.py scenes --train 32 --val 16', tmp_path)
     return tmp_path
 
 
@@ -44,12 +43,8 @@ def gain(checkpoint, scenes):
 
 @pytest.mark.slow
 def test_a_quarter_of_the_training_beats_random_weights(folder):
-    options = [
-        'data_root=tiles',
-        f'train_cfg.max_epochs={EPOCHS}',
-    ]
-    flags = '--work-dir', 'out', '--cfg-options'
-    tool('train.py', CONFIG, *flags, *options, cwd=folder)
+    options = f'data_root=tiles train_cfg.max_epochs={EPOCHS}'
+    tool(f'train.py {CONFIG} --work-dir out --cfg-options {options}', folder)
     checkpoint = folder / f'out/epoch_{EPOCHS}.pth'
     gains = gain(checkpoint, folder / 'scenes/VOCdevkit/VOC2012')
     assert fmean(gains) > 1, gains

@@ -6,50 +6,21 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-from forks import run_script
-from mmengine.config import Config
+from runs import ROOT, TOOLS, tool
 
-from mmdensecl.testing import write_pictures
-
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / 'tools/benchmarks'
+SCRIPTS = TOOLS / 'benchmarks'
 
 
-def run(script, *flags, cwd):
+def run(command, cwd):
     """Rows of a script's JSON, after it has printed them."""
-    done = run_script(SCRIPTS / script, '--out', 'out.json', *flags, cwd=cwd)
-    assert done.returncode == 0, done.stdout[-5000:]
-    return rows_of(cwd / 'out.json', done.stdout)
-
-
-def rows_of(path, printed):
-    content = json.loads(path.read_text())
-    for row in content['rows']:
-        assert f'| {row["what"]} |' in printed
-    return content['rows']
-
-
-def test_loss(tmp_path):
-    rows = run(
-        'benchmark_loss.py',
-        '--batch=2',
-        '--queue-len=3000',
-        '--rounds=1',
-        cwd=tmp_path,
-    )
-    assert [row['what'] for row in rows] == [
-        'mmdensecl, auto',
-        'mmdensecl, reference',
-        'mmpretrain',
-    ]
-    losses = [float(row['loss']) for row in rows]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    done = tool(f'benchmarks/{command} --out out.json', cwd)
+    rows = json.loads((cwd / 'out.json').read_text())['rows']
+    assert all(f'| {row["what"]} |' in done.stdout for row in rows)
+    return rows
 
 
 @pytest.fixture
@@ -57,33 +28,23 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
-def test_growth(scripts, tmp_path):
-    import benchmark_loss
-
-    rows = [
-        dict(what='grid', value=x, logits=x * x, seconds=1.0, extra_MiB=2.0)
-        for x in (3, 5)
-    ]
-    benchmark_loss.draw(rows, ['grid'], str(tmp_path / 'x.png'))
-    assert (tmp_path / 'x.png').stat().st_size > 1000
+def test_loss(tmp_path):
+    flags = '--batch=2 --queue-len=3000 --rounds=1'
+    rows = run(f'benchmark_loss.py {flags}', tmp_path)
+    names = ['mmdensecl, auto', 'mmdensecl, reference', 'mmpretrain']
+    assert [row['what'] for row in rows] == names
+    losses = [float(row['loss']) for row in rows]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_comm(tmp_path):
     """Counted, not timed: the target holds on any machine."""
-    rows = run(
-        'benchmark_comm.py',
-        '--ranks=2',
-        '--extrapolate=8',
-        '--batch=2',
-        '--baselines=DenseCL',
-        '--plot=ranks.png',
-        cwd=tmp_path,
-    )
+    flags = '--ranks=2 --extrapolate=8 --batch=2 --baselines=DenseCL'
+    rows = run(f'benchmark_comm.py {flags}', tmp_path)
     found = {(row['what'], row['ranks']): row for row in rows}
-    ours, peer = (
-        found[x, 8] for x in ('mmdensecl DenseCL', 'mmpretrain DenseCL')
-    )
+    ours = found['mmdensecl DenseCL', 8]
+    peer = found['mmpretrain DenseCL', 8]
     assert ours['exchanges'] == 3
     assert ours['calls'] == '1 all_gather, 2 all_to_all_single'
     assert ours['ratio'] == ours['MiB'] / peer['MiB'] < 1 / 4
@@ -91,14 +52,12 @@ def test_comm(tmp_path):
     assert peer['calls'] == '7 all_gather, 1 broadcast'
     pictures = 2 * 3 * 224**2 * 4 / 2**20
     assert peer['MiB'] > 7 * pictures > ours['MiB']
-    assert (tmp_path / 'ranks.png').exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name, size, precision',
     [
-        ('both encoders alone', 32, 'float32'),
         ('mmpretrain DenseCL', 32, 'bfloat16'),
         ('DSC-PM', 128, 'float32'),  # it draws 16 cells
         ('configs/densecl_r50_8xb32-coslr-200e_amp.py', 32, 'bfloat16'),
@@ -114,11 +73,9 @@ def test_step(scripts, monkeypatch, name, size, precision):
         'precision',
         lambda name, _: used.append(name) or nullcontext(),
     )
-    if name.endswith('.py'):
-        name = str(ROOT / name)
-        given = 'float32'
-    else:
-        given = precision
+    given = precision
+    if name.endswith('.py'):  # which says it itself
+        name, given = str(ROOT / name), 'float32'
     benchmark_step.make(name, 2, size, given, 'cpu')()
     assert used == [precision]
 
@@ -136,63 +93,18 @@ def test_iterations_of_a_run(scripts):
         assert (kept == 100) if ours else (kept == 1002)
 
 
-@pytest.mark.parametrize(
-    'wrapper, precision',
-    [
-        (dict(optimizer=dict()), 'float32'),
-        (dict(type='OptimWrapper'), 'float32'),
-        (dict(type='AmpOptimWrapper'), 'float16'),
-        (dict(type='AmpOptimWrapper', dtype='bfloat16'), 'bfloat16'),
-        (dict(type='mmdensecl.BFloat16OptimWrapper'), 'bfloat16'),
-    ],
-)
-def test_precision_of(scripts, wrapper, precision):
-    import baselines
-
-    assert (
-        baselines.precision_of(Config(dict(optim_wrapper=wrapper)))
-        == precision
-    )
-
-
-@pytest.mark.parametrize('flags', [(), ('--profile',)])
-def test_data(tmp_path, flags):
-    rows = run(
-        'benchmark_data.py',
-        '--num-images=2',
-        '--rounds=1',
-        *flags,
-        cwd=tmp_path,
-    )
-    if flags:
-        for row in rows:
-            if 'mmdensecl' in row['library']:
-                assert row['mean_difference'] < 1
-    else:
-        assert len(rows) == 7
+def test_data(tmp_path):
+    few = '--num-images=2 --rounds=1'
+    assert len(run(f'benchmark_data.py {few}', tmp_path)) == 7
 
 
 @pytest.mark.slow
 def test_gpu(tmp_path):
     """Parts end, fail or are skipped, and the table says so."""
-    script = SCRIPTS / 'gpu.sh'
+    words = f'--tiny --out {tmp_path} --minutes 15 --mini x.py --parts'
+    parts = ['compiled', 'mini', 'data']
     done = subprocess.run(
-        [
-            'bash',
-            script,
-            '--tiny',
-            '--out',
-            tmp_path,
-            '--minutes',
-            '15',
-            '--parts',
-            'tests',
-            'compiled',
-            'mini',
-            'data',
-            '--mini',
-            'x.py',
-        ],
+        ['bash', SCRIPTS / 'gpu.sh', *words.split(), *parts],
         env={**os.environ, 'PYTHON': sys.executable},
         stdout=subprocess.PIPE,
         text=True,
@@ -205,85 +117,6 @@ def test_gpu(tmp_path):
     assert rows['part `mini`'].startswith('failed: ')
     assert 'x.py' in rows['part `mini`']
     if not torch.cuda.is_available():
-        assert rows['pytest -m gpu tests/gpu'] == 'GPU: not run'
         assert rows['part `compiled`'].startswith('not run: ')
-        assert ' skipped in ' in (tmp_path / 'gpu.log').read_text()
     assert '### Two views of 224 pixels' in text
     assert '\n| mmpretrain | ' in text
-
-
-# 16 channels: with 4, torch 2.11's 1 x 1 convolutions of stride 2 write past
-# the end of their memory, in channels_last on a CPU.
-TINY = f"""
-_base_ = '{ROOT}/configs/mini/densecl_r18w16_1xb64-coslr-11e.py'
-model = dict(
-    queue_len=16, backbone=dict(stem_channels=16, base_channels=16),
-    neck=dict(in_channels=128, hid_channels=16))
-optim_wrapper = dict(enabled=False)  # the same precision on all processors
-train_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False,
-    dataset=dict(data_root='pictures'))
-train_dataloader['dataset']['pipeline'] = [
-    dict(type='mmdensecl.DecodeRGB'),
-    dict(type='mmdensecl.TwoViews', size=32),
-    dict(type='mmdensecl.PackViews')]
-"""
-
-
-def test_runs_to_compare(scripts):
-    import compare_curves
-
-    args = Namespace(
-        config='a.py',
-        others=[['b', 'b.py']],
-        variants=[['c', 'x=1', 'y=2']],
-        seed=3,
-    )
-    assert compare_curves.list_runs(args) == [
-        ('reference', 'a.py', []),
-        ('b', 'b.py', []),
-        ('c', 'a.py', ['x=1', 'y=2']),
-        ('another seed', 'a.py', ['randomness.seed=4']),
-    ]
-
-
-def test_compare_curves(scripts, tmp_path, monkeypatch, capsys):
-    import compare_curves
-
-    def run_fork(command, stdout, stderr):
-        python, *command = command
-        assert (python, stderr) == (sys.executable, subprocess.STDOUT)
-        done = run_script(*command, cwd=tmp_path)
-        stdout.write(done.stdout)
-        return done
-
-    write_pictures(tmp_path / 'pictures', 6)
-    (tmp_path / 'tiny.py').write_text(TINY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare_curves.subprocess, 'run', run_fork)
-    monkeypatch.setattr(
-        sys,
-        'argv',
-        [
-            'compare_curves.py',
-            'tiny.py',
-            '--out',
-            'out.json',
-            '--variant',
-            'reference form',
-            'model.head.loss.form=reference',
-        ],
-    )
-    compare_curves.main()
-    rows = rows_of(tmp_path / 'out.json', capsys.readouterr().out)
-    found = {row['what']: row for row in rows}
-    assert list(found) == ['reference', 'reference form', 'another seed']
-    assert found['reference']['largest_distance'] == 0
-    assert 0 <= found['reference form']['largest_distance'] < 1e-3
-    assert found['another seed']['largest_distance'] > 1e-3
-    assert (tmp_path / 'work_dirs/compare_curves/curves.png').exists()
-
-
-def test_compare_curves_is_a_script(tmp_path):
-    done = run_script(SCRIPTS / 'compare_curves.py', '--help', cwd=tmp_path)
-    assert done.returncode == 0 and '--variant' in done.stdout

@@ -2,7 +2,6 @@
 import logging
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,39 +9,30 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
+from runs import TOOLS
 
 from mmdensecl.models.modules import Features
 from mmdensecl.registry import MODELS
 from mmdensecl.testing import write_pictures
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'visualize'
+VIEWS = dict(type='mmdensecl.TwoViews', size=32, crop_scale=(0.7, 1.0))
+DATASET = dict(
+    type='mmdensecl.UnlabeledFolder',
+    data_root='images',
+    pipeline=[
+        dict(type='mmdensecl.DecodeRGB'),
+        VIEWS,
+        dict(type='mmdensecl.PackViews'),
+    ],
+)
 
 
 @pytest.fixture
 def workplace(tiny_cfg, tmp_path, monkeypatch):
     """A config, a checkpoint and images."""
     model = tiny_cfg(data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3))
-    cfg = Config(
-        dict(
-            default_scope='mmpretrain',
-            model=model,
-            train_dataloader=dict(
-                dataset=dict(
-                    type='mmdensecl.UnlabeledFolder',
-                    data_root='images',
-                    pipeline=[
-                        dict(type='mmdensecl.DecodeRGB'),
-                        dict(
-                            type='mmdensecl.TwoViews',
-                            size=32,
-                            crop_scale=(0.7, 1.0),
-                        ),
-                        dict(type='mmdensecl.PackViews'),
-                    ],
-                )
-            ),
-        )
-    )
+    cfg = dict(default_scope='mmpretrain', model=model)
+    cfg = Config(dict(cfg, train_dataloader=dict(dataset=DATASET)))
     cfg.dump(tmp_path / 'tiny.py')
     built = MODELS.build(model)
     built.init_weights()
@@ -51,20 +41,23 @@ def workplace(tiny_cfg, tmp_path, monkeypatch):
         tmp_path / 'tiny.pth',
     )
     write_pictures(tmp_path / 'images', 3, size=80)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'other.py').write_text('model = dict()')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def call(workplace, monkeypatch, capsys):
     """Function that runs a tool here and gives its status and output."""
 
-    def call(tool, *arguments):
-        monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, arguments)])
+    def call(tool, words):
+        script = str(TOOLS / 'visualize' / f'visualize_{tool}.py')
+        monkeypatch.setattr(sys, 'argv', [script, *words.split()])
         code = 0
         try:
             with DefaultScope.overwrite_default_scope('mmpretrain'):
-                runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
+                runpy.run_path(script, run_name='__main__')
         except SystemExit as stop:
             code = stop.code
         finally:
@@ -75,88 +68,49 @@ def run(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def run(call):
+    """What a tool that succeeds says."""
+
+    def run(tool, words):
+        code, out, err = call(tool, words)
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def assert_picture(path):
+    pixels = np.asarray(Image.open(path).convert('RGB'))
+    assert pixels.shape[1] > 60 and pixels.std() > 10
+
+
 class TestCorrespondence:
-    TOOL = 'visualize_correspondence'
+    ONE = 'tiny.py tiny.pth images/0000.png'
 
     def test_two_views(self, workplace, run):
-        code, out, err = run(
-            self.TOOL,
-            'tiny.py',
-            'tiny.pth',
-            'images/0000.png',
-            '--before',
-            'none',
-            '--out',
-            'made/c.png',
-            '--margin',
-            0,
-            '--cells',
-            '0,0',
-            '3,2',
-        )
-        assert code == 0, err
+        flags = '--before none --out made/c.png --margin 0 --cells 2'
+        out = run('correspondence', f'{self.ONE} {flags}')
         assert 'random weights' in out and 'chance' in out
         assert 'standard errors' in out and 'features match object' in out
         for name in ('c.png', 'c_cells.png'):
-            image = np.asarray(
-                Image.open(workplace / 'made' / name).convert('RGB')
-            )
-            assert image.shape[1] > 600 and image.std() > 10
+            assert_picture(workplace / 'made' / name)
 
-    def test_two_images_by_similarity(self, workplace, run):
-        code, out, err = run(
-            self.TOOL,
-            'tiny.py',
-            'tiny.pth',
-            'images/0000.png',
-            'images/0001.png',
-            '--cells',
-            0,
-            '--min-similarity',
-            2,
-        )
-        assert code == 0, err
-        assert (workplace / 'correspondence.png').exists()
-        assert not (workplace / 'correspondence_cells.png').exists()
-
-    def test_same_seed_same_words(self, workplace, run):
+    def test_what_the_words_depend_on(self, run):
+        """The seed; a margin is of the lines alone, the test of all cells."""
         words = [
-            run(
-                self.TOOL,
-                'tiny.py',
-                'tiny.pth',
-                'images/0000.png',
-                '--cells',
-                0,
-                '--margin',
-                0,
-                '--seed',
-                seed,
-            )[1]
-            for seed in (1, 1, 2)
+            run('correspondence', f'{self.ONE} --cells 0 {flags}')
+            for flags in (
+                '--margin 0 --seed 1',
+                '--margin 3 --seed 1',
+                '--margin 0 --seed 2',
+            )
         ]
         assert words[0] == words[1] != words[2]
 
-    def test_the_margin_is_of_the_lines_alone(self, workplace, run):
-        """The test is of all cells, as everywhere."""
-        words = [
-            run(
-                self.TOOL,
-                'tiny.py',
-                'tiny.pth',
-                'images/0000.png',
-                '--cells',
-                0,
-                '--margin',
-                margin,
-            )[1]
-            for margin in (0, 3)
-        ]
-        assert words[0] == words[1]
-
     def test_maps_share_one_scale(self, monkeypatch):
         """Of random weights above and trained ones below."""
-        monkeypatch.syspath_prepend(str(TOOLS))
+        monkeypatch.syspath_prepend(str(TOOLS / 'visualize'))
         import visualize_correspondence as tool
 
         shape = dict(global_proj=torch.ones(1, 1), shape=(2, 2))
@@ -170,112 +124,48 @@ class TestCorrespondence:
             for name, x in (('before', 0.1), ('after', 1.0))
         ]
         view = torch.zeros(3, 8, 8, dtype=torch.uint8)
-        figure = tool.draw_all_maps(pairs, [view, view], None, ['1'])
-        limits = {
-            x.get_clim()
-            for ax in figure.axes
-            for x in ax.images
-            if x.get_cmap().name == 'inferno'
-        }
-        assert limits == {(0.0, 1.0)}
-
-    @pytest.mark.parametrize(
-        'arguments, words',
-        [
-            (('tiny.py', 'tiny.pth', 'gone.png'), 'gone.png'),
-            (('tiny.py', 'gone.pth', 'images/0000.png'), 'gone.pth'),
-            (('gone.py', 'tiny.pth', 'images/0000.png'), 'gone.py'),
-            (('tiny.py', 'tiny.pth', 'tiny.py'), 'no image'),
-            (
-                ('tiny.py', 'tiny.pth', 'images/0000.png', '--cells', '9,9'),
-                r'8 x 8 cells',
-            ),
-            (
-                ('tiny.py', 'tiny.pth', 'images/0000.png', '--pairs', '2'),
-                'at least 8',
-            ),
-            (('other.py', 'tiny.pth', 'images/0000.png'), 'draws no views'),
-        ],
-    )
-    def test_errors(self, workplace, run, arguments, words):
-        (workplace / 'other.py').write_text('model = dict()')
-        code, _, err = run(self.TOOL, *arguments)
-        assert code == 2 and words in err.splitlines()[-1]
-        assert 'Traceback' not in err
+        figure = tool.draw_all_maps(pairs, [view, view], None, 1)
+        images = [x for ax in figure.axes for x in ax.images]
+        maps = [x for x in images if x.get_cmap().name == 'inferno']
+        assert {x.get_clim() for x in maps} == {(0.0, 1.0)}
 
 
 class TestFeatures:
-    TOOL = 'visualize_features'
-
     @pytest.mark.parametrize('checkpoint', ['tiny.pth', 'none'])
     def test_folder(self, workplace, run, checkpoint):
         (workplace / 'images/broken.png').write_text('no image')
-        code, out, err = run(
-            self.TOOL,
-            'tiny.py',
-            checkpoint,
-            'images',
-            '--size',
-            64,
-            '--margin',
-            1,
-            '--patch',
-            40,
-            30,
-            '--first',
-            '0001.png',
-        )
-        assert code == 0, err
+        flags = '--size 64 --margin 1'
+        out = run('features', f'tiny.py {checkpoint} images {flags}')
         assert 'left out' in out and 'broken.png' in out
-        for name in ('features.png', 'neighbours.png'):
-            image = Image.open(workplace / 'features' / name)
-            assert np.asarray(image.convert('RGB')).std() > 10
+        assert_picture(workplace / 'features/features.png')
         html = (workplace / 'features/index.html').read_text()
-        assert html.index('0001.png') < html.index('0000.png')
-        # 8 x 8 cells less the margin; the patch is in row 2, column 3.
-        assert '"chosen": [2, 3]' in html and '[6, 6]' in html
+        # 8 x 8 cells less the margin, and the middle.
+        assert '"chosen": [3, 3]' in html and '[6, 6]' in html
 
     def test_most_images_of_a_folder(self, workplace, run):
-        code, out, err = run(
-            self.TOOL,
-            'tiny.py',
-            'none',
-            'images',
-            '--size',
-            64,
-            '--max-images',
-            2,
-        )
-        assert code == 0, err
+        run('features', 'tiny.py none images --size 64 --max-images 2')
         html = (workplace / 'features/index.html').read_text()
         assert '0000.png' in html and '0002.png' in html
         assert '0001.png' not in html
 
-    @pytest.mark.parametrize(
-        'arguments, words',
-        [
-            (('tiny.py', 'tiny.pth', 'gone'), 'gone'),
-            (('tiny.py', 'tiny.pth', 'empty'), 'No images'),
-            (('tiny.py', 'tiny.pth', 'images', '--patch', '1', '1'), 'margin'),
-            (
-                (
-                    'tiny.py',
-                    'tiny.pth',
-                    'images/0000.png',
-                    '--patch',
-                    '1',
-                    '1',
-                ),
-                'at least two',
-            ),
-            (
-                ('tiny.py', 'tiny.pth', 'images', '--margin', '40'),
-                'lower the margin',
-            ),
-            (('tiny.py', 'tiny.pth', 'images', '--first', 'x.png'), 'x.png'),
-        ],
-    )
-    def test_errors(self, workplace, run, arguments, words):
-        (workplace / 'empty').mkdir()
-        code, _, err = run(self.TOOL, *arguments, '--size', 64)
-        assert code == 2 and words in err.splitlines()[-1]
+
+@pytest.mark.parametrize(
+    'tool, words, message',
+    [
+        ('correspondence', 'tiny.py tiny.pth gone.png', 'gone.png'),
+        ('correspondence', 'tiny.py tiny.pth tiny.py', 'no image'),
+        ('correspondence', 'other.py tiny.pth images/0000.png', 'no views'),
+        ('features', 'tiny.py tiny.pth empty', 'No images'),
+        (
+            'features',
+            'tiny.py tiny.pth images --margin 40',
+            'lower the margin',
+        ),
+    ],
+)
+def test_errors(call, tool, words, message):
+    if tool == 'features':
+        words += ' --size 64'
+    code, _, err = call(tool, words)
+    assert code == 2 and message in err.splitlines()[-1]
+    assert 'Traceback' not in err

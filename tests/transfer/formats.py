@@ -59,10 +59,6 @@ def authors_training(state):
     )
 
 
-def authors_released(state):
-    return dict(state_dict=dict(state), author='DenseCL')
-
-
 def mmselfsup(state):
     return dict(
         meta=dict(),
@@ -102,25 +98,6 @@ def facebook_v2(state):
     )
 
 
-def torchvision(state):
-    return {**state, **some('fc.weight', 'fc.bias')}
-
-
-def mmpretrain(state):
-    return dict(
-        state_dict={**under('backbone.', state), **some('head.fc.weight')}
-    )
-
-
-def mmdet(state):
-    return dict(
-        state_dict={
-            **under('backbone.', state),
-            **some('neck.fpn_convs.0.conv.weight', 'rpn_head.conv.weight'),
-        }
-    )
-
-
 def mmdet_c4(state):
     stages = {k: v for k, v in state.items() if not k.startswith('layer4.')}
     last = {k: v for k, v in state.items() if k.startswith('layer4.')}
@@ -134,15 +111,6 @@ def mmdet_c4(state):
     )
 
 
-def mmseg(state):
-    return dict(
-        state_dict={
-            **under('backbone.', state),
-            **some('decode_head.conv_seg.weight'),
-        }
-    )
-
-
 def mmengine_ema(state):
     """EMAHook: ``state_dict`` is the average, ``ema_state_dict`` is not."""
     return dict(
@@ -152,10 +120,6 @@ def mmengine_ema(state):
             **under('module.backbone.', state, OTHER),
         },
     )
-
-
-def averaged_model(state):
-    return {'n_averaged': torch.tensor(3), **under('module.', state)}
 
 
 def timm_ema(state):
@@ -172,16 +136,11 @@ def model_ema(state):
     )
 
 
-def in_model(state):
-    return dict(model=under('module.', state), epoch=3)
-
-
-def ddp(state):
-    return dict(state_dict=under('module.backbone.', state))
-
-
-def compiled(state):
-    return dict(state_dict=under('_orig_mod.module.backbone.', state))
+def backbone_and(*others):
+    """An OpenMMLab model, whose other parts have these names."""
+    return lambda state: dict(
+        state_dict={**under('backbone.', state), **some(*others)}
+    )
 
 
 def compiled_inside(state):
@@ -191,78 +150,87 @@ def compiled_inside(state):
     }
 
 
-def unknown_place(state):
-    return dict(state_dict=under('student.trunk.', state))
+def authors_released(state):
+    return dict(state_dict=dict(state), author='DenseCL')
 
 
-# Function, source, prefix, what is left out.
-FORMATS = [
-    (
+def in_place(prefix):
+    return lambda state: dict(state_dict=under(prefix, state))
+
+
+def torchvision(state):
+    return {**state, **some('fc.weight', 'fc.bias')}
+
+
+mmdet = backbone_and('neck.fpn_convs.0.conv.weight', 'rpn_head.conv.weight')
+mmseg = backbone_and('decode_head.conv_seg.weight')
+MOCO = 'checkpoint of facebookresearch/moco'
+MMLAB = 'OpenMMLab model'
+# Name: function, source, prefix, what is left out.
+FORMATS = dict(
+    mmdensecl=(
         mmdensecl,
         'mmdensecl training checkpoint',
         'backbone.',
-        ('neck', 'encoder_k', 'queue', 'dense_queue', 'batch_shuffle'),
+        'neck encoder_k queue dense_queue batch_shuffle',
     ),
-    (
+    authors_training=(
         authors_training,
         "DenseCL authors' training checkpoint",
         'encoder_q.0.',
-        (
-            'queue',
-            'queue_ptr',
-            'queue2',
-            'queue2_ptr',
-            'encoder_q.1',
-            'encoder_k',
-            'backbone',
-        ),
+        'queue queue_ptr queue2 queue2_ptr encoder_q.1 encoder_k backbone',
     ),
-    (authors_released, "DenseCL authors' released weights", '', ()),
-    (
+    authors_released=(
+        authors_released,
+        "DenseCL authors' released weights",
+        '',
+        '',
+    ),
+    mmselfsup=(
         mmselfsup,
         'mmselfsup or mmpretrain checkpoint with a momentum encoder',
         'backbone.',
-        ('queue', 'queue2', 'neck', 'encoder_k'),
+        'queue queue2 neck encoder_k',
     ),
-    (
-        facebook_v1,
-        'checkpoint of facebookresearch/moco',
-        'encoder_q.',
-        ('queue', 'encoder_q.fc', 'encoder_k'),
+    moco_v1=(facebook_v1, MOCO, 'encoder_q.', 'queue encoder_q.fc encoder_k'),
+    moco_v2=(facebook_v2, MOCO, 'encoder_q.', 'encoder_q.fc encoder_k'),
+    torchvision=(torchvision, 'torchvision or timm classifier', '', 'fc'),
+    mmpretrain=(backbone_and('head.fc.weight'), MMLAB, 'backbone.', 'head'),
+    mmdet=(mmdet, 'mmdet model', 'backbone.', 'neck rpn_head'),
+    mmdet_c4=(mmdet_c4, 'mmdet model', 'backbone.', 'rpn_head roi_head'),
+    mmseg=(mmseg, 'mmseg model', 'backbone.', 'decode_head'),
+    mmengine_ema=(mmengine_ema, MMLAB, 'backbone.', 'ema_state_dict'),
+    averaged_model=(
+        lambda x: {'n_averaged': torch.tensor(3), **under('module.', x)},
+        'bare backbone',
+        '',
+        'n_averaged',
     ),
-    (
-        facebook_v2,
-        'checkpoint of facebookresearch/moco',
-        'encoder_q.',
-        ('encoder_q.fc', 'encoder_k'),
-    ),
-    (torchvision, 'torchvision or timm classifier', '', ('fc',)),
-    (mmpretrain, 'OpenMMLab model', 'backbone.', ('head',)),
-    (mmdet, 'mmdet model', 'backbone.', ('neck', 'rpn_head')),
-    (mmdet_c4, 'mmdet model', 'backbone.', ('rpn_head', 'roi_head')),
-    (mmseg, 'mmseg model', 'backbone.', ('decode_head',)),
-    (mmengine_ema, 'OpenMMLab model', 'backbone.', ('ema_state_dict',)),
-    (averaged_model, 'bare backbone', '', ('n_averaged',)),
-    (
+    timm_ema=(
         timm_ema,
         'torchvision or timm classifier, averaged (EMA) weights',
         'state_dict_ema.',
         None,
     ),
-    (
+    model_ema=(
         model_ema,
         'OpenMMLab model, averaged (EMA) weights',
         'model_ema.backbone.',
-        ('backbone',),
+        'backbone',
     ),
-    (in_model, 'bare backbone', '', ()),
-    (ddp, 'OpenMMLab model', 'backbone.', ()),
-    (compiled, 'OpenMMLab model', 'backbone.', ()),
-    (compiled_inside, 'OpenMMLab model', 'backbone.', ()),
-    (
-        unknown_place,
+    in_model=(
+        lambda x: dict(model=under('module.', x), epoch=3),
+        'bare backbone',
+        '',
+        '',
+    ),
+    ddp=(in_place('module.backbone.'), MMLAB, 'backbone.', ''),
+    compiled=(in_place('_orig_mod.module.backbone.'), MMLAB, 'backbone.', ''),
+    compiled_inside=(compiled_inside, MMLAB, 'backbone.', ''),
+    unknown_place=(
+        in_place('student.trunk.'),
         'unknown checkpoint with a backbone under "student.trunk."',
         'student.trunk.',
-        (),
+        '',
     ),
-]
+)

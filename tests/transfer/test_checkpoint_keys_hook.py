@@ -88,50 +88,38 @@ def trained(make_runner, tmp_path, **kwargs):
 
 
 class TestTest:
-    @pytest.mark.parametrize('prefix', ['', 'module.'])
-    def test_whole(self, make_runner, prefix):
-        state = {prefix + k: v for k, v in Toy().state_dict().items()}
-        metrics = make_runner(Toy(), dict(state_dict=state)).test()
-        assert metrics == dict(count=2)
-
-    @pytest.mark.parametrize('part', ['fc_cls.bias', 'running_mean'])
-    def test_missing(self, make_runner, part):
-        state = without(Toy().state_dict(), part)
-        with pytest.raises(ValueError, match=rf'1 of.*\nmissing: .*{part}'):
-            make_runner(Toy(), dict(state_dict=state)).test()
-
-    def test_shape(self, make_runner):
-        with pytest.raises(
-            ValueError, match=r'fc_cls.weight: got \(3, 4\), expected \('
-        ):
-            make_runner(Toy(), dict(state_dict=Toy(3).state_dict())).test()
-
-    def test_counters_may_be_missing(self, make_runner):
-        state = without(Toy().state_dict(), 'num_batches_tracked')
-        make_runner(Toy(), dict(state_dict=state)).test()
-
-    def test_ema(self, make_runner, tmp_path):
-        hook = dict(type='EMAHook')
-        checkpoint = trained(make_runner, tmp_path, hooks=[hook])
-        assert 'ema_state_dict' in checkpoint
-        make_runner(Toy(), checkpoint, hooks=[hook]).test()
-        make_runner(Toy(), checkpoint).test()
+    @pytest.mark.parametrize(
+        'change, words',
+        [
+            (lambda x: x, None),
+            (lambda x: {f'module.{k}': v for k, v in x.items()}, None),
+            (lambda x: without(x, 'num_batches_tracked'), None),
+            (lambda x: without(x, 'fc_cls.bias'), r'1 of.*\nmissing: .*bias'),
+            (lambda x: without(x, 'running_mean'), 'missing: .*running_mean'),
+            (
+                lambda x: x | {'roi_head.fc_cls.weight': torch.rand(3, 4)},
+                r'fc_cls.weight: got \(3, 4\), expected \(',
+            ),
+        ],
+    )
+    def test_whole(self, make_runner, change, words):
+        state = change(dict(Toy().state_dict()))
+        runner = make_runner(Toy(), dict(state_dict=state))
+        if words is None:
+            assert runner.test() == dict(count=2)
+            return
+        with pytest.raises(ValueError, match=words):
+            runner.test()
 
 
 class TestResume:
-    def test_whole(self, make_runner, tmp_path):
-        checkpoint = trained(make_runner, tmp_path)
-        runner = make_runner(Toy(), checkpoint, resume=True)
+    @pytest.mark.parametrize('hooks', [(), [dict(type='EMAHook')]])
+    def test_whole(self, make_runner, tmp_path, hooks):
+        """And a head that is missing."""
+        checkpoint = trained(make_runner, tmp_path, hooks=hooks)
+        runner = make_runner(Toy(), checkpoint, resume=True, hooks=hooks)
         runner.train()
         assert runner.epoch == 2
-
-    def test_ema(self, make_runner, tmp_path):
-        hook = dict(type='EMAHook')
-        checkpoint = trained(make_runner, tmp_path, hooks=[hook])
-        make_runner(Toy(), checkpoint, resume=True, hooks=[hook]).train()
-
-    def test_missing_head(self, make_runner, tmp_path):
-        checkpoint = trained(make_runner, tmp_path)
         checkpoint['state_dict'] = without(checkpoint['state_dict'], 'fc_cls')
         with pytest.raises(ValueError, match='To resume.*whole'):
             make_runner(Toy(), checkpoint, resume=True).train()
@@ -172,8 +160,14 @@ class TestOrigins:
 
     @pytest.mark.parametrize('name', ['a', None])
     def test_same_weights(self, start, tmp_path, name):
+        """Not the name of their file counts."""
         assert not start(name)
-        assert not start(name, self.checkpoint(tmp_path))
+        checkpoint = self.checkpoint(tmp_path)
+        if name:
+            files = checkpoint['message_hub']['runtime_info'][LOADED]
+            assert list(files.values()) == [str(tmp_path / 'a.pth')]
+            files.update(dict.fromkeys(files, '/elsewhere/a.pth'))
+        assert not start(name, checkpoint)
 
     @pytest.mark.parametrize(
         'new, old', [('b', 'a'), ('b', None), (None, 'a')]
@@ -195,62 +189,18 @@ class TestOrigins:
         resumed = self.checkpoint(tmp_path, 2)
         assert not start(old, resumed)
 
-    def test_moved_file(self, start, tmp_path):
-        """Not the name counts."""
-        start('a')
-        checkpoint = self.checkpoint(tmp_path)
-        files = checkpoint['message_hub']['runtime_info'][LOADED]
-        assert list(files.values()) == [str(tmp_path / 'a.pth')]
-        files.update(dict.fromkeys(files, '/elsewhere/a.pth'))
-        assert not start('a', checkpoint)
 
-
-class TestDeeperCheckpoint:
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_deeper_checkpoint_is_refused(make_runner, tmp_path, resume):
     """All tensors of the model are in it, and yet it is another network."""
-
-    @staticmethod
-    def build(**backbone):
-        model = Toy()
-        model.backbone = MODELS.build(
-            dict(
-                type='mmpretrain.ResNet',
-                stem_channels=4,
-                base_channels=4,
-                **backbone,
-            )
-        )
-        return model
-
-    @pytest.mark.parametrize(
-        'training, resume', [(False, False), (True, False), (True, True)]
-    )
-    def test_is_refused(self, make_runner, tmp_path, training, resume):
-        state = self.build(depth=34).state_dict()
-        runner = make_runner(
-            self.build(depth=18), dict(state_dict=state), resume=resume
-        )
-        if training:
-            runner.optim_wrapper = runner.build_optim_wrapper(
-                runner.optim_wrapper
-            )
-        with pytest.raises(ValueError) as error:
-            runner.load_checkpoint(str(tmp_path / 'load.pth'))
-        assert 'not in the model: backbone.layer1.2.' in str(error.value)
-
-    def test_other_stages_are_not_needed(self, make_runner):
-        """Such as layer4 for the backbone of a C4 detector."""
-        state = self.build(depth=18).state_dict()
-        model = self.build(
-            depth=18,
-            num_stages=3,
-            strides=(1, 2, 2),
-            dilations=(1, 1, 1),
-            out_indices=(2,),
-        )
-        make_runner(model, dict(state_dict=state)).load_or_resume()
-        assert torch.equal(
-            model.backbone.conv1.weight, state['backbone.conv1.weight']
-        )
+    models = [Toy(), Toy()]
+    small = dict(type='mmpretrain.ResNet', stem_channels=4, base_channels=4)
+    for model, depth in zip(models, (34, 18), strict=True):
+        model.backbone = MODELS.build(dict(small, depth=depth))
+    state = dict(state_dict=models[0].state_dict())
+    runner = make_runner(models[1], state, resume=resume)
+    with pytest.raises(ValueError, match='not in the model: .*layer1.2'):
+        runner.load_checkpoint(str(tmp_path / 'load.pth'))
 
 
 class TestLoadFrom:
@@ -271,51 +221,25 @@ class TestLoadFrom:
         assert 'PretrainedBackbone' in str(error.value)
 
     def test_nothing_fits(self, make_runner):
-        """A backbone without its prefix."""
+        """A backbone without its prefix: mmengine itself would train."""
         state = Toy().backbone.state_dict()
         with pytest.raises(ValueError, match='loaded nothing.*Pretrained'):
             make_runner(Toy(), dict(state_dict=state)).train()
-
-    def test_without_the_hook_it_would_train(self, make_runner):
-        """So that the test above says something."""
-        state = Toy().backbone.state_dict()
         make_runner(Toy(), dict(state_dict=state), check=False).train()
 
-
-class TestPreTraining:
-    def load(self, make_runner, model, state, training=True):
-        runner = make_runner(model, dict(state_dict=state))
-        if training:
+    def test_pre_training(self, build_tiny, make_runner):
+        """From a checkpoint, or from a backbone for both encoders."""
+        whole = build_tiny().state_dict()
+        bare = {k: v for k, v in whole.items() if k.startswith('backbone.')}
+        for state in (whole, bare):
+            model = build_tiny()
+            runner = make_runner(model, dict(state_dict=state))
             runner.optim_wrapper = runner.build_optim_wrapper(
                 runner.optim_wrapper
             )
-        runner.load_or_resume()
-
-    @pytest.mark.parametrize('training', [True, False])
-    def test_own_checkpoint(self, build_tiny, make_runner, training):
-        state = build_tiny().state_dict()
-        self.load(make_runner, build_tiny(), state, training)
-
-    def test_bare_backbone_for_both_encoders(self, build_tiny, make_runner):
-        state = {
-            f'backbone.{k}': v
-            for k, v in build_tiny().backbone.state_dict().items()
-        }
-        model = build_tiny()
-        self.load(make_runner, model, state)
-        for name, x in model.encoder_k.backbone.state_dict().items():
-            assert torch.equal(x, state[f'backbone.{name}'])
-
-    def test_half_a_backbone(self, build_tiny, make_runner):
-        state = without(
-            {
-                f'backbone.{k}': v
-                for k, v in build_tiny().backbone.state_dict().items()
-            },
-            'layer3',
-        )
-        with pytest.raises(ValueError, match='backbone.layer3'):
-            self.load(make_runner, build_tiny(), state)
+            runner.load_or_resume()
+            for name, x in model.encoder_k.backbone.state_dict().items():
+                assert torch.equal(x, bare[f'backbone.{name}'])
 
 
 class TestInitialiserWasRun:
@@ -328,16 +252,3 @@ class TestInitialiserWasRun:
         ours = dict(type='mmdensecl.PretrainedBackbone', checkpoint='a.pth')
         with pytest.raises(ValueError, match='not run for "backbone"'):
             make_runner(Deaf(init_cfg=ours)).train()
-
-
-def test_is_added_once():
-    cfg = Config(dict(custom_hooks=[dict(type='EMAHook')]))
-    add_checkpoint_check(cfg)
-    add_checkpoint_check(cfg)
-    assert [x.type for x in cfg.custom_hooks] == [
-        'EMAHook',
-        'mmdensecl.CheckpointKeysHook',
-    ]
-    for cfg in (Config(), Config(dict(custom_hooks=None))):
-        add_checkpoint_check(cfg)
-        assert len(cfg.custom_hooks) == 1

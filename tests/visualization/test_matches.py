@@ -7,7 +7,6 @@ from mmdensecl.models.modules import Features, backbone_features
 from mmdensecl.visualization import draw_matches, legend, strongest_matches
 from mmdensecl.visualization.similarity_maps import (
     similarity_maps,
-    spread_cells,
 )
 
 matplotlib.use('Agg')
@@ -39,13 +38,6 @@ def test_a_mirrored_view():
     assert len(matches.similarity) == 4 and matches.right.all()
     np.testing.assert_allclose(matches.key[:, 0], 1 - matches.query[:, 0])
     np.testing.assert_allclose(matches.key[:, 1], matches.query[:, 1])
-
-
-def test_views_that_do_not_overlap_are_never_right():
-    views = torch.tensor([[WHOLE, ELSEWHERE]])
-    one = features([0, 1, 2, 3])
-    matches = strongest_matches(one, one, 0, views)
-    assert len(matches.right) == 4 and not matches.right.any()
 
 
 def test_strongest_first_and_only_mutual():
@@ -82,22 +74,6 @@ def test_lines_end_at_the_cells():
     plt.close(figure)
 
 
-def test_margin_leaves_the_outer_cells_out():
-    cells = torch.eye(16)[None]
-    one = Features(
-        torch.ones(1, 1),
-        dense_proj=torch.ones(1, 1, 16),
-        backbone_feats=cells,
-        shape=(4, 4),
-    )
-    views = torch.tensor([[WHOLE, WHOLE]])
-    assert len(strongest_matches(one, one, 0, views, top=99).query) == 16
-    inner = strongest_matches(one, one, 0, views, top=99, margin=1)
-    assert len(inner.query) == 4 and inner.right.all()
-    assert set(inner.query.flatten()) == {0.375, 0.625}
-    np.testing.assert_allclose(inner.query, inner.key)
-
-
 def test_similarity_maps_peak_where_the_cell_went():
     """A grid of 4 x 4 orthogonal cells, the key's one column further."""
     cells = torch.eye(16).view(1, 16, 4, 4)
@@ -108,9 +84,3 @@ def test_similarity_maps_peak_where_the_cell_went():
     maps = similarity_maps(query, key, [(3, 2), (0, 1)])
     assert maps.shape == (2, 4, 4)
     assert [divmod(int(x.argmax()), 4) for x in maps] == [(3, 1), (0, 0)]
-
-
-def test_spread_cells():
-    assert spread_cells((6, 4), 2) == [(1, 1), (1, 3), (4, 1), (4, 3)]
-    assert len(spread_cells((3, 2), 9)) == 6
-    assert spread_cells((6, 4), 0) == []

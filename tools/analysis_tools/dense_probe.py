@@ -13,10 +13,10 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import mmengine
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torchvision.transforms.v2 import functional as F
 
 import mmdensecl
 from mmdensecl.engine.command_line import run_quietly
+from mmdensecl.engine.safe_write import write_safely
 from mmdensecl.evaluation import dense_probes
 from mmdensecl.evaluation.matching import (
     Accuracy,
@@ -46,13 +47,8 @@ from mmdensecl.transfer.feature_extractor import (
     load_backbone,
 )
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-
 RANDOM = 'random weights'
 MATCHES = 'matches right'
-NUM_SHOWN = 3  # images in --out
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,13 +102,6 @@ def parse_args() -> argparse.Namespace:
     add('--seeds', type=int, default=3, help='how many, 3 by default')
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     add(
-        '--out',
-        type=Path,
-        metavar='PNG',
-        help='draw the predictions of the linear probes for some images of '
-        'the first --data-root',
-    )
-    add(
         '--json',
         type=Path,
         metavar='FILE',
@@ -122,8 +111,6 @@ def parse_args() -> argparse.Namespace:
     args.names = args.label or short_names(args.checkpoints)
     if not args.data_root and args.unlabeled is None:
         parser.error('give --data-root, --unlabeled or both')
-    if args.out is not None and not args.data_root:
-        parser.error('--out needs --data-root')
     if min(args.max_images, args.size, args.seeds) < 1:
         parser.error('--max-images, --size and --seeds must be at least 1')
     count = len(args.checkpoints)
@@ -407,51 +394,8 @@ def write_json(
         ],
         values=values,
     )
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    whole = args.json.with_name(f'{args.json.name}.tmp')
-    whole.write_text(json.dumps(content, indent=1, default=str), 'utf-8')
-    whole.replace(args.json)
-
-
-def draw(rows: Sequence[Row], part: LabelledPart, path: Path) -> None:
-    """Draw images, masks, and the predictions of the linear probes."""
-    columns = ['image', 'mask', *(row.name for row in rows)]
-    shown = part.data.images['val'][:NUM_SHOWN]
-    figure, axes = plt.subplots(
-        len(shown),
-        len(columns),
-        figsize=(2.5 * len(columns), 2.4 * len(shown) + 0.4),
-        squeeze=False,
-        layout='constrained',
-    )
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, name in zip(axes[0], columns, strict=True):
-        ax.set_title(printable(name), fontsize=10, parse_math=False)
-    for ax, image in zip(axes[:, 0], shown, strict=True):
-        ax.imshow(image.permute(1, 2, 0).numpy())
-    colours = plt.get_cmap('tab20')
-    for column, row in enumerate(rows, 2):
-        cells = part.extract(row, 0)
-        learnt = dense_probes.draw_cells(cells['train'], 0)
-        scorer = dense_probes.fit_linear(*learnt, part.data.num_classes)
-        for line, item in zip(axes, cells['val'], strict=False):
-            predicted = dense_probes.predict_mask(scorer, item)
-            for ax, mask in ((line[1], item.mask), (line[column], predicted)):
-                picture = colours(mask.numpy() % colours.N)
-                picture[mask == dense_probes.IGNORED] = 1  # white
-                ax.imshow(picture, interpolation='nearest')
-    handles = [
-        Patch(color=colours(i % colours.N), label=name)
-        for i, name in enumerate(part.data.classes)
-    ]
-    figure.legend(
-        handles=handles, loc='outside lower center', ncols=8, frameon=False
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-    print(f'Wrote {path}')
+    text = json.dumps(content, indent=1, default=str)
+    write_safely(args.json, text.encode())
 
 
 def run(args: argparse.Namespace) -> None:
@@ -468,17 +412,15 @@ def run(args: argparse.Namespace) -> None:
         parts.append(UnlabeledPart(args))
     rows = make_rows(args)
     values: Values = {}
-    for row in track(rows, 'probing', transient=True):
-        for part in parts:
-            for seed in range(args.seeds):
-                for column, x in part.measure(row, seed).items():
-                    by_row = values.setdefault(column, {})
-                    by_row.setdefault(row.name, []).append(x)
-        if args.json is not None:  # what is known if the rest fails
+    steps = list(product(rows, parts, range(args.seeds)))
+    for row, part, seed in track(steps, 'probing', transient=True):
+        for column, x in part.measure(row, seed).items():
+            by_row = values.setdefault(column, {})
+            by_row.setdefault(row.name, []).append(x)
+        last = part is parts[-1] and seed == args.seeds - 1
+        if last and args.json is not None:  # what is known if the rest fails
             write_json(rows, values, parts, args)
     show(rows, values, parts)
-    if args.out is not None:
-        draw(rows, parts[0], args.out)
 
 
 def main() -> None:

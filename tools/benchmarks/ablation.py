@@ -8,6 +8,8 @@
 Each config trains once for each seed with tools/train.py and is scored with
 tools/analysis_tools/dense_probe.py. What is finished is not repeated, and a
 run that was stopped resumes; `--report` prints the table of what is there.
+`--peers` trains DenseCL as mmpretrain and lightly-train have it (peers.py),
+with network, views and recipe of the first config, which is to be of DenseCL.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import peers
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
@@ -38,11 +41,13 @@ class Run(NamedTuple):
     """One pre-training.
 
     Attributes:
-        config: The config file.
+        name: Of its row: the config's, or a peer.
+        config: The config file, of a peer that of its network.
         seed: Of the pre-training.
         work_dir: Where it trains.
     """
 
+    name: str
     config: Path
     seed: int
     work_dir: Path
@@ -51,7 +56,8 @@ class Run(NamedTuple):
     def checkpoint(self) -> Path:
         """The checkpoint of the last epoch."""
         epochs = Config.fromfile(self.config).train_cfg.max_epochs
-        return self.work_dir / f'epoch_{epochs}.pth'
+        file = peers.WEIGHTS.get(self.name, 'epoch_{epochs}.pth')
+        return self.work_dir / file.format(epochs=epochs)
 
     @property
     def scores(self) -> Path:
@@ -80,6 +86,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seeds', type=int, default=2, help='pre-trainings of each config'
     )
+    parser.add_argument(
+        '--peers',
+        nargs='*',
+        choices=[*peers.PACKAGES],
+        default=[],
+        help='train these, too, each in an environment that uv makes below '
+        '--out',
+    )
     parser.add_argument('--max-images', type=int, default=150)
     parser.add_argument('--out', type=Path, default='work_dirs/ablation')
     parser.add_argument(
@@ -98,22 +112,33 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def call(*command: str) -> bool:
-    """Run a tool of this repository; say so if it fails."""
-    env = dict(os.environ)
-    env['PYTHONPATH'] = os.pathsep.join(
-        filter(None, [str(TOOLS.parent), env.get('PYTHONPATH')])
-    )
-    done = subprocess.run([sys.executable, *command], env=env)
+def call(command: Sequence[str], **variables: str) -> bool:
+    """Run a command; say so if it fails."""
+    done = subprocess.run(command, env={**os.environ, **variables})
     if done.returncode:
         print(f'FAILED ({done.returncode}): {" ".join(command)}')
     return not done.returncode
 
 
-def train(run: Run, data_root: str) -> bool:
-    """Pre-train, or go on where the run was stopped."""
-    return run.checkpoint.is_file() or call(
-        str(TOOLS / 'train.py'),
+def call_tool(script: str, *args: str) -> bool:
+    """Run a tool of this repository."""
+    paths = str(TOOLS.parent), os.environ.get('PYTHONPATH')
+    path = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, str(TOOLS / script), *args]
+    return call(command, PYTHONPATH=path)
+
+
+def train(run: Run, data_root: str, pythons: dict[str, str]) -> bool:
+    """Pre-train, or go on where the run was stopped; a peer starts anew."""
+    if run.checkpoint.is_file():
+        return True
+    if run.name in pythons:
+        settings = peers.read_settings(run.config, data_root, run.seed)
+        python = pythons[run.name]
+        command = peers.command(run.name, python, settings, run.work_dir)
+        return call(command, **peers.OFFLINE)
+    return call_tool(
+        'train.py',
         str(run.config),
         '--work-dir',
         str(run.work_dir),
@@ -126,9 +151,11 @@ def train(run: Run, data_root: str) -> bool:
 
 def score(run: Run, args: argparse.Namespace) -> bool:
     """Probe the features of the last checkpoint, and random weights."""
-    return run.scores.is_file() or call(
-        str(TOOLS / 'analysis_tools' / 'dense_probe.py'),
+    return run.scores.is_file() or call_tool(
+        'analysis_tools/dense_probe.py',
         str(run.checkpoint),
+        '--config',
+        str(run.config),
         '--data-root',
         *args.score,
         '--max-images',
@@ -142,7 +169,7 @@ def read_log(run: Run) -> dict[str, float]:
     """Medians of the last tenth of the lines that training logged."""
     lines = [
         json.loads(line)
-        for path in sorted(run.work_dir.glob('*/vis_data/scalars.json'))
+        for path in sorted(run.work_dir.rglob('scalars.json'))
         for line in path.read_text(encoding='utf-8').splitlines()
     ]
     last = lines[-max(1, len(lines) // 10) :]
@@ -169,7 +196,7 @@ def collect(runs: Sequence[Run]) -> tuple[pd.DataFrame, dict[str, dict]]:
         if not run.scores.is_file():
             continue
         content = json.loads(run.scores.read_text(encoding='utf-8'))
-        name = run.config.stem
+        name = run.name
         logged.setdefault(name, {})[run.seed] = read_log(run)
         for column, rows in content['values'].items():
             drawn = [x for x in rows if x.startswith(RANDOM)]
@@ -253,14 +280,17 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
 def main() -> None:
     """Train and score what is not finished, and print the table."""
     args = parse_args()
+    rows = {config.stem: config for config in args.configs}
+    rows |= dict.fromkeys(args.peers, args.configs[0])
     runs = [
-        Run(config, seed, args.out / config.stem / f'seed{seed}')
+        Run(name, config, seed, args.out / name / f'seed{seed}')
         for seed in range(args.seeds)
-        for config in args.configs
+        for name, config in rows.items()
     ]
     if not args.report:
+        pythons = {x: peers.install(x, args.out) for x in args.peers}
         for run in runs:
-            _ = train(run, args.data_root) and score(run, args)
+            _ = train(run, args.data_root, pythons) and score(run, args)
     values, logged = collect(runs)
     if not len(values):
         sys.exit(f'Nothing is finished in {args.out}')

@@ -71,7 +71,6 @@ def parse_args() -> argparse.Namespace:
         default=NAMES,
         help=f'who is counted; {PEER} always is',
     )
-    parser.add_argument('--plot', help='file to draw the bytes into')
     args = measure.parse(parser)
     if min(args.ranks) < 2:
         parser.error('--ranks must be at least 2')
@@ -261,32 +260,6 @@ def main() -> None:
     if planning:
         print('Planning of the batch shuffle, one core\n')
         print(measure.markdown(planning))
-    if args.plot:
-        draw(report.rows, args.plot)
-
-
-def draw(rows: list[dict[str, Any]], path: str) -> None:
-    """Bytes against ranks, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5, 3.6))
-    for name in dict.fromkeys(row['what'] for row in rows):
-        points = sorted(
-            (row['ranks'], row['MiB']) for row in rows if row['what'] == name
-        )
-        axis.loglog(*zip(*points, strict=True), 'o-', label=name)
-    ticks = sorted({row['ranks'] for row in rows})
-    axis.set_xticks(ticks, [str(x) for x in ticks])
-    axis.minorticks_off()
-    axis.set_xlabel('ranks')
-    axis.set_ylabel('MiB received by a rank in a step')
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == '__main__':

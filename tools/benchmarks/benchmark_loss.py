@@ -4,7 +4,6 @@
 import argparse
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import measure
 import torch
@@ -16,12 +15,6 @@ from mmdensecl.models import info_nce, info_nce_reference
 
 TEMPERATURE = 0.2
 PEER = 'mmpretrain'
-# What --growth varies, from small to large.
-GROWTH = dict(
-    queue_len=[2**12, 2**14, 2**16, 2**18, 2**20],
-    batch=[8, 16, 32, 64, 128],
-    grid=[3, 5, 7, 10, 14],
-)
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,20 +33,7 @@ def parse_args() -> argparse.Namespace:
         default='float32',
         help='type of autocast; the features are float32 ones',
     )
-    parser.add_argument(
-        '--growth',
-        choices=GROWTH,
-        nargs='*',
-        default=[],
-        help='instead, ours alone over a range of these',
-    )
-    parser.add_argument(
-        '--plot', help='file to draw the growth into, such as growth.png'
-    )
-    args = measure.parse(parser)
-    if args.plot and not args.growth:
-        parser.error('--plot draws what --growth measures')
-    return args
+    return measure.parse(parser)
 
 
 def mmpretrain_loss() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -117,15 +97,18 @@ def make(
     return run
 
 
-def compare(args: argparse.Namespace, shape: dict[str, Any]) -> None:
+def main() -> None:
     """Print ours beside the peer."""
+    args = parse_args()
+    names = 'batch', 'grid', 'queue_len', 'dim', 'precision', 'device'
+    shape = [getattr(args, name) for name in names]
     forms = ['auto', 'reference', PEER]
-    runs = {form: make(form, **shape) for form in forms}
+    runs = {form: make(form, *shape) for form in forms}
     seconds = measure.take_turns(runs, args.rounds, args.device)
     losses = {form: run() for form, run in runs.items()}
     del runs
     memory = {
-        form: measure.extra_memory(make, args.device, form, *shape.values())
+        form: measure.extra_memory(make, args.device, form, *shape)
         for form in forms
     }
     report = measure.Report(
@@ -144,87 +127,6 @@ def compare(args: argparse.Namespace, shape: dict[str, Any]) -> None:
             memory_ratio=memory[form] / memory[PEER],
         )
     report.show()
-
-
-def grow(args: argparse.Namespace, shape: dict[str, Any]) -> None:
-    """Print and draw how ours grows."""
-    report = measure.Report(
-        f'Growth of the dense InfoNCE, {args.precision}, from '
-        f'{args.batch} images, {args.grid} x {args.grid} cells, '
-        f'{args.queue_len} keys',
-        args,
-    )
-    for name in args.growth:
-        for value in GROWTH[name]:
-            case = {**shape, name: value}
-            run = make('auto', **case)
-            seconds = measure.take_turns({name: run}, args.rounds, args.device)
-            del run
-            report.add(
-                name,
-                value=value,
-                logits=case['batch'] * case['grid'] ** 2 * case['queue_len'],
-                seconds=median(seconds[name]),
-                extra_MiB=measure.extra_memory(
-                    make, args.device, 'auto', *case.values()
-                )
-                / measure.MIB,
-            )
-    report.show()
-    if args.plot:
-        draw(report.rows, args.growth, args.plot)
-
-
-def draw(rows: list[dict[str, Any]], names: list[str], path: str) -> None:
-    """Time and memory against each quantity, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        2, len(names), figsize=(3.4 * len(names), 5.4), squeeze=False
-    )
-    quantities = 'seconds', 'extra_MiB'
-    for column, name in zip(axes.T, names, strict=True):
-        points = [row for row in rows if row['what'] == name]
-        values = [row['value'] for row in points]
-        work = [row['logits'] / points[0]['logits'] for row in points]
-        for axis, quantity in zip(column, quantities, strict=True):
-            measured = [row[quantity] for row in points]
-            axis.loglog(values, measured, 'o-', label='measured')
-            axis.loglog(
-                values,
-                [measured[0] * x for x in work],
-                '--',
-                color='0.6',
-                label='linear in the logits',
-            )
-            axis.set_xlabel(name.replace('_', ' '))
-            axis.set_ylabel(quantity.replace('_', ' '))
-            axis.set_xticks(values, [f'{x:,}' for x in values], fontsize=7)
-            axis.minorticks_off()
-    axes[0, 0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def main() -> None:
-    """Time the loss; with --growth, over sizes."""
-    args = parse_args()
-    shape = dict(
-        batch=args.batch,
-        grid=args.grid,
-        queue_len=args.queue_len,
-        dim=args.dim,
-        precision=args.precision,
-        device=args.device,
-    )
-    if args.growth:
-        grow(args, shape)
-    else:
-        compare(args, shape)
 
 
 if __name__ == '__main__':

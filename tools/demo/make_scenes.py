@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from photographs import PHOTOGRAPHS, SPLITS, fill, load_region
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 
 COLORS = dict(
@@ -231,42 +231,14 @@ def write_voc(root: Path, split: str, scenes: list[Scene]) -> None:
     )
 
 
-def draw_overview(
-    splits: dict[str, list[Scene]], columns: int = 5, gap: int = 8
-) -> Image.Image:
-    """Draw the first scenes of each split and what is to be found in them."""
-    side = gap + max(len(scenes[0].image) for scenes in splits.values())
-    sheet = Image.new(
-        'RGB',
-        (columns * side + gap, 2 * len(splits) * side + gap + 20),
-        'white',
-    )
-    palette = np.array(list(COLORS.values()))
-    for row, scenes in enumerate(splits.values()):
-        for column, scene in enumerate(scenes[:columns]):
-            grey = Image.fromarray(scene.image).convert('RGB')
-            found = Image.fromarray(palette[scene.labels].astype(np.uint8))
-            left, top = gap + column * side, gap + 2 * row * side
-            sheet.paste(grey, (left, top))
-            sheet.paste(Image.blend(grey, found, 0.6), (left, top + side))
-    draw = ImageDraw.Draw(sheet)
-    for i, (name, color) in enumerate(COLORS.items()):
-        left, top = gap + 90 * i, sheet.height - 20
-        draw.rectangle((left, top, left + 12, top + 12), color)
-        draw.text((left + 18, top), name, 'black')
-    return sheet
-
-
 def write_scenes(out_dir: Path, args: argparse.Namespace) -> list[str]:
     """Compose all scenes and write them."""
-    scenes = {}
     for split in SPLITS:
         garden = Garden(split, args.size)
-        scenes[split] = [
+        scenes = [
             garden.compose(i, args.seed) for i in range(getattr(args, split))
         ]
-        write_voc(out_dir / 'VOCdevkit/VOC2012', split, scenes[split])
-    draw_overview(scenes).save(out_dir / 'overview.png')
+        write_voc(out_dir / 'VOCdevkit/VOC2012', split, scenes)
     return [
         f'{name}: {photograph}, {PHOTOGRAPHS[photograph].licence}'
         for name, (photograph, *_) in SOURCES.items()
@@ -299,7 +271,7 @@ def main() -> None:
         f'{args.val} for scoring, seed {args.seed} (version 3).'
     )
     if fill(args.out_dir, stamp, lambda folder: write_scenes(folder, args)):
-        print(f'{args.out_dir}: see overview.png')
+        print(f'{args.out_dir}: {args.train + args.val} scenes')
     else:
         print(f'{args.out_dir}: the scenes are there already')
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from mmengine.dataset import default_collate
 from PIL import Image
@@ -31,10 +30,7 @@ from mmdensecl.evaluation.matching import (
 from mmdensecl.models.correspondence import stack_views
 from mmdensecl.models.modules import Features, backbone_features
 from mmdensecl.transfer.feature_extractor import FrozenBackbone, load_backbone
-from mmdensecl.visualization import draw_matches, legend, strongest_matches
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+from mmdensecl.visualization import Panel, match_sheet, strongest_matches
 
 # Larger than in training, for a finer grid: the network is convolutional. With
 # smaller crops, many views of a scene would hardly overlap.
@@ -73,27 +69,23 @@ def draw(
     path: Path,
 ) -> None:
     """Draw a row for each network and a column for each pair."""
-    figure, axes = plt.subplots(
-        len(features),
-        SHOWN,
-        figsize=(4.6 * SHOWN, 5.4),
-        squeeze=False,
-        layout='constrained',
-    )
-    for row, (name, (query, key)) in zip(axes, features.items(), strict=True):
-        for i, ax in enumerate(row):
-            top = query.backbone_feats.size(2)  # all of them
-            matches = strongest_matches(query, key, i, pairs.views, top)
-            draw_matches(ax, pairs.query[i], pairs.key[i], matches)
-            right = torch.as_tensor(matches.right)
-            ax.set_title(f'{name}: {int(right.sum())} of {len(right)} right')
-    legend(figure, unknown=False)
-    figure.suptitle(
-        'All mutual nearest neighbours in two views of scenes that training '
-        'never saw'
-    )
+    rows = []
+    for name, (query, key) in features.items():
+        top = query.backbone_feats.size(2)  # all of them
+        rows.append(
+            [
+                Panel(
+                    name,
+                    pairs.query[i],
+                    pairs.key[i],
+                    strongest_matches(query, key, i, pairs.views, top),
+                )
+                for i in range(SHOWN)
+            ]
+        )
+    title = 'All mutual nearest neighbours in two views of scenes that '
+    figure = match_sheet(rows, f'{title}training never saw')
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

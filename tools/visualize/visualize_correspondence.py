@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
@@ -31,8 +31,7 @@ from mmdensecl.evaluation.matching import (
 )
 from mmdensecl.models.modules import Features, backbone_features
 from mmdensecl.transfer.feature_extractor import as_rgb
-from mmdensecl.visualization import draw_matches, legend, strongest_matches
-from mmdensecl.visualization.matches import similarity_bar, similarity_scale
+from mmdensecl.visualization import Panel, match_sheet, strongest_matches
 from mmdensecl.visualization.similarity_maps import (
     draw_similarity_maps,
     shared_scale,
@@ -41,10 +40,6 @@ from mmdensecl.visualization.similarity_maps import (
 )
 from mmdensecl.visualization.views import ViewDrawer
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-
-MAX_CELLS = 100  # maps on one sheet that can still be told apart
 NONE = 'none'
 RANDOM = 'random weights'
 DRAWS = 3  # of random weights, which differ
@@ -83,12 +78,6 @@ def parse_args() -> argparse.Namespace:
     )
     add('--top', type=int, default=20, help='matches to draw at most')
     add(
-        '--min-similarity',
-        type=float,
-        default=-1.0,
-        help='cosine similarity of the weakest match to draw',
-    )
-    add(
         '--margin',
         type=int,
         default=2,
@@ -96,31 +85,21 @@ def parse_args() -> argparse.Namespace:
         'alike whatever they show. The test is of all cells',
     )
     add(
-        '--color',
-        choices=['right', 'similarity'],
-        help='what the colour of a line means; by default whether it is '
-        'right, where that is known',
-    )
-    add(
         '--cells',
-        nargs='+',
-        default=['3'],
-        metavar='N|all|ROW,COLUMN',
-        help='query cells whose similarity maps are drawn: N x N evenly '
-        'spaced ones, all, or named ones from 0,0; 0 for none',
+        type=int,
+        default=3,
+        metavar='N',
+        help='draw similarity maps of N x N query cells, evenly spaced',
     )
     add('--pairs', type=int, default=16, help='pairs of views for the test')
     add('--device', default='cpu')
     add_config_options(parser)
     args = parser.parse_args()
-    for name, least in (('top', 1), ('margin', 0), ('pairs', 8), ('size', 1)):
+    least = dict(top=1, margin=0, pairs=8, size=1, cells=0)
+    for name, number in least.items():
         value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f'--{name} must be at least {least}, got {value}')
-    if args.image2 and args.color == 'right':
-        parser.error(
-            '--color right: which matches of two images are right is not known'
-        )
+        if value is not None and value < number:
+            parser.error(f'--{name} must be at least {number}, got {value}')
     return args
 
 
@@ -147,94 +126,40 @@ def extract(
     return FeaturePair(name, *map(backbone_features, maps))
 
 
-def chosen_cells(words: Sequence[str], shape: tuple[int, int]) -> list[tuple]:
-    """The cells that ``--cells`` names.
-
-    Raises:
-        ValueError: They are none of the grid, or too many for a sheet.
-    """
-    if words == ['all']:
-        cells = spread_cells(shape, max(shape))
-    elif len(words) == 1 and words[0].isdigit():
-        cells = spread_cells(shape, int(words[0]))
-    else:
-        try:
-            cells = [
-                (int(r), int(c)) for r, c in (x.split(',') for x in words)
-            ]
-            good = all(
-                0 <= r < shape[0] and 0 <= c < shape[1] for r, c in cells
-            )
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(
-                f'--cells {" ".join(words)}: expected a number, "all", or '
-                f'cells as ROW,COLUMN of the {shape[0]} x {shape[1]} cells'
-            )
-    if len(cells) > MAX_CELLS:
-        raise ValueError(
-            f'--cells asks for {len(cells)} maps, but a sheet holds '
-            f'{MAX_CELLS}; lower it, or --size'
-        )
-    return cells
-
-
 def draw_all_matches(
     pairs: Sequence[FeaturePair],
     images: tuple[Tensor, Tensor],
     views: Tensor | None,
     args: argparse.Namespace,
-) -> plt.Figure:
+) -> Figure:
     """A panel of matches for each backbone, side by side."""
-    figure, axes = plt.subplots(
-        1,
-        len(pairs),
-        figsize=(6.2 * len(pairs) + 0.8, 4.2),
-        squeeze=False,
-        layout='constrained',
-    )
     batch = None if views is None else views[None]
-    chosen = args.top, args.margin, args.min_similarity
-    found = [
-        strongest_matches(x.query, x.key, 0, batch, *chosen) for x in pairs
+    panels = [
+        Panel(
+            x.name,
+            *images,
+            strongest_matches(x.query, x.key, 0, batch, args.top, args.margin),
+        )
+        for x in pairs
     ]
-    by_similarity = views is None or args.color == 'similarity'
-    scale = similarity_scale(found) if by_similarity else None
-    for ax, pair, matches in zip(axes[0], pairs, found, strict=True):
-        draw_matches(ax, *images, matches, scale)
-        count = len(matches.similarity)
-        words = f'{pair.name}: {count} matches'
-        if matches.right is not None:
-            words = f'{pair.name}: {matches.right.sum()} of {count} right'
-        if count:
-            words += f', similarity {matches.similarity.mean():.2f}'
-        ax.set_title(words, fontsize=11, parse_math=False)
-    if scale is not None:
-        similarity_bar(figure, scale, list(axes[0]))
-    else:
-        legend(figure, unknown=False)
     what = 'images'
     if views is not None:
         what = 'views, {} x {} cells each'.format(*pairs[0].query.shape)
-    figure.suptitle(f'Strongest mutual matches between two {what}')
-    return figure
+    return match_sheet([panels], f'Strongest mutual matches of two {what}')
 
 
 def draw_all_maps(
     pairs: Sequence[FeaturePair],
     images: tuple[Tensor, Tensor],
     views: Tensor | None,
-    words: Sequence[str],
-) -> plt.Figure | None:
-    """The similarity maps of the query cells, a row for each backbone."""
+    number: int,
+) -> Figure:
+    """The similarity maps of query cells, a row for each backbone."""
     shape = pairs[0].query.shape
-    cells = chosen_cells(words, shape)
-    if not cells:
-        return None
+    cells = spread_cells(shape, number)
     side = max(2, int(len(cells) ** 0.5 + 0.999))
     height = max(3.6, 1.25 * side)
-    figure = plt.figure(
+    figure = Figure(
         figsize=(2.6 * height, (height + 0.4) * len(pairs) + 0.3),
         layout='constrained',
     )
@@ -307,13 +232,12 @@ def run(args: argparse.Namespace) -> None:
     found = [extract(k, v, images) for k, v in backbones.items()]
     both = images[0], images[1]
     figures = {args.out: draw_all_matches(found, both, views, args)}
-    maps = draw_all_maps(found, both, views, args.cells)
-    if maps is not None:
-        figures[args.out.with_name(f'{args.out.stem}_cells.png')] = maps
+    if args.cells:
+        path = args.out.with_name(f'{args.out.stem}_cells.png')
+        figures[path] = draw_all_maps(found, both, views, args.cells)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for path, figure in figures.items():
         figure.savefig(path, dpi=100)
-        plt.close(figure)
     report(compare(accuracy, baseline))
     for path in figures:
         print(f'Wrote {path}')

@@ -105,7 +105,9 @@ def _check_cost(
         )
 
 
-def decode_rgb(data: bytes, max_pixels: int | None = None) -> Image.Image:
+def decode_rgb(
+    data: bytes, max_pixels: int | None = None, min_side: int | None = None
+) -> Image.Image:
     """Decode an image of any mode to 8-bit RGB.
 
     Of several frames it is the first. Transparency is dropped, and the
@@ -116,6 +118,7 @@ def decode_rgb(data: bytes, max_pixels: int | None = None) -> Image.Image:
         data: The encoded file.
         max_pixels: The most that are decoded. Defaults to PIL's limit, 179
             million.
+        min_side: See :class:`DecodeRGB`. Defaults to None, the whole size.
 
     Returns:
         In mode RGB; the EXIF orientation is not applied, as in the authors'
@@ -132,6 +135,8 @@ def decode_rgb(data: bytes, max_pixels: int | None = None) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_cost(image, data, max_pixels)
                 _check_bands(image)
+                if min_side is not None:
+                    image.draft(None, (min_side, min_side))
                 if image.mode.startswith('I'):
                     image = _to_8_bits(np.asarray(image))
                 elif _is_deep_color(image):
@@ -173,15 +178,24 @@ class DecodeRGB(BaseTransform):
         max_pixels: Images of more pixels are unreadable. A pixel takes up to
             16 bytes of a worker's memory. Defaults to PIL's limit, 179
             million.
+        min_side: JPEGs are decoded at a half, a quarter or an eighth of their
+            size where neither side gets shorter than this many pixels, which
+            is several times faster for large photographs. Crops are drawn in
+            the smaller image. Defaults to None, always the whole size.
     """
 
-    def __init__(self, max_pixels: int | None = None) -> None:
+    def __init__(
+        self, max_pixels: int | None = None, min_side: int | None = None
+    ) -> None:
         self.max_pixels = max_pixels
+        self.min_side = min_side
         # In memory that workers share, to warn once.
         self.warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict:
-        image = decode_rgb(results.pop('img_bytes'), self.max_pixels)
+        image = decode_rgb(
+            results.pop('img_bytes'), self.max_pixels, self.min_side
+        )
         results['img'] = image
         if image.info.get(WAS_DEEP) is True and not self.warned:
             self.warned[0] = True

@@ -2,8 +2,7 @@
 """What the authors do with PIL and torchvision, by the cheapest means.
 
 Every operation is the same formula as theirs up to the rounding of a grey
-level, taken from the library that is fastest at it on one core;
-`tools/benchmarks/benchmark_data.py --profile` compares them.
+level, taken from the library that was fastest at it on one core.
 """
 
 from typing import NamedTuple

@@ -1,11 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Atomic checkpoints."""
 
-import errno
 import os
 import os.path as osp
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +32,20 @@ class SafeLocalBackend(LocalBackend):
             filepath: The file.
 
         Raises:
-            OSError: With what the disk lacks, and what to resume from.
+            OSError: With what to resume from.
         """
         try:
             write_safely(filepath, obj)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            folder = osp.dirname(filepath)
-            room = ''
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                free = shutil.disk_usage(folder).free
-                room = (
-                    f' It takes {len(obj) / 1e6:,.1f} MB, and '
-                    f'{free / 1e6:,.1f} MB are free on its disk (a quota '
-                    'may leave less).'
-                )
             raise OSError(
                 error.errno,
-                f'"{filepath}" could not be written: {reason}.{room} '
-                f'{last_good(folder)} Mend that, for a full disk by removing '
-                'something or a smaller max_keep_ckpts of the checkpoint '
-                'hook, and resume with --resume',
+                f'"{filepath}" of {len(obj) / 1e6:,.1f} MB could not be '
+                f'written: {reason}. {last_good(osp.dirname(filepath))} Mend '
+                'that, for a full disk by removing something or a smaller '
+                'max_keep_ckpts of the checkpoint hook, and resume with '
+                '--resume',
             ) from error
-
-
-def _is_local(hook: CheckpointHook) -> bool:
-    """Whether its files would go through mmengine's backend for local ones."""
-    return (
-        hook.file_client_args is None
-        and (hook.backend_args or {}).get('backend', 'local')
-        in ('local', BACKEND)
-        and '://' not in str(hook.out_dir or '')
-    )
 
 
 @HOOKS.register_module()
@@ -78,53 +58,32 @@ class SafeCheckpointHook(CheckpointHook):
     mmengine's hook.
 
     Args:
-        interval: Epochs, or iterations, from one to the next; -1 saves none
-            but the last.
-        max_keep_ckpts: Files that are kept, of the names `epoch_*.pth`,
-            `iter_*.pth` and `filename_tmpl`, also those from before the run
-            was resumed. -1 keeps all.
-        backend_args: Of mmengine's file backend, by default the disk.
-        **kwargs: The other arguments of mmengine's hook.
+        *args: Of mmengine's hook: `interval`, `max_keep_ckpts` (files that
+            are kept, of the names `epoch_*.pth`, `iter_*.pth` and
+            `filename_tmpl`, also those from before the run was resumed) ...
+        **kwargs: The same by name.
     """
 
-    def __init__(
-        self,
-        interval: int = -1,
-        *,
-        max_keep_ckpts: int = -1,
-        backend_args: dict | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            interval,
-            max_keep_ckpts=max_keep_ckpts,
-            backend_args=backend_args,
-            **kwargs,
-        )
-        self.max_keep_ckpts = max_keep_ckpts
-        self._make_safe()
+    backend_args: dict | None
+    max_keep_ckpts: int
 
-    def _make_safe(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Write and prune by our own means, where files are local."""
         self.keep = -1
         self.warned = False
-        if _is_local(self):
+        backend = (self.backend_args or {}).get('backend', 'local')
+        if (
+            self.file_client_args is None
+            and backend in ('local', BACKEND)
+            and '://' not in str(self.out_dir or '')
+        ):
             self.backend_args = dict(backend=BACKEND)
             # mmengine removes the oldest before it writes the newest.
             self.keep, self.max_keep_ckpts = self.max_keep_ckpts, -1
-
-    @classmethod
-    def install(cls, runner) -> None:
-        """Take the place of mmengine's own hook in a run.
-
-        Args:
-            runner: Whose hooks change.
-        """
-        for i, hook in enumerate(runner.hooks):
-            if type(hook) is CheckpointHook:
-                ours = cls.__new__(cls)
-                ours.__dict__.update(vars(hook))
-                ours._make_safe()
-                runner.hooks[i] = ours
 
     def before_train(self, runner) -> None:
         """Say what could not be resumed from."""
@@ -155,7 +114,7 @@ class SafeCheckpointHook(CheckpointHook):
             self._after_save(runner)
 
     def _after_save(self, runner) -> None:
-        self.prune(runner, self.last_ckpt)
+        self.prune(runner, str(self.last_ckpt))
         if not (self.warned or follows_update(runner)):
             self.warned = True
             runner.logger.warning(
@@ -225,16 +184,16 @@ def save_now(runner) -> str:
         (x for x in runner.hooks if isinstance(x, CheckpointHook)), None
     )
     name = f'iter_{runner.iter + 1}.pth'
-    folder = runner.work_dir if hook is None else hook.out_dir
-    if hook is None or _is_local(hook):
-        path = osp.join(folder, name)
-        where = dict(backend_args=dict(backend=BACKEND))
+    if hook is None:
+        path = osp.join(runner.work_dir, name)
+        where: dict = dict(backend_args=dict(backend=BACKEND))
     else:
-        path = hook.file_backend.join_path(folder, name)
+        path = hook.file_backend.join_path(hook.out_dir, name)
         where = dict(
             backend_args=hook.backend_args,
             file_client_args=hook.file_client_args,
         )
+    folder = path[: -len(name)]
     # The iterations are not an epoch's end, whatever the hook counts.
     runner.save_checkpoint(folder, name, by_epoch=False, **where)
     if is_main_process():

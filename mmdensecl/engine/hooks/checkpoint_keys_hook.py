@@ -80,11 +80,11 @@ class CheckpointKeysHook(Hook):
         given = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
         own = model.state_dict()
         unfit = {
-            name: f'{name}: {difference(given[name], x)}'
+            name: f'{name}: {wrong}'
             for name, x in own.items()
             if isinstance(x, Tensor)
             and name in given
-            and not fits(given[name], x)
+            and (wrong := mismatch(given[name], x))
         }
 
         def check(module: nn.Module, keys: Any) -> None:
@@ -171,46 +171,39 @@ class CheckpointKeysHook(Hook):
         )
 
 
-def fits(given: Any, own: Tensor) -> bool:
-    """Whether a tensor of a file can take the place of one of the model.
+def mismatch(given: Any, own: Tensor) -> str:
+    """What keeps a tensor of a file from taking the place of one of the model.
 
     Args:
         given: Of the file.
         own: Of the model.
 
     Returns:
-        True for the same shape and kind of number, whatever its precision.
+        'got ..., expected ...'; empty for the same shape and kind of number,
+        whatever its precision.
     """
-    return (
-        isinstance(given, Tensor)
-        and given.layout == own.layout
-        and given.is_quantized == own.is_quantized
-        and given.is_meta == own.is_meta
-        and given.shape == own.shape
-        and kind(given) == kind(own)
-    )
-
-
-def kind(x: Tensor) -> str:
-    """'float', 'complex', 'bool' or 'int'."""
-    if x.is_floating_point():
-        return 'float'
-    if x.is_complex():
-        return 'complex'
-    return 'bool' if x.dtype == torch.bool else 'int'
-
-
-def difference(given: Any, own: Tensor) -> str:
-    """Say in which way one does not fit: 'got ..., expected ...'."""
     if not isinstance(given, Tensor):
         return f'got {type(given).__name__}, expected a tensor'
     if given.shape != own.shape:
         return f'got {tuple(given.shape)}, expected {tuple(own.shape)}'
     kinds = [
+        (
+            x.layout,
+            x.is_meta,
+            x.is_quantized,
+            x.is_floating_point(),
+            x.is_complex(),
+            x.dtype == torch.bool,
+        )
+        for x in (given, own)
+    ]
+    if kinds[0] == kinds[1]:
+        return ''
+    names = [
         f'{x.layout} {x.device.type} {x.dtype}'.replace('torch.', '')
         for x in (given, own)
     ]
-    return 'got {}, expected {}'.format(*kinds)
+    return 'got {}, expected {}'.format(*names)
 
 
 def _trains(runner) -> bool:

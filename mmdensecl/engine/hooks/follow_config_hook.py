@@ -3,7 +3,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmdensecl.registry import HOOKS
 
 from ..resume import ResumeError
-from .checkpoint_keys_hook import difference, fits
+from .checkpoint_keys_hook import mismatch
 
 # Of a scheduler's state, what is no setting.
 PROGRESS = {'last_step', '_global_step', '_last_value', 'base_values'}
@@ -44,7 +44,7 @@ class FollowConfigHook(Hook):
     differ, the config counts: schedules are computed anew up to the position
     reached, as if they had been there from the start, and all differences are
     named in one warning. What cannot be followed, another optimiser or other
-    parameters, stops the run.
+    parameters, stops the run. Of several optimisers nothing is compared.
 
     At the start of any run it also warns of a learning rate that does not come
     down by the end, as the schedule is of another length than the run.
@@ -57,66 +57,35 @@ class FollowConfigHook(Hook):
         self.saved_iter = 0
         self.changes: list[str] = []
         self.refusal = ''
-        self.fresh: list[tuple] = []
+        # Of the parameter groups and schedulers, as the config builds them.
+        self.fresh: tuple[list[dict], list[dict]] | None = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare, before the checkpoint's settings replace the config's."""
-        saved = checkpoint.get('optimizer')
-        if saved is None or not isinstance(runner.optim_wrapper, OptimWrapper):
+        wrapper, saved = runner.optim_wrapper, checkpoint.get('optimizer')
+        if saved is None or not _is_single(wrapper):
             return
         self.saved_iter = checkpoint.get('meta', {}).get('iter', 0)
-        schedulers = checkpoint.get('param_schedulers')
-        parts = [*_parts(runner)]
-        self.fresh = [
-            (
-                deepcopy(_settings(wrapper)),
-                [deepcopy(x.state_dict()) for x in s],
-            )
-            for _, wrapper, s in parts
-        ]
+        own = runner.param_schedulers or []
+        states = [x.state_dict() for x in own]
+        self.fresh = deepcopy((_settings(wrapper), states))
         try:
-            for name, wrapper, own in parts:
-                old, old_own = saved, schedulers or []
-                if name is not None:
-                    old = saved.get(name)
-                    old_own = (schedulers or {}).get(name, [])
-                _check_state(wrapper, old)
-                self.changes += [
-                    *_changed_groups(wrapper, old['param_groups']),
-                    *_changed_schedulers(own, old_own),
-                ]
+            _check_state(wrapper, saved)
+            self.changes += [
+                *_changed_groups(wrapper, saved['param_groups']),
+                *_changed_schedulers(own, checkpoint.get('param_schedulers')),
+            ]
         except ResumeError as error:
             self.refusal = str(error)
-            checkpoint['optimizer'] = runner.optim_wrapper.state_dict()
-        if self.changes or self.refusal:
-            self._replace(checkpoint, parts)
-
-    def _replace(self, checkpoint: dict, parts: Sequence[tuple]) -> None:
-        """Put the config's settings in place of the checkpoint's."""
-        states = {}
-        for (name, wrapper, _), (groups, schedules) in zip(
-            parts, self.fresh, strict=True
-        ):
-            whole = checkpoint['optimizer']
-            old = whole if name is None else whole[name]
-            old['param_groups'] = [
-                {**settings, 'params': group['params']}
-                for settings, group in zip(
-                    groups, old['param_groups'], strict=False
-                )
-            ]
-            # mmengine's extra group, where paramwise_cfg makes many.
-            if len(groups) > len(old['param_groups']):
-                old['base_param_settings'] = deepcopy(wrapper.param_groups[-1])
-            else:
-                old.pop('base_param_settings', None)
-            states[name] = deepcopy(schedules)
-        if 'param_schedulers' in checkpoint:
-            checkpoint['param_schedulers'] = states.get(None, states)
+            checkpoint['optimizer'] = wrapper.state_dict()
+        if self.changes:
+            # The config's are computed anew before the training.
+            saved.pop('base_param_settings', None)
+            checkpoint['param_schedulers'] = []
 
     def before_train(self, runner) -> None:
         """Go to the position reached, and look at the end from there."""
-        resumed = runner.iter > 0 and self.fresh
+        resumed = runner.iter > 0 and self.fresh is not None
         if resumed and self.refusal:
             raise ResumeError(
                 f'{self.refusal}. Use the config that it was trained with, or '
@@ -144,25 +113,25 @@ class FollowConfigHook(Hook):
 
     def _recompute(self, runner) -> None:
         """Put the schedules where they would be without a break."""
-        for (_, wrapper, schedulers), (groups, states) in zip(
-            _parts(runner), self.fresh, strict=True
+        schedulers = runner.param_schedulers or []
+        if any(hasattr(x, 'need_val_args') for x in schedulers):
+            if not self.changes:
+                return
+            raise ResumeError(
+                'A schedule that depends on past metrics, such as '
+                'ReduceOnPlateauLR, cannot be computed anew for: '
+                f'{"; ".join(self.changes)}'
+            )
+        assert self.fresh is not None
+        groups, states = deepcopy(self.fresh)
+        for group, settings in zip(
+            runner.optim_wrapper.param_groups, groups, strict=True
         ):
-            if any(hasattr(x, 'need_val_args') for x in schedulers):
-                if not self.changes:
-                    continue
-                raise ResumeError(
-                    'A schedule that depends on past metrics, such as '
-                    'ReduceOnPlateauLR, cannot be computed anew for: '
-                    f'{"; ".join(self.changes)}'
-                )
-            for group, settings in zip(
-                wrapper.param_groups, groups, strict=True
-            ):
-                group.update(settings)
-            for scheduler, state in zip(schedulers, states, strict=True):
-                scheduler.load_state_dict(deepcopy(state))
-            # Behind its last iteration the end of an epoch is still to come.
-            advance(schedulers, runner, 0, runner.iter, runner.epoch)
+            group.update(settings)
+        for scheduler, state in zip(schedulers, states, strict=True):
+            scheduler.load_state_dict(state)
+        # Behind its last iteration the end of an epoch is still to come.
+        advance(schedulers, runner, 0, runner.iter, runner.epoch)
 
 
 def advance(
@@ -195,14 +164,10 @@ def advance(
                     x.step()
 
 
-def _parts(runner) -> Iterator[tuple[str | None, OptimWrapper, list]]:
-    """Each optimiser's name, None of the only one, and its schedulers."""
-    wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers
-    if not isinstance(wrapper, OptimWrapperDict):
-        yield None, wrapper, schedulers or []
-        return
-    for name, part in wrapper.items():
-        yield name, part, (schedulers or {}).get(name, [])
+def _is_single(wrapper: Any) -> bool:
+    """Whether there is an optimiser, and not several."""
+    several = isinstance(wrapper, OptimWrapperDict)
+    return isinstance(wrapper, OptimWrapper) and not several
 
 
 def _settings(wrapper: OptimWrapper) -> list[dict]:
@@ -243,11 +208,11 @@ def _check_state(wrapper: OptimWrapper, saved: Any) -> None:
         ):
             state = saved['state'].get(number, {})
             for name in MOMENTS:
-                x = state.get(name)
-                if x is not None and not fits(x, parameter):
+                wrong = name in state and mismatch(state[name], parameter)
+                if wrong and state[name] is not None:
                     raise ResumeError(
                         f"{name} of the optimiser's parameter {number}: "
-                        f'{difference(x, parameter)}'
+                        f'{wrong}'
                     )
 
 
@@ -264,7 +229,10 @@ def _changed_groups(wrapper: OptimWrapper, saved: Sequence[dict]) -> list[str]:
     return [*dict.fromkeys(lines)]
 
 
-def _changed_schedulers(own: Sequence, saved: Sequence[dict]) -> list[str]:
+def _changed_schedulers(
+    own: Sequence, saved: Sequence[dict] | None
+) -> list[str]:
+    saved = saved or []
     if len(own) != len(saved):
         return [f'schedulers: {len(own)}, were {len(saved)}']
     lines = []
@@ -287,33 +255,32 @@ def _plain(value: Any) -> Any:
 
 
 def _check_end(runner) -> None:
-    """Warn if a learning rate is not small at the end of the run."""
-    for _, wrapper, schedulers in _parts(runner):
-        of_lr = [x for x in schedulers if x.param_name == 'lr']
-        if not of_lr or any(hasattr(x, 'need_val_args') for x in of_lr):
-            continue
-        # Copies, which step an optimiser without parameters.
-        groups = deepcopy(_settings(wrapper))
-        stand_in = SimpleNamespace(param_groups=groups, step=None)
-        copies = [copy(x) for x in schedulers]
-        for x in copies:
-            x.optimizer = stand_in
-        last = runner.max_iters - 1
-        advance(copies, runner, runner.iter, last, runner.max_epochs)
-        shares = [
-            x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')
-        ]
-        # Where a cosine of the run's own length ends, with few steps.
-        by_epoch = all(x.by_epoch for x in of_lr)
-        by_epoch &= isinstance(runner.train_loop, EpochBasedTrainLoop)
-        steps = runner.max_epochs if by_epoch else runner.max_iters
-        cosine = 0.5 + 0.5 * math.cos(math.pi * (steps - 1) / steps)
-        if shares and max(shares) > max(SMALL, 1.01 * cosine):
-            runner.logger.warning(
-                f'The learning rate ends at {max(shares):.0%} of its start: '
-                'the schedule is of another length than the run of '
-                f'{runner.max_iters} iterations, or counts epochs where the '
-                'loop has none. Without T_max and end in param_scheduler it '
-                'follows train_cfg.'
-            )
-            return
+    """Warn if the learning rate is not small at the end of the run."""
+    schedulers = runner.param_schedulers or []
+    if not _is_single(runner.optim_wrapper):
+        return
+    of_lr = [x for x in schedulers if x.param_name == 'lr']
+    if not of_lr or any(hasattr(x, 'need_val_args') for x in of_lr):
+        return
+    # Copies, which step an optimiser without parameters.
+    groups = deepcopy(_settings(runner.optim_wrapper))
+    stand_in = SimpleNamespace(param_groups=groups, step=None)
+    copies = [copy(x) for x in schedulers]
+    for x in copies:
+        x.optimizer = stand_in
+    last = runner.max_iters - 1
+    advance(copies, runner, runner.iter, last, runner.max_epochs)
+    shares = [x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')]
+    # Where a cosine of the run's own length ends, with few steps.
+    by_epoch = all(x.by_epoch for x in of_lr)
+    by_epoch &= isinstance(runner.train_loop, EpochBasedTrainLoop)
+    steps = runner.max_epochs if by_epoch else runner.max_iters
+    cosine = 0.5 + 0.5 * math.cos(math.pi * (steps - 1) / steps)
+    if shares and max(shares) > max(SMALL, 1.01 * cosine):
+        runner.logger.warning(
+            f'The learning rate ends at {max(shares):.0%} of its start: '
+            'the schedule is of another length than the run of '
+            f'{runner.max_iters} iterations, or counts epochs where the '
+            'loop has none. Without T_max and end in param_scheduler it '
+            'follows train_cfg.'
+        )

@@ -27,9 +27,7 @@ class _Step:
     epoch: int
     iter: int
     images: list[str]
-    order: list[str]
-    names: list[str]  # in the order of the values
-    values: list[Tensor]  # of one device and type each, stacked
+    values: dict[str, Tensor]  # copies, on the device
 
 
 @HOOKS.register_module()
@@ -52,21 +50,6 @@ class BufferedRuntimeInfoHook(RuntimeInfoHook):
         self.intervals = [50]
         self.length = KEPT
 
-    @classmethod
-    def install(cls, runner) -> None:
-        """Take the place of mmengine's hook in a run, or be added.
-
-        Args:
-            runner: Whose hooks change.
-        """
-        for i, hook in enumerate(runner.hooks):
-            if type(hook) is RuntimeInfoHook:
-                ours = cls()
-                ours.__dict__.update(vars(hook))
-                runner.hooks[i] = ours
-        if not any(isinstance(x, cls) for x in runner.hooks):
-            runner.register_hook(cls())
-
     def before_train(self, runner) -> None:
         """See when logs are written, and how far back they look."""
         super().before_train(runner)
@@ -87,8 +70,7 @@ class BufferedRuntimeInfoHook(RuntimeInfoHook):
                     runner.epoch,
                     runner.iter,
                     _images_of(data_batch),
-                    [*outputs],
-                    *_stack(outputs),
+                    {k: _copy(x) for k, x in outputs.items()},
                 )
             )
         if (
@@ -178,33 +160,22 @@ def _history_length(runner) -> int:
     return max(KEPT, *windows)
 
 
-def _stack(outputs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
-    """Copy scalars into a tensor for each device and type, without waiting."""
-    groups: dict[tuple, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in outputs.items():
-        value = torch.as_tensor(value).detach().reshape(())
-        groups[value.device, value.dtype][name] = value
-    names = [name for group in groups.values() for name in group]
-    return names, [torch.stack([*x.values()]) for x in groups.values()]
+def _copy(value: Any) -> Tensor:
+    """A scalar as it is now, without waiting for it."""
+    return torch.as_tensor(value).detach().reshape(()).clone()
 
 
 def _read(steps: list[_Step]) -> list[dict[str, float]]:
     """Read the values of steps, in one transfer for a device and type."""
     groups: dict[tuple, list[Tensor]] = defaultdict(list)
     for step in steps:
-        for x in step.values:
+        for x in step.values.values():
             groups[x.device, x.dtype].append(x)
-    numbers = {key: iter(torch.cat(x).tolist()) for key, x in groups.items()}
-    rows = []
-    for step in steps:
-        values = [
-            next(numbers[x.device, x.dtype])
-            for x in step.values
-            for _ in range(len(x))
-        ]
-        row = dict(zip(step.names, values, strict=True))
-        rows.append({name: row[name] for name in step.order})
-    return rows
+    numbers = {k: iter(torch.stack(x).tolist()) for k, x in groups.items()}
+    return [
+        {k: next(numbers[x.device, x.dtype]) for k, x in step.values.items()}
+        for step in steps
+    ]
 
 
 def _images_of(data_batch: Any, most: int = 4) -> list[str]:

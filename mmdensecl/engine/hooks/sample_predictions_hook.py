@@ -16,8 +16,6 @@ from PIL import Image
 
 from mmdensecl.registry import HOOKS
 
-Samples = Sequence[BaseDataElement]
-
 
 def spread_evenly(count: int, total: int) -> Sequence[int]:
     """Positions from the first to the last of a sequence.
@@ -48,18 +46,12 @@ class SamplePredictionsHook(Hook):
         score_thr: Score below which a detection is not drawn.
 
     Raises:
-        ValueError: A number that makes no sense.
         TypeError: The config's visualizer draws no predictions.
     """
 
     def __init__(
         self, num: int = 4, height: int = 320, score_thr: float = 0.3
     ) -> None:
-        if num < 1 or height < 1:
-            raise ValueError(
-                'SamplePredictionsHook needs num and height of '
-                f'at least 1, got {num} and {height}'
-            )
         self.num = num
         self.height = height
         self.score_thr = score_thr
@@ -77,43 +69,26 @@ class SamplePredictionsHook(Hook):
                 "'SegLocalVisualizer', or drop the hook"
             )
 
-    def before_val_epoch(self, runner) -> None:
-        """Choose the images."""
-        self._choose(runner.val_dataloader)
-
-    def before_test_epoch(self, runner) -> None:
-        """Choose the images."""
-        self._choose(runner.test_dataloader)
-
-    def after_val_iter(
-        self,
-        runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Samples = (),
-    ) -> None:
-        """Draw the chosen ones of a batch."""
-        self._draw_chosen(runner, outputs)
-
-    def after_test_iter(
-        self,
-        runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Samples = (),
-    ) -> None:
-        """Draw the chosen ones of a batch."""
-        self._draw_chosen(runner, outputs)
-
-    def _choose(self, loader) -> None:
-        # The sampler deals the images out like cards, rank 0 first.
-        share = -(-len(loader.dataset) // get_world_size())
-        self.chosen = spread_evenly(self.num, share)
-        self.seen = 0
+    def _before_epoch(self, runner, mode: str = 'train') -> None:
+        """Choose the images of a validation or a test."""
+        if mode != 'train':
+            loader = getattr(runner, f'{mode}_dataloader')
+            # The sampler deals the images out like cards, rank 0 first.
+            share = -(-len(loader.dataset) // get_world_size())
+            self.chosen = spread_evenly(self.num, share)
+            self.seen = 0
 
     @master_only
-    def _draw_chosen(self, runner, outputs: Samples) -> None:
-        for sample in outputs:
+    def _after_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+        mode: str = 'train',
+    ) -> None:
+        """Draw the chosen ones of a batch."""
+        for sample in outputs if mode != 'train' else ():
             if self.seen in self.chosen:
                 self._draw(runner, self.seen * get_world_size(), sample)
             self.seen += 1
@@ -138,15 +113,9 @@ class SamplePredictionsHook(Hook):
                 out_file=str(path),
                 **options,
             )
-            self._resize(path)
-
-    def _resize(self, path: Path) -> None:
-        with Image.open(path) as image:
-            width = max(1, round(image.width * self.height / image.height))
-            resized = image.resize(
-                (width, self.height), Image.Resampling.LANCZOS
-            )
-        resized.save(path)
+            with Image.open(path) as drawn:
+                width = max(1, round(drawn.width * self.height / drawn.height))
+                drawn.resize((width, self.height)).save(path)
 
     @staticmethod
     def _parameters(runner) -> Container[str]:

@@ -1,12 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Draw features and matches during the training."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -16,19 +12,6 @@ from mmdensecl.registry import HOOKS
 from .sample_predictions_hook import spread_evenly
 
 SEED = 0  # of the views, the same ones each time
-
-
-@contextmanager
-def unchanged_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leave all generators as they were, also the device's."""
-    devices = [device] if device.type == 'cuda' else []
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 @HOOKS.register_module()
@@ -43,9 +26,10 @@ class VisualizeFeaturesHook(Hook):
         default_hooks = dict(
             features=dict(type='mmdensecl.VisualizeFeaturesHook'))
 
-    It looks through a copy of the backbone and draws from generators of its
-    own, so the run stays the same bit by bit; what goes wrong is a warning.
-    Of several processes rank 0 draws.
+    It looks through a copy of the backbone, at the end of an epoch, where
+    :class:`ResumableEpochLoop` sets the random numbers anew, so the run stays
+    the same bit by bit; what goes wrong is a warning. Of several processes
+    rank 0 draws.
 
     Args:
         interval: Epochs from one drawing to the next.
@@ -54,9 +38,6 @@ class VisualizeFeaturesHook(Hook):
         top: Matches to draw at most.
         margin: Rings of outer cells without matches and colours, see
             :func:`mmdensecl.visualization.strongest_matches`.
-
-    Raises:
-        ValueError: A number that makes no sense.
     """
 
     priority = 'LOW'
@@ -69,20 +50,6 @@ class VisualizeFeaturesHook(Hook):
         top: int = 12,
         margin: int = 1,
     ) -> None:
-        least = dict(interval=1, num_images=1, size=16, top=1, margin=0)
-        given = dict(
-            interval=interval,
-            num_images=num_images,
-            size=size,
-            top=top,
-            margin=margin,
-        )
-        for name, value in given.items():
-            if value < least[name]:
-                raise ValueError(
-                    f'VisualizeFeaturesHook: {name} must be at '
-                    f'least {least[name]}, got {value}'
-                )
         self.interval = interval
         self.num_images = num_images
         self.size = size
@@ -97,8 +64,7 @@ class VisualizeFeaturesHook(Hook):
     @master_only
     def _draw(self, runner) -> None:
         try:
-            device = next(runner.model.parameters()).device
-            with unchanged_random_numbers(device), torch.no_grad():
+            with torch.no_grad():
                 self._draw_images(runner)
         except Exception as error:  # no image is worth a run
             runner.logger.warning(
@@ -108,19 +74,20 @@ class VisualizeFeaturesHook(Hook):
 
     def _draw_images(self, runner) -> None:
         # Imported here: most runs draw nothing, and scikit-learn is optional.
-        from matplotlib.figure import Figure
-
         from mmdensecl.datasets.transforms.loading import decode_rgb
         from mmdensecl.models.modules import backbone_features
         from mmdensecl.transfer.feature_extractor import FrozenBackbone, as_rgb
-        from mmdensecl.visualization import draw_matches, legend
+        from mmdensecl.visualization import (
+            Panel,
+            match_sheet,
+            strongest_matches,
+        )
         from mmdensecl.visualization.dense_maps import (
             draw_maps,
             extract_map,
             pca_colors,
         )
         from mmdensecl.visualization.figures import to_array
-        from mmdensecl.visualization.matches import strongest_matches
         from mmdensecl.visualization.views import ViewDrawer
 
         backbone = FrozenBackbone.copy_of(runner.model)
@@ -146,9 +113,8 @@ class VisualizeFeaturesHook(Hook):
         runner.visualizer.add_image('features', to_array(figure), step=step)
 
         drawer = ViewDrawer(runner.cfg, self.size)
-        figure = Figure(figsize=(4.6 * len(files), 3.2), layout='constrained')
-        axes = figure.subplots(1, len(files), squeeze=False)[0]
-        for ax, name, file in zip(axes, names, files, strict=True):
+        panels = []
+        for name, file in zip(names, files, strict=True):
             pair = drawer.draw(file, 1, SEED)
             query, key = (
                 backbone_features(backbone(x).cpu()) for x in pair[:2]
@@ -156,13 +122,7 @@ class VisualizeFeaturesHook(Hook):
             matches = strongest_matches(
                 query, key, 0, pair.views, self.top, self.margin
             )
-            assert matches.right is not None  # the views are known
-            draw_matches(ax, pair.query[0], pair.key[0], matches)
-            ax.set_title(
-                f'{name}: {matches.right.sum()} of {len(matches.right)} right',
-                fontsize=10,
-                parse_math=False,
-            )
-        legend(figure, unknown=False)
-        figure.suptitle(f'Strongest mutual matches of two views, epoch {step}')
+            panels.append(Panel(name, pair.query[0], pair.key[0], matches))
+        title = f'Strongest mutual matches of two views, epoch {step}'
+        figure = match_sheet([panels], title)
         runner.visualizer.add_image('matches', to_array(figure), step=step)
