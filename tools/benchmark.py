@@ -236,29 +236,29 @@ def run_suite(args: argparse.Namespace, console: Console) -> int:
         ROOT / 'tools', args.gpus, args.slurm, args.jobs
     )
     keep, redo = not args.drop_checkpoints, args.redo and not args.dry_run
-    with runner.only_one(top / (chosen or suite).name):
-        if chosen:
-            check_others(top / chosen.name / 'pretrain', trainings)
-        discard_stale(trainings if redo else (), console)
-        runs = planned()
-        check_others(setup.work_dir, runs)
-        discard_stale(runs if redo else (), console)
-        first = runner.Benchmark(trainings, launcher, console=console)
-        second = runner.Benchmark(runs, launcher, keep, console)
-        if args.dry_run:
-            show_plan(first, console)
-            show_plan(second, console)
-            return 0
-        notes = check_runs(runs)
-        for run in runs:
-            runner.status(run)  # refuses what is stale before anything runs
-        failed = first.execute() if trainings else []
-        runs = planned()
-        about = chosen.about if chosen else None
-        write_suite(setup.work_dir, suite, runs, notes, about)
-        second.runs = [run for run in runs if not run.waits]
-        failed += second.execute()
-        show_report(setup.work_dir, None, args.baseline, console)
+    runner.only_one(top / (chosen or suite).name)
+    if chosen:
+        check_others(top / chosen.name / 'pretrain', trainings)
+    discard_stale(trainings if redo else (), console)
+    runs = planned()
+    check_others(setup.work_dir, runs)
+    discard_stale(runs if redo else (), console)
+    first = runner.Benchmark(trainings, launcher, console=console)
+    second = runner.Benchmark(runs, launcher, keep, console)
+    if args.dry_run:
+        show_plan(first, console)
+        show_plan(second, console)
+        return 0
+    notes = check_runs(runs)
+    for run in runs:
+        runner.status(run)  # refuses what is stale before anything runs
+    failed = first.execute() if trainings else []
+    runs = planned()
+    about = chosen.about if chosen else None
+    write_suite(setup.work_dir, suite, runs, notes, about)
+    second.runs = [run for run in runs if not run.waits]
+    failed += second.execute()
+    show_report(setup.work_dir, None, args.baseline, console)
     for run in failed:
         console.print(f'[red]failed[/red] {run.name}, see {run.folder}')
     return 1 if failed else 0

@@ -1,7 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Figures and example images of the report, as data addresses."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mmdensecl.visualization.figures import data_uri, to_array
+
 from .plan import RANDOM
 from .results import log_rows
 
 EXAMPLES, SIZE = 4, (480, 300)  # of each table, pixels at most
-
-
-def address(data: bytes, kind: str) -> str:
-    """Of an image inside of the page."""
-    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=120)
-    return buffer.getvalue()
 
 
 def _label(ax: Axes, x: str, y: str) -> None:
@@ -39,7 +28,7 @@ def _label(ax: Axes, x: str, y: str) -> None:
 def curves(runs: Sequence[dict], metric: dict, heading: str) -> str:
     """Loss and metric over the training, a line for each run."""
     methods = [*dict.fromkeys(run['method'] for run in runs)]
-    figure = Figure((9.2, 2.9), layout='constrained')
+    figure = Figure((9.2, 2.9), dpi=120, layout='constrained')
     left, right = figure.subplots(1, 2, sharex=True)
     for run in runs:
         loss: dict[int, float] = {}
@@ -63,7 +52,7 @@ def curves(runs: Sequence[dict], metric: dict, heading: str) -> str:
             ax.plot(steps, [points[x] for x in steps], marker, ls='-', **style)
     _label(left, 'iteration', 'training loss')
     _label(right, 'iteration', heading)
-    return address(png(figure), 'png')
+    return data_uri(Image.fromarray(to_array(figure)), 'PNG')
 
 
 def sweep_figure(
@@ -80,7 +69,8 @@ def sweep_figure(
     values = [*sweep['values'].values()]
     places = values if numbers else range(len(values))
     at = dict(zip(sweep['values'], places, strict=True))
-    figure = Figure((5.2, 3.1 * len(panels)), layout='constrained')
+    size = 5.2, 3.1 * len(panels)
+    figure = Figure(size, dpi=120, layout='constrained')
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for ax, (title, modes) in zip(axes, panels.items(), strict=True):
         for number, (mode, table) in enumerate(modes.items()):
@@ -97,7 +87,9 @@ def sweep_figure(
             ax.minorticks_off()
         ax.set_xticks([*places], [str(x) for x in values])
         _label(ax, sweep['label'], title)
-    return png(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png')
+    return buffer.getvalue()
 
 
 def examples(runs: Sequence[dict]) -> dict[str, list[str]]:
@@ -130,6 +122,4 @@ def _embed(path: Path) -> str:
     except (OSError, ValueError, SyntaxError):
         return ''
     image.thumbnail(SIZE, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=85)
-    return address(buffer.getvalue(), 'jpeg')
+    return data_uri(image, 'JPEG')

@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,12 +19,12 @@ from threading import Timer, current_thread
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.markup import escape
 
+from mmdensecl.engine import lock_work_dir
 from mmdensecl.engine.launch import count_cores
+from mmdensecl.engine.resume import last_checkpoint
 
 from .plan import Run
 from .results import differences, log_rows, read_json, write_json
@@ -46,23 +45,14 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keep a second benchmark out of a folder."""
+def only_one(folder: Path) -> None:
+    """Keep a second benchmark out of a folder, as long as this one lives."""
     if os.name == 'nt':
         raise RuntimeError(
             'Benchmarks need process groups, which Windows lacks. Run them in '
             'WSL; single runs by tools/train.py and tools/test.py need none'
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / '.lock', blocking=False):
-            yield
-    except Timeout:
-        raise RuntimeError(
-            f'Another benchmark is running in "{folder}". Wait for it, end '
-            'it, or take another --work-dir'
-        ) from None
+    lock_work_dir(folder)
 
 
 def status(run: Run) -> str:
@@ -94,11 +84,8 @@ def status(run: Run) -> str:
 def trained(run: Run) -> bool:
     """Whether a training has come to its last checkpoint."""
     # The note is written after the checkpoint.
-    note = run.folder / 'last_checkpoint'
-    if not note.is_file():
-        return False
-    last, path = find_latest_checkpoint(str(run.folder)), run.last_checkpoint
-    return Path(last or '').name == path.name and path.is_file()
+    noted, path = last_checkpoint(run.folder) or '', run.last_checkpoint
+    return Path(noted).name == path.name and path.is_file()
 
 
 def discard(run: Run) -> None:

@@ -14,7 +14,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
-from mmdensecl.engine import merge_options, override_data_root
+from mmdensecl.engine import merge_options
 
 from .data import build
 from .plan import FLAGS, Checkpoint, Run, Setup, check_options, share_batch
@@ -139,29 +139,29 @@ def plan_pretraining(
     runs = []
     for method, value in sweep.methods.items():
         cfg = Config.fromfile(config)
-        for key in ('train_dataloader', 'train_cfg', 'auto_scale_lr', 'model'):
-            if not cfg.get(key):
-                raise ValueError(
-                    f'"{config}" is no pre-training config: it lacks {key}'
-                )
         if cfg.get('load_from'):
             raise ValueError(
                 f'"{config}" has load_from, which no resumed run '
                 f'follows: {PRETRAIN_FLAGS["load_from"]}'
             )
+        chosen = sweep.choices.get(value, value)
+        options = {**setup.options, sweep.key: chosen}
         root = setup.data_root or cfg.get('data_root')
         if root:
-            root = os.path.abspath(root)
-            override_data_root(cfg, root)
-        merge_options(cfg, setup.options)
-        chosen = sweep.choices.get(value, value)
-        merge_options(cfg, {sweep.key: chosen})
-        share_batch(cfg, setup.processes)
+            options['data_root'] = root = os.path.abspath(root)
+        merge_options(cfg, options)
         try:
+            share_batch(cfg, setup.processes)
             data = cfg.train_dataloader.dataset
             images = len(build(DATASETS, data, cfg))
             build(MODELS, cfg.model, cfg)
-        except (TypeError, ValueError, KeyError, OSError) as error:
+        except (
+            AttributeError,  # of a config that lacks a part
+            TypeError,
+            ValueError,
+            KeyError,
+            OSError,
+        ) as error:
             raise ValueError(
                 f'"{config}" cannot be built with {sweep.key}='
                 f'{value} and the images of "{root}", see '

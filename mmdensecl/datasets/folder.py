@@ -3,7 +3,7 @@
 
 import os
 import re
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 
 from mmdensecl.registry import DATASETS
@@ -72,39 +72,33 @@ def search_folder(
     Raises:
         OSError: A folder cannot be read: its files would be missing unnoticed.
     """
+
+    def stop(error: OSError) -> None:
+        raise error
+
     names: list[str] = []
     seen: set[str] = set()
-    todo = deque([('', os.path.realpath(root))])
-    while todo:
-        prefix, folder = todo.pop()
-        if folder in seen:  # a link back, or a second way to the same
-            continue
-        seen.add(folder)
-        subfolders = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
+    todo = [os.fspath(root)]
+    for top in todo:  # grows: links come when all that is no link is done
+        for folder, subfolders, files in os.walk(top, onerror=stop):
+            subfolders[:] = [x for x in subfolders if not is_hidden(x)]
+            real = os.path.realpath(folder)
+            if real in seen:  # a link back, or a second way to the same
+                subfolders.clear()
+                continue
+            seen.add(real)
+            paths = [os.path.join(folder, x) for x in sorted(subfolders)]
+            todo += filter(os.path.islink, paths)
+            prefix = os.path.relpath(folder, root).replace(os.sep, '/')
+            prefix = '' if prefix == '.' else f'{prefix}/'
+            for name in files:
+                if is_hidden(name):
                     continue
-                if _is_folder(entry):
-                    subfolders.append((entry.name, entry.is_symlink()))
-                elif is_image(entry.path):
-                    names.append(prefix + entry.name)
+                if is_image(os.path.join(folder, name)):
+                    names.append(prefix + name)
                 elif passed_over is not None:
-                    passed_over[ending(entry.name)] += 1
-        for name, is_link in sorted(subfolders):
-            path = os.path.join(folder, name)
-            if is_link:  # comes when all that is no link is done
-                todo.appendleft((f'{prefix}{name}/', os.path.realpath(path)))
-            else:
-                todo.append((f'{prefix}{name}/', path))
+                    passed_over[ending(name)] += 1
     return sorted(names)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # such as a link to itself
-        return False
 
 
 @DATASETS.register_module()

@@ -1,8 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Dense features of a folder as one self-contained HTML page."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from .dense_maps import Neighbours, segment_colors
+from .figures import data_uri
 
 THUMBNAIL = 360  # pixels of the longer side
 
@@ -18,16 +17,6 @@ THUMBNAIL = 360  # pixels of the longer side
 def clean(text: object) -> str:
     """One line of printable characters."""
     return ''.join(x if x.isprintable() else ' ' for x in str(text)).strip()
-
-
-def _data_uri(image: Image.Image | np.ndarray, kind: str) -> str:
-    """An image, or an array of 0 to 1 with a pixel for each cell."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray((image * 255).round().astype(np.uint8))
-    file = io.BytesIO()
-    image.save(file, kind, quality=80)
-    code = base64.b64encode(file.getvalue()).decode()
-    return f'data:image/{kind.lower()};base64,{code}'
 
 
 def features_page(
@@ -62,9 +51,9 @@ def features_page(
         entries.append(
             dict(
                 name=name,
-                photo=_data_uri(small, 'JPEG'),
-                pca=_data_uri(color, 'PNG'),
-                segments=_data_uri(palette(label)[..., :3], 'PNG'),
+                photo=data_uri(small, 'JPEG'),
+                pca=data_uri(color, 'PNG'),
+                segments=data_uri(palette(label)[..., :3], 'PNG'),
                 width=small.width,
                 height=small.height,
             )

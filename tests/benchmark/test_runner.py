@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from made_up import calls
 from rich.console import Console
 
@@ -277,3 +278,11 @@ class TestTool:
         code, text = run(*(x.format(weights[0]) for x in args))
         assert code == 2 and words in text and text.startswith('ValueError: ')
         assert not calls(place)
+
+    def test_only_one_at_a_time(self, run, place):
+        folder = place / 'out/tiny'
+        folder.mkdir(parents=True)
+        with FileLock(folder / '.lock'):
+            code, text = run()
+        assert code == 2 and 'Another run works in' in text
+        assert run('--tasks', 'det')[0] == 0
