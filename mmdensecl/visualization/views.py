@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Pairs of views as a config's pipeline draws them."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -33,6 +34,20 @@ def view_images(data: dict, size: int) -> list[Tensor]:
         return data['inputs']
     views = data['data_samples'].aug_params
     return list(render_views([data['inputs']] * 2, views, size).byte())
+
+
+def pairs_of(samples: Sequence[dict], size: int) -> Pairs:
+    """Both views of all samples.
+
+    Args:
+        samples: What a pipeline gave for each.
+        size: See :func:`view_images`.
+    """
+    query, key = zip(*(view_images(x, size) for x in samples), strict=True)
+    views = torch.tensor(
+        [x['data_samples'].views for x in samples], dtype=torch.float32
+    )
+    return Pairs(torch.stack(query), torch.stack(key), views)
 
 
 class ViewDrawer:
@@ -78,10 +93,4 @@ class ViewDrawer:
             self.pipeline(dict(source, seed=seed * 10**6 + i))
             for i in range(count)
         ]
-        query, key = zip(
-            *(view_images(x, self.size) for x in samples), strict=True
-        )
-        views = torch.tensor(
-            [x['data_samples'].views for x in samples], dtype=torch.float32
-        )
-        return Pairs(torch.stack(query), torch.stack(key), views)
+        return pairs_of(samples, self.size)

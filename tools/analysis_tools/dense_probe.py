@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import mmengine
 import numpy as np
 import torch
-from mmengine.dataset import default_collate
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.markup import escape
@@ -39,13 +38,13 @@ from mmdensecl.evaluation.matching import (
     mean_accuracy,
     measure,
 )
-from mmdensecl.models.correspondence import stack_views
 from mmdensecl.registry import DATASETS
 from mmdensecl.transfer.feature_extractor import (
     FrozenBackbone,
     as_rgb,
     load_backbone,
 )
+from mmdensecl.visualization.views import pairs_of
 
 RANDOM = 'random weights'
 MATCHES = 'matches right'
@@ -259,7 +258,7 @@ class UnlabeledPart:
             dict(type='mmdensecl.PackViews'),
         ]
         kind = 'mmdensecl.UnlabeledFolder'
-        self.root = args.unlabeled
+        self.root, self.size = args.unlabeled, args.size
         self.dataset = DATASETS.build(
             dict(type=kind, data_root=self.root, pipeline=pipeline)
         )
@@ -272,11 +271,8 @@ class UnlabeledPart:
         """Two views of each image, the same for all rows."""
         if seed not in self.drawn:
             self.dataset.set_epoch(0, seed)
-            batch = default_collate([self.dataset[i] for i in self.chosen])
-            device = torch.device('cpu')
-            views: Any = stack_views(batch['data_samples'], device)
-            query, key = batch['inputs']
-            self.drawn[seed] = Pairs(query, key, views)
+            samples = [self.dataset[i] for i in self.chosen]
+            self.drawn[seed] = pairs_of(samples, self.size)
         return self.drawn[seed]
 
     def measure(self, row: Row, seed: int) -> dict[str, float]:

@@ -11,10 +11,8 @@ import argparse
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from mmengine.dataset import default_collate
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -27,10 +25,10 @@ from mmdensecl.evaluation.matching import (
     match_accuracy,
     mean_accuracy,
 )
-from mmdensecl.models.correspondence import stack_views
 from mmdensecl.models.modules import Features, backbone_features
 from mmdensecl.transfer.feature_extractor import FrozenBackbone, load_backbone
 from mmdensecl.visualization import Panel, match_sheet, strongest_matches
+from mmdensecl.visualization.views import pairs_of
 
 # Larger than in training, for a finer grid: the network is convolutional. With
 # smaller crops, many views of a scene would hardly overlap.
@@ -48,10 +46,7 @@ def draw_pairs(root: Path) -> Pairs:
         scene = dict(img=Image.open(image).convert('RGB'), img_path=image)
         seed = len(views)
         views.append(pack(draw(dict(scene, sample_idx=seed, seed=seed))))
-    batch = default_collate(views)
-    where: Any = stack_views(batch['data_samples'], torch.device('cpu'))
-    query, key = batch['inputs']
-    return Pairs(query, key, where)
+    return pairs_of(views, SIZE)
 
 
 def encode(network: FrozenBackbone, pairs: Pairs) -> tuple[Features, Features]:
