@@ -74,15 +74,6 @@ def test_configs_that_are_named(path):
         assert 'dsc_km_r50_8xb32-coslr-200e' in names
 
 
-@pytest.mark.parametrize('folder', ['mmdensecl', 'tools', 'configs'])
-def test_documents_that_code_names(folder):
-    """In messages and comments."""
-    for path in (ROOT / folder).rglob('*'):
-        if path.suffix in ('.py', '.sh', '.yml', '.j2'):
-            for name in re.findall(r'docs/\w+\.md', path.read_text()):
-                assert (ROOT / name).exists(), path
-
-
 def commands():
     """Every call of a Python tool with its flags, by document."""
     for path in DOCUMENTS:

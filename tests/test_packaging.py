@@ -185,24 +185,11 @@ class TestMetadata:
 class TestLock:
     """What uv itself does not see to; `uv sync --locked` says if it is old."""
 
-    def test_tested_set(self):
-        versions = {}
-        for package in LOCK['package']:
-            # Our own has none there.
-            version = package.get('version', '0')
-            versions.setdefault(package['name'], set()).add(version)
-        for name, version in dict(
-            torch='2.11.0',
-            torchvision='0.26.0',
-            mmengine='0.10.7',
-            mmcv='2.1.0',
-            mmpretrain='1.2.0',
-            mmdet='3.3.0',
-            mmsegmentation='1.2.2',
-        ).items():
-            assert versions[name] == {version}
-        # mmengine imports its pkg_resources.
-        assert max(map(Version, versions['setuptools'])) < Version('82')
+    def test_setuptools_has_pkg_resources(self):
+        """Which mmengine imports."""
+        found = [x for x in LOCK['package'] if x['name'] == 'setuptools']
+        assert all(Version(x['version']) < Version('82') for x in found)
+        assert found
 
     def test_mmcv_is_built_from_source(self):
         (mmcv,) = [x for x in LOCK['package'] if x['name'] == 'mmcv']

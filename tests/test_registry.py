@@ -2,10 +2,9 @@
 """What a config may name."""
 
 import importlib.util
-import sys
 
 import pytest
-from runs import run
+from forks import run_script
 
 from mmdensecl import registry
 
@@ -33,7 +32,7 @@ ARGUMENTS = dict(
     UnlabeledShards=dict(data_root='.', lazy_init=True),
 )
 
-# Run in a fresh interpreter; only mmengine turns names into types.
+# Run where nothing of ours is imported; only mmengine turns names into types.
 BUILD = """
 import importlib, sys
 from mmengine.registry import init_default_scope
@@ -93,9 +92,10 @@ class TestRegistry:
             pytest.skip(f'{host} is not installed')
         types = registered()
         script = BUILD.format(host=host, types=types)
-        process = run(sys.executable, '-c', script, cwd=tmp_path)
+        (tmp_path / 'build.py').write_text(script)
+        done = run_script(tmp_path / 'build.py', cwd=tmp_path)
         count = sum(map(len, types.values()))
-        assert process.stdout.strip().endswith(f'built {count}')
+        assert done.stdout.strip().endswith(f'built {count}'), done.stdout
 
     def test_types_are_unknown_without_the_prefix(self):
         """Nothing leaks into the root registry."""

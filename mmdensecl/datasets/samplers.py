@@ -30,10 +30,12 @@ class ShardSampler(Sampler):
             :class:`mmdensecl.datasets.UnlabeledShards`.
         window: Shards that are mixed.
         seed: The same on all ranks, by default one that rank 0 draws.
+        shuffle: As configs give it to `DefaultSampler`, whose type alone is
+            then changed. Shards are always shuffled.
 
     Raises:
         TypeError: The dataset has no shards.
-        ValueError: `window` is less than 1.
+        ValueError: `window` is less than 1, or `shuffle` is false.
     """
 
     def __init__(
@@ -41,9 +43,15 @@ class ShardSampler(Sampler):
         dataset: Sized,
         window: int = 8,
         seed: int | None = None,
+        shuffle: bool = True,
     ) -> None:
         if window < 1:
             raise ValueError(f'window must be at least 1, got {window}')
+        if not shuffle:
+            raise ValueError(
+                'ShardSampler always shuffles, got shuffle=False. Take '
+                "sampler=dict(type='DefaultSampler', shuffle=False)"
+            )
         sizes = getattr(dataset, 'shard_sizes', None)
         if sizes is None:
             raise TypeError(

@@ -90,11 +90,11 @@ class DenseCL(MoCoV2):
         # (N, C, H, W) -> (N, D), (N, D, P), (N, D), on a grid of P cells
         vector, dense, mean = neck((feature_map,))
         # Matching picks indices, so nothing here needs a gradient.
-        grid = feature_map.detach()  # (N, C, S, S), P = S * S
+        feats = feature_map.detach()  # (N, C, H, W)
         pool = getattr(neck, 'pool', None)  # mmpretrain's neck may have none
         if pool is not None:
-            grid = pool(grid)
-        if grid[0, 0].numel() == 1:
+            feats = pool(feats)  # (N, C, S, S), P = S * S
+        if feats[0, 0].numel() == 1:
             warnings.warn(
                 'The grid of the dense branch is a single cell: nothing can '
                 'be matched, and match_acc is 100 whatever is learnt. Enlarge '
@@ -105,12 +105,12 @@ class DenseCL(MoCoV2):
             l2_normalize(vector),
             l2_normalize(dense),
             l2_normalize(mean),
-            shape=(grid.size(2), grid.size(3)),
+            shape=(feats.size(2), feats.size(3)),
         )
         if not self.correspondence.reads_backbone:
             return features
-        feats = l2_normalize(grid.flatten(start_dim=2))  # (N, C, P)
-        return features._replace(backbone_feats=feats)
+        feats = feats.flatten(start_dim=2)  # (N, C, P)
+        return features._replace(backbone_feats=l2_normalize(feats))
 
     def contrast(
         self,
@@ -152,7 +152,7 @@ class DenseCL(MoCoV2):
     def enqueue(self, key: Features) -> None:
         """Put the keys of all ranks into both queues, in one exchange."""
         keys = torch.cat([key.global_proj[:, None], self.dense_keys(key)], 1)
-        rows = torch.cat(all_gather(keys))  # (N, 1 + m, D) of all ranks
+        rows = torch.cat(all_gather(keys))  # (W * N, 1 + m, D), W processes
         self.queue.enqueue(rows[:, 0])
         self.dense_queue.enqueue(rows[:, 1:].flatten(0, 1))
 

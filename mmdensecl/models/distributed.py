@@ -1,8 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """What ranks share: randomness, shuffled batches and means.
 
-A rank is a process or, with ``virtual_ranks=V``, one of V groups of a
-process's batch; both compute the same numbers.
+To batch norm and the shuffle a rank is a process or, with
+``virtual_ranks=V``, one of V groups of a process's batch; both give the same
+numbers. All else here is between processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -197,9 +198,9 @@ def running_stats_kept(module: nn.Module) -> Iterator[None]:
 def auto_virtual_ranks(batch_size: int) -> int:
     """Return the number of virtual ranks for ``virtual_ranks='auto'``.
 
-    Several processes need none. One process gets groups of 32 images, the
-    published number, and at least two groups, as one has nobody to shuffle
-    with; no group has a single image.
+    Several processes need none. One process gets a group for each 32 images,
+    the published number, and at least two, as one has nobody to shuffle with;
+    but no group of a single image, so up to three images are one group.
     """
     if get_dist_info()[1] > 1:
         return 1
@@ -229,7 +230,7 @@ def mean_over_positives(
 
 
 def mean_over_ranks(x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Average rows over all processes such that DDP's mean is exact.
+    """This process's part of a mean over the rows of all processes.
 
     DDP averages gradients over processes; each divides by the mean total
     weight, so that two processes give the loss that one would: the mean over
@@ -237,7 +238,8 @@ def mean_over_ranks(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
     Args:
         x: A value of each row of this process, (M, ).
-        weight: What each counts, bool or float, (M, ). None means 1.
+        weight: What each counts, bool or float, (M, ). None means 1, and as
+            many rows in all processes.
 
     Returns:
         A scalar, 0 where nothing counts.

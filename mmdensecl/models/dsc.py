@@ -97,8 +97,8 @@ class DSC(DenseCL):
 class CategoryHead(BaseModule):
     """What category heads share: the mini-batch of all ranks.
 
-    A head says in :meth:`contrast` what the loss of an anchor is, and which
-    category a point has: the nearest of the centres.
+    A head says in :meth:`contrast` what the loss of an anchor is, and, for the
+    metrics, which category a point has: the nearest of the centres.
     """
 
     def loss(

@@ -63,8 +63,8 @@ class MoCoV2(BaseSelfSupervisor):
             groups of all processes. Running statistics are those of the first
             group, as a distributed run saves those of its first process. A
             batch of fewer images than groups gives groups of one. 'auto' is 1
-            where several processes train, else groups of 32 images, and at
-            least two.
+            where several processes train, else a group for each 32 images,
+            and at least two.
         channels_last: Whether images and convolutions keep their channels
             next to each other in memory, which CPUs and tensor cores want;
             only rounding changes. 'auto' is True where there is no GPU.
@@ -171,7 +171,10 @@ class MoCoV2(BaseSelfSupervisor):
         data_samples: list[DataSample] | None = None,
         **kwargs,
     ) -> dict[str, Tensor]:
-        """One step of training.
+        """One step of training; backward and optimiser follow in mmengine.
+
+        Key encoder and queues move in each call, also where gradients are
+        accumulated (but see :class:`mmdensecl.engine.AccumulationHook`).
 
         Args:
             inputs: The query views and the key views, each (N, 3, H, W),
@@ -195,6 +198,7 @@ class MoCoV2(BaseSelfSupervisor):
             x.contiguous(memory_format=self.memory_format) for x in inputs
         )
         query = self.encode_groups(self.backbone, self.neck, query_images)
+        self.encoder_k.update(self.backbone, self.neck)
         key = self.encode_key(key_images)
         outputs = self.contrast(query, key, data_samples)
         self.enqueue(key)
@@ -268,8 +272,7 @@ class MoCoV2(BaseSelfSupervisor):
 
     @torch.no_grad()
     def encode_key(self, images: Tensor) -> Features:
-        """Update the key encoder, then encode a batch shuffled over ranks."""
-        self.encoder_k.update(self.backbone, self.neck)
+        """Features of the key views, from a batch shuffled over ranks."""
         images, order = self.batch_shuffle.shuffle(images, self.virtual_ranks)
         key = self.encode_groups(
             self.encoder_k.backbone, self.encoder_k.neck, images
@@ -284,7 +287,7 @@ class MoCoV2(BaseSelfSupervisor):
         key: Features,
         data_samples: list[DataSample] | None,
     ) -> dict[str, Tensor]:
-        """Losses and metrics of a step; the queues stay as they are."""
+        """Losses and metrics of a step, whose own keys are no negatives."""
         loss, metrics = self.head.loss(
             query.global_proj, key.global_proj, self.queue.negatives
         )

@@ -1,5 +1,5 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
-"""The parts of a method that hold state: features, queue, key encoder."""
+"""What encoders give, and what a step keeps: the queue, the key encoder."""
 
 import warnings
 from collections.abc import Sequence
@@ -114,8 +114,8 @@ class FeatureQueue(nn.Module):
     It starts with random directions, as the authors' does. The count of keys
     ever enqueued gives the pointer and the fill, stays on the device, and is
     saved with the keys. Enqueued keys are written when :attr:`negatives` is
-    read next or the state is saved, so that the backward pass of a step still
-    finds the negatives of its forward pass.
+    read next or the state is saved, so that a loss that needs the negatives in
+    its backward pass still finds them (ours has its gradient by then).
 
     Args:
         length: Number of keys held, K, at least 1.
@@ -205,8 +205,8 @@ class FeatureQueue(nn.Module):
 class MomentumEncoder(nn.Module):
     """The key encoder: a slowly moving copy of backbone and neck.
 
-    Its batch-norm statistics are its own; only parameters are averaged, as
-    in the authors' code.
+    It is in train mode, too, and its batch-norm statistics are its own; only
+    parameters are averaged, as in the authors' code.
 
     Args:
         backbone: The query backbone to copy.

@@ -75,9 +75,9 @@ class DenseCLNeck(BaseModule):
 
         Returns:
             Global projections (N, D), dense projections (N, D, S*S), and the
-            spatial mean of the latter (N, D), which goes into the dense queue.
+            spatial mean of the latter (N, D), the published dense negative.
         """
         feature_map = x[-1]
         vector = self.mlp(feature_map.mean(dim=(2, 3)))  # (N, D)
-        grid = self.mlp2(self.pool(feature_map)).flatten(2)  # (N, D, S*S)
-        return vector, grid, grid.mean(dim=2)
+        dense = self.mlp2(self.pool(feature_map)).flatten(2)  # (N, D, S*S)
+        return vector, dense, dense.mean(dim=2)

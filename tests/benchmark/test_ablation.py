@@ -59,8 +59,3 @@ def test_table(report, tmp_path):
         ['mocov2', '2', '15.0 ± 2.8', '', '0.25', '0.5', '0.75', '0.1'],
     ]
     assert (tmp_path / 'out/ablation.png').stat().st_size > 5000
-
-
-def test_other_rows_are_refused(report):
-    with pytest.raises(ValueError, match='expected random weights and one'):
-        report(dict(mocov2=[[1.0, 2.0]]), other=[1.0, 2.0])

@@ -104,7 +104,7 @@ def test_a_failed_run_stops_nothing_and_resumes(bench, monkeypatch):
     assert not (run.folder / 'failed.json').exists()
 
 
-def test_runs_without_a_score(bench, place, monkeypatch):
+def test_runs_without_a_score(bench, monkeypatch):
     monkeypatch.setenv('NO_VAL', 'seg')
     monkeypatch.setenv('NOTHING', 'det/finetune/random')
     made = bench()
@@ -112,14 +112,9 @@ def test_runs_without_a_score(bench, place, monkeypatch):
     assert {run.task.name for run in failed} == {'seg'}
     reason = read(failed[0], 'failed.json')['reason']
     assert reason == 'it ended without a result'
-    nothing, something = (read(run) for run in made.runs[6:8])
+    nothing = read(made.runs[6])
     assert nothing['metrics'] == dict(AP=0)
     assert nothing['remarks'] == ['detects nothing, counted as 0']
-    assert something['metrics'] == dict(AP=0.25)
-    run = made.runs[7]
-    run.task.metrics.append(dict(key='AP75', name='AP75'))
-    with pytest.raises(ValueError, match='its result lacks AP75'):
-        runner.final_metrics(run)
 
 
 def interrupt(run, sig):
@@ -151,43 +146,19 @@ def test_stopping_is_safe(bench, monkeypatch, setup, sig):
     assert runner.status(slow) == 'started'
     assert not (slow.folder / 'failed.json').exists()
     monkeypatch.delenv('SLOW')
+    # nohup's signal stops nothing; checkpoints can be dropped.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    made = bench(tasks=['det'], keep=False)
+    interrupt(slow, signal.SIGHUP)
+    assert not made.execute()
+    assert not any([*run.folder.glob('*.pth')] for run in made.runs[1:])
     assert not bench(tasks=['det']).execute()
     started = calls(setup.work_dir)
     assert started.pop('det/finetune/ours/pretrain0/seed0') == 2
     assert {*started.values()} == {1}
 
 
-def test_a_signal_while_a_run_starts_leaves_none_behind(bench, monkeypatch):
-    monkeypatch.setenv('SLOW', 'seg')
-    original, started = subprocess.Popen, []
-
-    def start(*args, **kwargs):
-        started.append(original(*args, **kwargs))
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)  # the main thread handles it before this one goes on
-        return started[-1]
-
-    monkeypatch.setattr(runner.subprocess, 'Popen', start)
-    with pytest.raises(KeyboardInterrupt):
-        bench().execute()
-    assert len(started) == 1 and started[0].returncode is not None
-
-
-def test_nohup(bench):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    made = bench(tasks=['det'])
-    interrupt(made.runs[0], signal.SIGHUP)
-    assert not made.execute()
-
-
-def test_checkpoints_can_be_dropped(bench):
-    made = bench(tasks=['det'], keep=False)
-    made.execute()
-    assert not any([*run.folder.glob('*.pth')] for run in made.runs)
-    assert not bench(tasks=['det']).execute()
-
-
-def test_folders_of_other_settings(bench, place, monkeypatch):
+def test_folders_of_other_settings(bench, monkeypatch):
     run = bench(tasks=['det']).runs[1]
     bench(tasks=['det']).execute()
     for changes, words in (
@@ -196,11 +167,6 @@ def test_folders_of_other_settings(bench, place, monkeypatch):
     ):
         with pytest.raises(runner.StaleRunError, match=words):
             runner.status(replace(run, **changes))
-    (place / 'data/coco/annotations/new.json').write_text('[]')
-    with pytest.raises(
-        runner.StaleRunError, match='(?s)files: 1 -> 2.*--redo'
-    ):
-        bench(tasks=['det']).execute()
 
     def stop(path, ignore_errors=False):
         if not ignore_errors:
@@ -212,8 +178,7 @@ def test_folders_of_other_settings(bench, place, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             runner.discard(run)
     assert runner.status(run) == 'new'
-    runner.discard(run)
-    run.folder.mkdir()
+    run.folder.mkdir(exist_ok=True)
     (run.folder / 'iter_10.pth').touch()  # of nobody
     with pytest.raises(runner.StaleRunError):
         runner.status(run)
@@ -226,17 +191,13 @@ def test_commands(bench, monkeypatch):
     tail = ['--work-dir', str(run.folder), '--resume']
     one = runner.Launcher(tools).command(run)
     assert one == [sys.executable, 'tools/train.py', config, *tail]
-    many = runner.Launcher(tools, 8)
-    start = ['bash', 'tools/dist_train.sh', config, '8']
-    assert many.command(run) == [*start, *tail]
-    assert 1024 < int(many.environment()['PORT']) < 65536
+    many = runner.Launcher(tools, 8).command(run)
+    assert many == ['bash', 'tools/dist_train.sh', config, '8', *tail]
     slurm = runner.Launcher(tools, 8, 'part')
     start = ['bash', 'tools/slurm_train.sh', 'part', 'seg-frozen-random-seed0']
     assert slurm.command(run) == [*start, config, *tail]
-    assert slurm.environment()['GPUS'] == '8'
-    weights = str(probe.checkpoint.path)  # a probe is tested, once
+    weights = str(probe.checkpoint.path)  # a probe is tested
     assert made.launcher.command(probe)[3:5] == [weights, '--work-dir']
-    assert len([x for x in made.runs if x.task.name == 'knn']) == 3
     monkeypatch.setattr(runner.torch.cuda, 'device_count', lambda: 4)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     env = runner.Launcher(tools, 2, jobs=2).environment(slot=1)
@@ -281,6 +242,9 @@ class TestTool:
         assert '--data-root' in text and '--tasks' in text
 
     def test_what_no_table_can_mix(self, run, place, weights):
+        with runner.only_one(place / 'out/tiny'):
+            code, text = run()
+        assert code == 2 and 'Another benchmark is running' in text
         seg = '--tasks', 'seg', '--mode', 'frozen'
         ours = '--checkpoint', f'ours={weights[0]}'
         assert run(*seg)[0] == 0

@@ -32,9 +32,3 @@ def test_entries_say_what_their_configs_say():
         on_coco = 'coco' in cfg.train_dataloader.dataset.data_root
         assert metadata['Training Data'].startswith('COCO') == on_coco
         assert cfg.model.type == f'mmdensecl.{model["In Collection"]}'
-
-
-def test_no_result_was_invented():
-    assert all(
-        m['Results'] is None and m['Weights'] is None for m in entries()
-    )

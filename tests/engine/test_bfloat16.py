@@ -38,11 +38,6 @@ class TestBFloat16OptimWrapper:
         with pytest.raises(RuntimeError, match='V100 has no bfloat16.*Amp'):
             BFloat16OptimWrapper(sgd(model))
 
-    def test_not_enabled(self, model):
-        wrapper = BFloat16OptimWrapper(sgd(model), enabled=False)
-        with wrapper.optim_context(model):
-            assert model(torch.ones(2, 4)).dtype == torch.float32
-
     @pytest.mark.parametrize(
         'native, dtype', [(True, torch.bfloat16), (False, torch.float32)]
     )
@@ -57,10 +52,6 @@ class TestBFloat16OptimWrapper:
             assert model(torch.ones(2, 4)).dtype == dtype
         name = str(dtype).removeprefix('torch.')
         assert f'Precision: {name} (auto, on a CPU)' in capsys.readouterr().out
-
-    def test_unknown(self, model):
-        with pytest.raises(ValueError, match="got 'sometimes'"):
-            BFloat16OptimWrapper(sgd(model), enabled='sometimes')
 
 
 def without_bfloat16(monkeypatch):
@@ -105,12 +96,3 @@ class TestUseMixedPrecision:
     def test_unknown_wrapper(self):
         with pytest.raises(ValueError, match='cannot replace .*type=Apex'):
             self.changed(type='ApexOptimWrapper')
-
-
-@pytest.mark.parametrize('native', [True, False])
-def test_native_on_gpus(monkeypatch, native):
-    without_bfloat16(monkeypatch)
-    monkeypatch.setattr(
-        torch.cuda, 'is_bf16_supported', lambda including_emulation: native
-    )
-    assert bfloat16.native_bfloat16() == (native, 'V100')

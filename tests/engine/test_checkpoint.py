@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from contextlib import nullcontext
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -165,15 +164,6 @@ class TestHttp:
         loaded = CheckpointLoader.load_checkpoint(f'{address}/cut.pth')
         assert torch.equal(loaded['a'], torch.ones(9000))
 
-    def test_files_of_one_name_are_kept_apart(self, tmp_path, address):
-        for number in (1.0, 2.0):
-            folder = tmp_path / 'www' / str(number)
-            folder.mkdir()
-            torch.save(dict(a=torch.tensor(number)), folder / 'same.pth')
-        for number in (1.0, 2.0):
-            url = f'{address}/{number}/same.pth'
-            assert CheckpointLoader.load_checkpoint(url)['a'] == number
-
 
 class TestOtherAddresses:
     """The other prefixes of mmengine's CheckpointLoader."""
@@ -215,17 +205,6 @@ class TestOtherAddresses:
         assert read == ['got https://x/a.pth', '/home/mine/b.pth']
         with pytest.raises(ValueError, match=f'no "other" in {zoo}://'):
             CheckpointLoader.load_checkpoint(f'{zoo}://other')
-
-    @pytest.mark.parametrize(
-        'address', ['s3://a.pth', 'one:s3://bucket/a.pth']
-    )
-    def test_object_storage(self, read, monkeypatch, address):
-        monkeypatch.setattr(
-            'mmdensecl.checkpoint.get_local_path',
-            lambda *args: nullcontext(args),
-        )
-        CheckpointLoader.load_checkpoint(address)
-        assert read == [str((address, dict(backend='petrel')))]
 
 
 def test_no_such_prefix():

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import BufferedRuntimeInfoHook
-from mmdensecl.engine.hooks import flush_logs
 from mmdensecl.engine.hooks.runtime_info_hook import KEPT
 
 LONG = (
@@ -88,30 +87,6 @@ class Place:
         self.iter, self.message_hub = step, runner.message_hub
 
 
-def test_types_of_outputs(build):
-    """Numbers of any type, exact, and copies of what changes in place."""
-    runner, hook = build(), BufferedRuntimeInfoHook()
-    hook.length = KEPT
-    counter = torch.tensor(0)
-    for step in range(3):
-        counter += 1
-        outputs = dict(
-            loss=torch.tensor(0.1, requires_grad=True) * 1,
-            count=counter,
-            half=torch.tensor(0.1, dtype=torch.bfloat16),
-            double=torch.tensor([0.1], dtype=torch.float64),
-            plain=0.1,
-        )
-        hook.after_train_iter(Place(runner, step), step, None, outputs)
-    hook.flush(runner)
-    assert [*history(runner, 'train/count')] == [1, 2, 3]
-    assert history(runner, 'train/double')[0] == 0.1
-    assert history(runner, 'train/half')[0] == outputs['half'].item()
-    assert history(runner)[0] == outputs['loss'].item()
-    names = [x for x in runner.message_hub.log_scalars if 'train/' in x]
-    assert names == [f'train/{x}' for x in outputs]
-
-
 def test_checkpoints_do_not_grow(build, logged):
     """Nor does an iteration take longer: histories are as long as needed."""
     build().train()
@@ -162,18 +137,3 @@ def test_checkpoints_between_two_lines(build, monkeypatch):
     assert names == ['iter_2.pth', 'iter_4.pth']
     hub = load_from_local(build.work_dir / 'iter_2.pth')['message_hub']
     assert len(hub['log_scalars']['train/loss'].data[0]) == 2
-
-
-def test_who_looks_before_the_line(build):
-    """flush_logs is for hooks of others."""
-    seen = []
-
-    class Look(Hook):
-        def after_train_iter(self, runner, *args, **kwargs):
-            flush_logs(runner)
-            seen.append(len(history(runner)))
-
-    runner = build('default_hooks = dict(logger=dict(interval=100))')
-    runner.register_hook(Look())
-    runner.train()
-    assert seen == [1, 2, 3, 4, 5, 6]

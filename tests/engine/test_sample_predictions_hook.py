@@ -13,9 +13,6 @@ from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mmdensecl.engine import SamplePredictionsHook
-from mmdensecl.engine.hooks import sample_predictions_hook
-
 HEIGHT, WIDTH = 60, 90
 BOXES = [[5.0, 5.0, 40.0, 50.0], [50.0, 5.0, 85.0, 50.0]]
 
@@ -170,24 +167,6 @@ class TestSegmentation:
     def test_test_set_without_labels(self, make_runner, tmp_path):
         make_runner(labels=False, num=2).test()
         assert drawn(tmp_path) == ['00000_pred.png', '00008_pred.png']
-
-    def test_share_of_rank_zero(self, make_runner, tmp_path, monkeypatch):
-        """Two processes: rank 0 has the pictures of even number."""
-        runner = make_runner(count=9, num=2)
-        (hook,) = [
-            x for x in runner.hooks if isinstance(x, SamplePredictionsHook)
-        ]
-        monkeypatch.setattr(
-            sample_predictions_hook, 'get_world_size', lambda: 2
-        )
-        hook.before_val_epoch(runner)
-        dataset = runner.val_dataloader.dataset
-        for start in (0, 4, 8):
-            batch = [dataset.sample(i) for i in (start, start + 2) if i < 9]
-            hook.after_val_iter(
-                runner, start // 4, None, Model()(None, batch, mode='predict')
-            )
-        assert {name[:5] for name in drawn(tmp_path)} == {'00000', '00008'}
 
 
 class TestDetection:

@@ -222,13 +222,6 @@ class TestResumableEpochLoop:
         second = train(resume=True, loader=loader)
         assert second.losses == whole.losses[5:]
 
-    def test_the_seed_of_a_run_without_one(self, train):
-        first = train(seed=None, at=8)
-        second = train(seed=None, resume=True)
-        assert second.sampler.seed == first.sampler.seed
-        both = first.read[IMAGES:] + second.read[:14]
-        assert sorted(both) == list(range(IMAGES))
-
     @pytest.mark.parametrize('at, start', [(8, (1, 4, 0)), (12, (2, 8, 0))])
     def test_another_batch(self, train, warned, messages, at, start):
         """The epoch starts again, except where it was at its end."""
@@ -269,14 +262,6 @@ class TestResumableEpochLoop:
         assert second.steps[0] == (1, 8, 2)
         assert second.losses == whole.losses[8:]
         assert_same_end(train)
-
-    @pytest.mark.parametrize('accumulate, told', [(5, 1), (3, 0)])
-    def test_saving_between_two_steps_is_told(
-        self, train, warned, accumulate, told
-    ):
-        """Once; an epoch has six iterations."""
-        train(accumulate=accumulate, saves='mmdensecl.SafeCheckpointHook')
-        assert len(warned('between two steps')) == told
 
     def test_a_checkpoint_without_a_layout(self, train, warned):
         """Of mmengine's own loop, which took up an epoch in its middle."""

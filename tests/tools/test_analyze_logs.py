@@ -81,16 +81,3 @@ def test_cal_train_time(run, analyze, capsys, flags, average):
     said = capsys.readouterr().out
     assert f'average iter time: {average} s/iter, 5%' in said
     assert 'slowest epoch 2' in said and 'fastest epoch 1' in said
-
-
-@pytest.mark.parametrize(
-    'args, message',
-    [
-        ('plot_curve run --keys mAP', 'has no "mAP", only data_time'),
-        ('cal_train_time none', 'neither a scalars.json nor a work_dir'),
-    ],
-)
-def test_errors(run, analyze, monkeypatch, args, message):
-    monkeypatch.chdir(run.parent)
-    with pytest.raises(SystemExit, match=message):
-        analyze(*args.split())

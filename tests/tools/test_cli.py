@@ -1,7 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The command `mmdensecl`: settings, refusals, a run from end to end."""
 
-import argparse
 import re
 import sys
 
@@ -43,14 +42,6 @@ def own_process(monkeypatch):
 def pretrain(images):
     """Function that calls the command here and gives its status."""
     return lambda words: cli.main(['pretrain', str(images), *words.split()])
-
-
-def test_duration():
-    seconds = {'90s': 90, '30m': 1800, '1h30m': 5400}
-    assert {x: cli.duration(x) for x in seconds} == seconds
-    for text in ('', '0s', '2', '-1h', '1h2', '.5h'):
-        with pytest.raises(argparse.ArgumentTypeError, match='30m, 2h.*got'):
-            cli.duration(text)
 
 
 class TestChoose:
@@ -162,16 +153,6 @@ def test_log_shows_what_happens_not_where(capsys):
     seen = capsys.readouterr().out
     assert 'seen' in seen and 'Epoch(train)' in seen and 'Traceback' in seen
     assert 'System' not in seen and 'model = 1' not in seen
-
-
-@pytest.mark.parametrize(
-    'name, channels', [('convnext-tiny', 768), ('MobileNetV2', 1280)]
-)
-def test_backbones_of_the_host(name, channels):
-    config = cli.root() / 'configs/densecl_r50_8xb32-coslr-200e.py'
-    cfg = Config.fromfile(config)
-    cli.set_backbone(cfg, name, size=64)
-    assert cfg.model.neck.in_channels == channels
 
 
 def test_from_images_to_weights(images, pretrain, tmp_path, capfd):

@@ -140,18 +140,6 @@ def test_same_again_and_other_options(written, start, tmp_path, capsys):
         assert image.read_bytes() != old.read_bytes()
 
 
-def test_interrupted(start, tmp_path, monkeypatch):
-    folder = tmp_path / 'scenes'
-
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(make_scenes, 'write_voc', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        start(make_scenes, folder, OPTIONS)
-    assert not folder.exists()
-
-
 @pytest.mark.parametrize(
     'tool, name', [(make_scenes, 'mine.png'), (make_tiles, 'LICENSES.txt')]
 )

@@ -187,19 +187,6 @@ def test_one_baseline_and_one_rule(call, tool, voc, checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'values, base, words',
-    [
-        ([5.0, 6.0, 7.0], [1.0, 2.0, 3.2], 'better than {} by 3.9 ± 0.1'),
-        ([1.0, 2.0, 3.2], [5.0, 6.0, 7.0], 'worse than {} by 3.9 ± 0.1'),
-        ([1.0, 9.0], [2.0, 3.0], 'not told apart from {}: better by'),
-    ],
-)
-def test_differences(tool, values, base, words):
-    said = tool.difference(values, base)
-    assert said.startswith(words.format('random weights'))
-
-
-@pytest.mark.parametrize(
     'flags, message',
     [
         ('', 'give --data-root, --unlabeled or both'),

@@ -89,18 +89,6 @@ def test_sets_up_and_says_where_python_is(tree):
     assert tree.called('import mmcv.ops')
 
 
-def test_mmcv_is_checked_once_a_lock(tree):
-    tree.run()
-    tree.script('c++', 'exit 1')
-    assert tree.run()[0] == 0
-    assert tree.called('sync') and not tree.called('import mmcv.ops')
-    tree.script('c++', '')
-    os.utime(tree.root / 'uv.lock')
-    os.utime(tree.venv / 'mmcv_works', (2, 2))
-    assert tree.run()[0] == 0
-    assert tree.called('import mmcv.ops')
-
-
 def test_an_environment_of_ones_own_is_used_as_it_is(tree):
     assert tree.run(MMDENSECL_PYTHON='/a/python') == (0, '/a/python', '')
     assert tree.calls.read_text() == ''
@@ -133,15 +121,6 @@ def test_no_compiler(tree):
     assert not tree.called('sync')
     tree.script('my-c++', '')
     assert tree.run(CXX='my-c++ -O0')[0] == 0
-
-
-def test_uv_or_mmcv_fails(tree):
-    tree.script('uv', f'{UV}\ncase "$*" in *sync*) exit 1 ;; esac')
-    tree.refused('uv could not make the environment')
-    tree.script('uv', UV)
-    tree.script('python3', f'{PYTHON}\ncase "$*" in *mmcv*) exit 1 ;; esac')
-    for _ in range(2):
-        tree.refused('cache clean mmcv')
 
 
 @pytest.mark.parametrize('release, shown', [('13.1', 'all'), ('12.4', '')])

@@ -148,13 +148,3 @@ class TestElastic:
     def test_loses_nothing(self, start):
         args = start('c.py', '8', '--amp', '--resume', **ELASTIC)
         assert args.training_script_args[3:] == ['--amp', '--resume']
-
-
-@pytest.mark.parametrize(
-    'script, count',
-    [('dist_train', 1), ('dist_test', 2), ('slurm_train', 2)]
-    + [('slurm_test', 3)],
-)
-def test_usage(call, script, count):
-    with pytest.raises(SystemExit, match='usage: '):
-        call(f'{script}.sh', *['x'] * count)

@@ -142,12 +142,6 @@ class TestFeatures:
         # 8 x 8 cells less the margin, and the middle.
         assert '"chosen": [3, 3]' in html and '[6, 6]' in html
 
-    def test_most_images_of_a_folder(self, workplace, run):
-        run('features', 'tiny.py none images --size 64 --max-images 2')
-        html = (workplace / 'features/index.html').read_text()
-        assert '0000.png' in html and '0002.png' in html
-        assert '0001.png' not in html
-
 
 @pytest.mark.parametrize(
     'tool, words, message',

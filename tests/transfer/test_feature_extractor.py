@@ -181,7 +181,8 @@ class TestLoadBackbone:
             own = mmdensecl.load_backbone(None, **arguments)
             assert torch.equal(own.backbone.conv1.weight, built.conv1.weight)
         ones = dict(type='Constant', layer='Conv2d', val=1.0)
-        told = mmdensecl.load_backbone(None, backbone=dict(cfg, init_cfg=ones))
+        ones = dict(cfg, init_cfg=ones, norm_cfg=dict(type='SyncBN'))
+        told = mmdensecl.load_backbone(None, backbone=ones)
         images = torch.rand(2, 3, 32, 32) * 255
         for backbone in (told, told.untrained(images)):
             assert (backbone.backbone.conv1.weight == 1).all()
