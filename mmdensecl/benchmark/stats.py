@@ -22,9 +22,7 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
-COLUMNS = (
-    'mean std pretrainings seeds margin difference low high over verdict best'
-)
+COLUMNS = 'mean std pretrainings seeds margin difference low high verdict best'
 DRAWN = -1  # in the place of a pre-training seed
 
 
@@ -76,25 +74,20 @@ def pooled(table: pd.DataFrame) -> Variance:
 
 def variances(
     table: pd.DataFrame, between: Variance, method: str, base: str | None
-) -> tuple[str, list[Variance]]:
-    """Of the mean of a method, or of its difference to another.
-
-    Returns:
-        Over what, 'pre-trainings', 'seeds' or '', and the parts.
-    """
+) -> list[Variance]:
+    """Of the mean of a method, or of its difference to another, in parts."""
     used = [method] if base is None else [method, base]
     trained = [table[x] for x in used if DRAWN not in table[x]]
-    over, parts = 'seeds', []
+    parts: list[Variance] = []
     if between.freedom and trained:
         shares = sum(1 / x.shape[1] for x in trained)
-        over = 'pre-trainings'
         parts.append(Variance(between.value * shares, between.freedom))
     if not parts or len(trained) < len(used):
         paired = table[method].mean(axis=1)
         if base is not None:
             paired = paired - table[base].mean(axis=1)
         parts.append(Variance(paired.var() / len(paired), len(paired) - 1))
-    return over, parts
+    return parts
 
 
 def difference(
@@ -104,20 +97,19 @@ def difference(
 
     Returns:
         ``difference``; ``low`` and ``high`` of its interval, if there is one;
-        ``over`` what; ``verdict``: 'above', 'below' or 'not told apart'.
+        ``verdict``: 'above', 'below' or 'not told apart'.
     """
     value = float(table[method].to_numpy().mean())
     value -= float(table[base].to_numpy().mean())
-    over, parts = variances(table, between, method, base)
+    verdict = 'not told apart'
+    found = dict(difference=value, low=None, high=None, verdict=verdict)
+    parts = variances(table, between, method, base)
     margin = half_width(*parts) if math.isfinite(value) else None
-    if margin is None:
-        found = dict(difference=value, low=None, high=None, over='')
-        return dict(found, verdict='not told apart')
-    low, high = value - margin, value + margin
-    verdict = 'above' if low > 0 else 'below' if high < 0 else 'not told apart'
-    return dict(
-        difference=value, low=low, high=high, over=over, verdict=verdict
-    )
+    if margin is not None:
+        low, high = value - margin, value + margin
+        verdict = 'above' if low > 0 else 'below' if high < 0 else verdict
+        found |= dict(low=low, high=high, verdict=verdict)
+    return found
 
 
 @np.errstate(invalid='ignore')  # of what is not finite
@@ -157,7 +149,7 @@ def compare(
             std=np.std(spread, ddof=1) if len(spread) > 1 else None,
             pretrainings=0 if DRAWN in own else own.shape[1],
             seeds=len(table),
-            margin=half_width(*variances(table, between, method, None)[1]),
+            margin=half_width(*variances(table, between, method, None)),
             best=bool(found)
             and all(x['verdict'] == good for x in found.values()),
             **found.get(baseline, {}),

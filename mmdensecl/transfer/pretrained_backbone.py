@@ -132,7 +132,7 @@ class PretrainedBackbone:
         fits = {
             name: given[name]
             for name in own.keys() & given.keys()
-            if not _mismatch(given[name], own[name])
+            if not mismatch(given[name], own[name])
         }
         problems, notes = self._compare(module, own, given, fits)
         if not fits or (problems and self.strict):
@@ -187,7 +187,7 @@ class PretrainedBackbone:
                 x for x in wrong if x not in given
             ],
             'of another shape or type, would stay random': [
-                f'{x}: {_mismatch(given[x], own[x])}'
+                f'{x}: {mismatch(given[x], own[x])}'
                 for x in wrong
                 if x in given
             ],
@@ -347,16 +347,39 @@ def _warn(text: str) -> None:
     print_log(text, logger='current', level=logging.WARNING)
 
 
-def _mismatch(given: Tensor, own: Tensor) -> str:
-    """What keeps a tensor from being loaded; empty if nothing does."""
+def mismatch(given: Any, own: Tensor) -> str:
+    """What keeps a tensor of a file from taking the place of one of the model.
+
+    Args:
+        given: Of the file.
+        own: Of the model.
+
+    Returns:
+        'got ..., expected ...'; empty for the same shape and kind of number,
+        whatever its precision.
+    """
+    if not isinstance(given, Tensor):
+        return f'got {type(given).__name__}, expected a tensor'
+    if given.shape != own.shape:
+        return f'got {tuple(given.shape)}, expected {tuple(own.shape)}'
     kinds = [
-        (x.shape, x.is_floating_point(), x.is_complex(), x.dtype == torch.bool)
+        (
+            x.layout,
+            x.is_meta,
+            x.is_quantized,
+            x.is_floating_point(),
+            x.is_complex(),
+            x.dtype == torch.bool,
+        )
         for x in (given, own)
     ]
     if kinds[0] == kinds[1]:
         return ''
-    got, expected = (f'{(*x.shape,)} {x.dtype}' for x in (given, own))
-    return f'got {got}, expected {expected}'
+    names = [
+        f'{x.layout} {x.device.type} {x.dtype}'.replace('torch.', '')
+        for x in (given, own)
+    ]
+    return 'got {}, expected {}'.format(*names)
 
 
 def _stage(name: str) -> str:

@@ -251,7 +251,7 @@ class TestErrors:
                 {},
                 dict(in_channels=4),
                 r'1 of another shape or type, would stay random: conv1.weight'
-                r': got \(8, 3, 7, 7\) torch.float32, expected \(8, 4, 7, 7\)',
+                r': got \(8, 3, 7, 7\), expected \(8, 4, 7, 7\)',
             ),
         ],
     )

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -14,7 +13,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
 from mmdensecl.registry import HOOKS
-from mmdensecl.transfer.pretrained_backbone import LOADED
+from mmdensecl.transfer.pretrained_backbone import LOADED, mismatch
 
 from ..config import initialisers, type_name
 
@@ -169,41 +168,6 @@ class CheckpointKeysHook(Hook):
         runner.logger.warning(
             f'{what} and start as initialised:\n{_some(lines)}'
         )
-
-
-def mismatch(given: Any, own: Tensor) -> str:
-    """What keeps a tensor of a file from taking the place of one of the model.
-
-    Args:
-        given: Of the file.
-        own: Of the model.
-
-    Returns:
-        'got ..., expected ...'; empty for the same shape and kind of number,
-        whatever its precision.
-    """
-    if not isinstance(given, Tensor):
-        return f'got {type(given).__name__}, expected a tensor'
-    if given.shape != own.shape:
-        return f'got {tuple(given.shape)}, expected {tuple(own.shape)}'
-    kinds = [
-        (
-            x.layout,
-            x.is_meta,
-            x.is_quantized,
-            x.is_floating_point(),
-            x.is_complex(),
-            x.dtype == torch.bool,
-        )
-        for x in (given, own)
-    ]
-    if kinds[0] == kinds[1]:
-        return ''
-    names = [
-        f'{x.layout} {x.device.type} {x.dtype}'.replace('torch.', '')
-        for x in (given, own)
-    ]
-    return 'got {}, expected {}'.format(*names)
 
 
 def _trains(runner) -> bool:

@@ -13,9 +13,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmdensecl.registry import HOOKS
+from mmdensecl.transfer.pretrained_backbone import mismatch
 
 from ..resume import ResumeError
-from .checkpoint_keys_hook import mismatch
 
 # Of a scheduler's state, what is no setting.
 PROGRESS = {'last_step', '_global_step', '_last_value', 'base_values'}
