@@ -56,7 +56,7 @@ class Tree:
     def run(self, **env):
         """Return the exit status, `$python` and the messages."""
         self.calls.write_text('')
-        env.update(PATH=self.bin, BIN=self.bin)
+        env.update(PATH=str(self.bin), BIN=self.bin)
         result = subprocess.run(
             ['bash', '-c', '. "$0"; echo "$python"', 'my tree/tools/env.sh'],
             env=dict(env, ROOT=self.root, CALLS=self.calls),
