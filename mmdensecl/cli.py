@@ -277,12 +277,16 @@ def check_settings(args: argparse.Namespace, config: Path) -> None:
     from mmengine.config import Config
 
     default = make_parser().parse_args(['pretrain', '.', '--out', '.'])
-    made_with = Config.fromfile(config).get('made_with', {})
+    cfg = Config.fromfile(config)
+    made_with = cfg.get('made_with', {})
     differing = []
     for name in SETTINGS:
         new, old = getattr(args, name), made_with.get(name)
         if new not in (getattr(default, name), None, old):
             differing.append(f'{name} {new}, was {old}')
+    images, old = str(args.images.absolute()), cfg.get('data_root')
+    if images != old:
+        differing.insert(0, f'images {images}, was {old}')
     if differing:
         raise ValueError(
             f'--resume goes on with the settings of "{config}", and these '
@@ -387,6 +391,13 @@ def choose(
     batch = max(2, min(64, num_images // machine.processes // 2))
     why = 'each process' if batch == 64 else f'{num_images} images'
     pick('batch size', args.batch_size, batch, why)
+    step = found['batch size'].value * machine.processes
+    if not 2 * machine.processes <= step <= num_images:
+        raise ValueError(
+            f'--batch-size {found["batch size"].value} on {machine.processes} '
+            f'processes with {num_images} images: expected at least 2, which '
+            'batch norm needs, and no more than there are images'
+        )
     workers = max(1, min(8, machine.cores // machine.processes - 1))
     pick('workers', None, workers, f'{machine.cores} cores')
     if args.epochs is None and (args.time or not machine.gpus):
@@ -484,10 +495,18 @@ def set_backbone(cfg: Any, name: str, size: int) -> None:
         cfg.model.backbone.depth = int(match[1])
     else:
         cfg.model.backbone = find_backbone(name)
-    backbone = MODELS.build(cfg.model.backbone)
-    backbone.eval()  # returns None in mmpretrain
-    with torch.no_grad():
-        shape = tuple(last_map(backbone(torch.zeros(1, 3, size, size))).shape)
+    try:
+        backbone = MODELS.build(cfg.model.backbone)
+        backbone.eval()  # returns None in mmpretrain
+        with torch.no_grad():
+            maps = backbone(torch.zeros(1, 3, size, size))
+    except Exception as error:  # of many kinds, by backbone
+        raise ValueError(
+            f'--backbone {name} cannot take a view of {size} pixels '
+            f'({type(error).__name__}: {error}). Set --size to what it is '
+            'made for'
+        ) from error
+    shape = tuple(last_map(maps).shape)
     if len(shape) != 4:
         raise ValueError(
             f'--backbone {name} gives features of shape {shape}, not a map '
@@ -497,6 +516,12 @@ def set_backbone(cfg: Any, name: str, size: int) -> None:
         raise ValueError(
             f'--backbone {name} makes a single cell of a view of {size} '
             'pixels, and dense contrast needs several: raise --size'
+        )
+    if max(shape[2:]) < 3:
+        print(
+            f'Few cells: {shape[2]} x {shape[3]} of a view of {size} pixels. '
+            'match_acc is high by chance then, and the dense branch learns '
+            'little; a larger --size gives more'
         )
     cfg.model.neck.in_channels = shape[1]
 

@@ -87,6 +87,12 @@ class TestChoose:
             '--out {new} --epochs 1 --size 32',
             'a single cell of a view of 32 pixels',
         ),
+        (
+            '--out {new} --epochs 1 --backbone swin-tiny --size 64',
+            'swin-tiny cannot take a view of 64 pixels',
+        ),
+        ('--out {new} --epochs 1 --batch-size 1', 'expected at least 2'),
+        ('--out {new} --epochs 1 --batch-size 13', 'no more than there are'),
     ],
 )
 def test_refusals(pretrain, tmp_path, capsys, words, message):
@@ -128,6 +134,10 @@ def test_what_is_given_is_part_of_the_run(pretrain, tmp_path, capsys):
     # Views of 64 pixels: no crop is enlarged that would not be anyway.
     decode = cfg.train_dataloader.dataset.pipeline[0]
     assert decode == dict(type='mmdensecl.DecodeRGB', min_side=166)
+    (tmp_path / 'others').mkdir()
+    argv = 'pretrain', str(tmp_path / 'others'), '--out', str(tmp_path)
+    assert cli.main([*argv, '--resume']) == 2
+    assert f'images {tmp_path / "others"}, was' in capsys.readouterr().err
     init = cfg.model.backbone.init_cfg
     assert init.type == 'mmdensecl.PretrainedBackbone'
     assert init.checkpoint == 'old.pth'
