@@ -1,0 +1,5 @@
+_base_ = '../mocov2_r18w16_1xb64-coslr-11e.py'
+model = dict(
+    virtual_ranks=1,
+    backbone=dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect')),
+)
