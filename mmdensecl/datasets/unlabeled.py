@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,7 @@ class UnlabeledDataset(BaseDataset):
         # Gets the name of each when it is met. Whatever ends the run, be it
         # an error in a worker, what the ranks know by then is there.
         self.unreadable_file: str | None = None
+        self.fingerprint = ''  # of the names listed
         super().__init__(
             data_root=data_root, pipeline=list(pipeline), **kwargs
         )
@@ -192,6 +194,9 @@ class UnlabeledDataset(BaseDataset):
             f'{time.perf_counter() - begin:.1f} s{rest}',
             logger='current',
         )
+        names = '\0'.join(x['img_path'] for x in infos)
+        digest = sha256(names.encode('utf-8', 'surrogateescape'))
+        self.fingerprint = digest.hexdigest()[:8]
         return infos
 
     def full_init(self) -> None:
@@ -376,3 +381,13 @@ class UnlabeledDataset(BaseDataset):
                 f'them{named} or raise the limit with --cfg-options '
                 'train_dataloader.dataset.max_unreadable=...'
             )
+
+
+def unlabeled_parts(dataset: Any) -> Iterator[UnlabeledDataset]:
+    """The datasets of ours inside wrappers such as ConcatDataset."""
+    if isinstance(dataset, UnlabeledDataset):
+        yield dataset
+    for part in getattr(dataset, 'datasets', ()):
+        yield from unlabeled_parts(part)
+    if hasattr(dataset, 'dataset'):
+        yield from unlabeled_parts(dataset.dataset)

@@ -17,7 +17,7 @@ from mmdensecl.onedl import let_configs_name_mmseg
 
 from .config import (
     ConfigError,
-    check_data_root,
+    check_variables,
     complete_config,
     merge_options,
     parse_options,
@@ -104,8 +104,7 @@ def load_config(args: Namespace) -> Config:
     options = parse_options(cfg, args.cfg_options)
     if args.data_root is not None:
         options['data_root'] = args.data_root
-    if 'data_root' not in options:
-        check_data_root(cfg)
+    check_variables(cfg)
     merge_options(cfg, options)
     complete_config(cfg)
     return cfg

@@ -3,6 +3,7 @@
 
 import ast
 import inspect
+import logging
 import os
 import os.path as osp
 from argparse import ArgumentParser
@@ -78,6 +79,11 @@ READ_BY_RUNNER = (
     'model_wrapper_cfg',
     'sync_bn',
 )
+# And what is read of these.
+READ_INSIDE = dict(
+    auto_scale_lr={'base_batch_size', 'enable'},
+    env_cfg={'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
+)
 
 
 def parse_options(cfg: Config, options: Sequence[str]) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def parse_options(cfg: Config, options: Sequence[str]) -> dict[str, Any]:
 
     Where the config has a string now, the value is taken literally: mmengine's
     parser would drop spaces, read `2024_01` as a number and split at commas.
+    In the place of 'auto' a number or bool is one.
 
     Args:
         cfg: What the options will change.
@@ -106,7 +113,8 @@ def parse_options(cfg: Config, options: Sequence[str]) -> dict[str, Any]:
                 f'--cfg-options takes KEY=VALUE, got {option!r}. Quote values '
                 'with spaces: "data_root=/data/my images"'
             )
-        if isinstance(_present_value(cfg, name), str):
+        present = _present_value(cfg, name)
+        if isinstance(present, str) and present != 'auto':
             if len(value) > 1 and value[0] == value[-1] in '"\'':
                 value = value[1:-1]
             parsed[name] = value
@@ -129,8 +137,17 @@ def _present_value(cfg: Config, name: str) -> Any:
     return node
 
 
-def check_data_root(cfg: Config) -> None:
-    """See that a `data_root` of the config is where its data comes from.
+# Variables that configs splice into a part of them, and the key there.
+SPLICED = dict(
+    data_root=('train_dataloader', 'data_root'),
+    train_pipeline=('train_dataloader', 'pipeline'),
+    val_pipeline=('val_dataloader', 'pipeline'),
+    test_pipeline=('test_dataloader', 'pipeline'),
+)
+
+
+def check_variables(cfg: Config) -> None:
+    """See that a `data_root` or pipeline of the config is the one it uses.
 
     A base config has put its own value into its dataloaders already, so that
     a child's new value would change nothing.
@@ -139,30 +156,42 @@ def check_data_root(cfg: Config) -> None:
         cfg: As it was read.
 
     Raises:
-        ValueError: It is not, with the line to write.
+        ConfigError: It is not, with the line to write.
     """
-    root = cfg.get('data_root')
-    loader = cfg.get('train_dataloader') or {}
-    used = (loader.get('dataset') or {}).get('data_root')
-    if (
-        not isinstance(root, str)
-        or not isinstance(used, str)
-        or not {'_base_', 'data_root'} <= _assigned_in(cfg.filename)
-    ):
-        return
-    root = root.rstrip('/') or '/'
-    below = root if root == '/' else f'{root}/'
-    parts = {k: x for k, x in cfg.items() if k != 'data_root'}
-    values = [x for node, _ in dicts(parts) for x in node.values()]
-    if not any(
-        isinstance(x, str) and f'{x}/'.startswith(below) for x in values
-    ):
-        raise ValueError(
-            f'{cfg.filename} sets data_root={root!r}, but its training data '
-            f'is at {used!r}, which a base config has put there. Add the line '
-            'train_dataloader = dict(dataset=dict(data_root=data_root)), or '
-            'leave data_root out and use --data-root'
-        )
+    assigned = _assigned_in(cfg.filename)
+    for name, (part, key) in SPLICED.items():
+        new = cfg.get(name)
+        used = ((cfg.get(part) or {}).get('dataset') or {}).get(key)
+        if not {'_base_', name} <= assigned or type(used) is not type(new):
+            continue
+        rest = {k: x for k, x in cfg.items() if k != name}
+        values = [x for node, _ in dicts(rest) for x in node.values()]
+        if not any(x == new or _is_below(x, new) for x in values):
+            raise ConfigError(
+                f'{cfg.filename} sets {name}, but {part}.dataset.{key} is '
+                f'still what a base config has put there: {_short(used)}, not '
+                f'{_short(new)}. Add the line {part} = '
+                f'dict(dataset=dict({key}={name}))'
+                + (
+                    ', or leave it out and use --data-root'
+                    if name == 'data_root'
+                    else ''
+                )
+            )
+
+
+def _is_below(path: Any, root: Any) -> bool:
+    return (
+        isinstance(path, str)
+        and isinstance(root, str)
+        and f'{path}/'.startswith(f'{root.rstrip("/")}/')
+    )
+
+
+def _short(value: Any) -> str:
+    """A path, or of a pipeline the names of its transforms."""
+    names = [type_name(x) for x in value] if type(value) is list else value
+    return repr(names)
 
 
 def _assigned_in(filename: str | None) -> set[str]:
@@ -202,26 +231,40 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 def _check_is_read(cfg: Config, name: str) -> None:
     """See that an option is part of something that a run reads."""
-    first = name.partition('.')[0]
+    first, *keys = name.split('.')
     read = {*inspect.signature(Runner).parameters, *READ_BY_RUNNER}
-    if first in read:
+    read -= {'cfg', 'launcher'}
+    own = (cfg.get('model') or {}).get('data_preprocessor')
+    if first == 'launcher':
+        hint = 'It is a flag: --launcher'
+    elif first == 'data_preprocessor' and own:
+        hint = f'The model has its own: is "model.{name}" meant?'
+    elif first in READ_INSIDE and {*keys[:1]} - READ_INSIDE[first]:
+        hint = _nearest(keys[0], READ_INSIDE[first], f'{first}.')
+    elif first in read:
         return
-    if first in cfg:
+    elif first in cfg:
         raise KeyError(
             f'--cfg-options {name}: "{first}" is a variable of {cfg.filename},'
             ' which was copied where it is used as the file was read. Set '
             'those; tools/analysis_tools/print_config.py shows them'
         )
-    near = get_close_matches(first, read, n=1)
-    hint = (
-        f'Is "{near[0]}" meant?'
-        if near
-        else (
-            "Its first part has to be one of the Runner's, such as model, "
-            'train_dataloader, optim_wrapper or default_hooks'
-        )
+    else:
+        hint = _nearest(first, read)
+    raise KeyError(f'--cfg-options {name}: nothing reads it. {hint}')
+
+
+def _nearest(name: str, read: set[str], prefix: str = '') -> str:
+    """What is meant by a name that nothing reads."""
+    near = get_close_matches(name, read, n=1)
+    if near:
+        return f'Is "{prefix}{near[0]}" meant?'
+    if prefix:
+        return f'{prefix[:-1]} has {", ".join(sorted(read))}'
+    return (
+        "Its first part has to be one of the Runner's, such as model, "
+        'train_dataloader, optim_wrapper or default_hooks'
     )
-    raise KeyError(f'--cfg-options {name}: nothing reads "{first}". {hint}')
 
 
 def set_pretrained(
@@ -255,6 +298,7 @@ def set_pretrained(
             node.pop('init_cfg')
             if others:
                 node['init_cfg'] = others
+            _warn_of_frozen(node)
         for entry in ours:
             _start_from(entry, checkpoint, sha256)
     model = cfg.get('model') or {}
@@ -275,6 +319,20 @@ def set_pretrained(
             'place for it. Add to its backbone (and to the shared_head of a '
             "C4 detector) init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
             "checkpoint='')"
+        )
+
+
+def _warn_of_frozen(backbone: dict) -> None:
+    """Say which parts are to stay random."""
+    frozen = backbone.get('frozen_stages', -1)
+    if frozen >= 0:
+        print_log(
+            f'Random weights with frozen_stages={frozen}: the stem and '
+            f'{frozen} stages stay random and are never trained, nor are the '
+            'statistics of their batch norms. Unless that is meant, set '
+            'frozen_stages=-1',
+            logger='current',
+            level=logging.WARNING,
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any, cast
 from mmengine.dist import get_world_size
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
+from mmdensecl.datasets.unlabeled import unlabeled_parts
+
 
 def sampler_of(loader: DataLoader) -> Any:
     """The sampler that a loader's batches come from."""
@@ -33,8 +35,10 @@ def describe_loader(loader: DataLoader) -> dict[str, Any]:
         Plain numbers and strings, for a checkpoint.
     """
     sampler = sampler_of(loader)
+    parts = unlabeled_parts(loader.dataset)
     return dict(
         images=len(cast(Sized, loader.dataset)),
+        image_names=' '.join(x.fingerprint for x in parts),
         batches=len(loader),
         batch_size=getattr(loader.batch_sampler, 'batch_size', None),
         world_size=get_world_size(),

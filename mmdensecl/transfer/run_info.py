@@ -39,7 +39,7 @@ def read_run(tree: Mapping[str, Any]) -> dict[str, Any]:
         return dict(_mapping(_mapping(meta[ENTRY]).get('run')))
     hub = _mapping(tree.get('message_hub'))
     layout = _mapping(_mapping(hub.get('runtime_info')).get('loader_layout'))
-    cfg = _literals(meta.get('cfg'))
+    cfg = literals(meta.get('cfg'))
     model = _mapping(cfg.get('model'))
     method = model.get('type')
     name = meta.get('experiment_name')
@@ -126,7 +126,7 @@ class _DictCalls(ast.NodeTransformer):
         return ast.Dict(keys, [x.value for x in node.keywords])
 
 
-def _literals(text: Any) -> dict[str, Any]:
+def literals(text: Any) -> dict[str, Any]:
     """Literals that a Python text assigns to names; {} if it is none."""
     found = {}
     with suppress(

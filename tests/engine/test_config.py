@@ -7,12 +7,13 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdensecl.engine import (
+    ConfigError,
     check_weight_sources,
     merge_options,
     override_data_root,
     set_pretrained,
 )
-from mmdensecl.engine.config import check_data_root, parse_options
+from mmdensecl.engine.config import check_variables, parse_options
 
 
 def test_moves_every_path_below_the_root():
@@ -70,12 +71,15 @@ def test_pretrained_everywhere(detector):
     assert not {'sha256'} & {*ours, *model.backbone.init_cfg}
 
 
-def test_no_pretrained(detector):
+@pytest.mark.parametrize('frozen, told', [(1, 1), (-1, 0)])
+def test_no_pretrained(detector, warned, frozen, told):
+    detector.model.backbone.frozen_stages = frozen
     set_pretrained(detector, 'none')
     model = detector.model
     assert 'init_cfg' not in model.backbone
     assert model.roi_head[0].shared_head.init_cfg == [dict(type='Kaiming')]
     assert model.neck.init_cfg == dict(type='Xavier')
+    assert len(warned('frozen_stages=1: the stem and 1 stages')) == told
 
 
 @pytest.mark.parametrize('checkpoint', ['b.pth', 'none'])
@@ -90,10 +94,12 @@ class TestOptionsAsTyped:
     @pytest.fixture
     def cfg(self):
         dataset = dict(data_root='data/old/images', indices=None)
+        model = dict(queue_len='auto')
         return Config(
             dict(
                 data_root='data/old',
                 work_dir='a',
+                model=model,
                 train_cfg=dict(max_epochs=3),
                 train_dataloader=dict(dataset=dataset),
                 train=[dict(name='x')],
@@ -111,6 +117,8 @@ class TestOptionsAsTyped:
             ('train_cfg.max_epochs=5', 'train_cfg.max_epochs', 5),
             ('randomness.seed=3', 'randomness.seed', 3),
             ('model.strides=1,2', 'model.strides', [1, 2]),
+            ('model.queue_len=16', 'model.queue_len', 16),
+            ('model.queue_len=auto', 'model.queue_len', 'auto'),
         ],
     )
     def test_strings_stay_literal(self, cfg, option, name, value):
@@ -130,14 +138,16 @@ class TestOptionsAsTyped:
         source = inspect.getsource(Runner)
         read = set(re.findall(r"(?<![a-z_])cfg\.get\(\s*'(\w+)'", source))
         assert {'sync_bn', 'compile', 'train_dataloader'} <= read
-        for name in read:
+        for name in read - {'launcher'}:  # a flag
             merge_options(cfg, {name: cfg.get(name)})
 
     @pytest.fixture
     def base(self, tmp_path):
         (tmp_path / 'base.py').write_text(
             "data_root = 'data/old'\n"
-            'train_dataloader = dict(dataset=dict(data_root=data_root))\n'
+            "train_pipeline = [dict(type='Old')]\n"
+            'train_dataloader = dict(dataset=dict(\n'
+            '    data_root=data_root, pipeline=train_pipeline))\n'
         )
 
         def child(text):
@@ -147,13 +157,24 @@ class TestOptionsAsTyped:
 
         return child
 
-    def test_data_root_that_moves_nothing(self, base):
-        with pytest.raises(
-            ValueError,
-            match="data_root='/my/images', but .*'data/old'.*"
-            r'dataset=dict\(data_root=data_root',
-        ):
-            check_data_root(base("data_root = '/my/images'"))
+    @pytest.mark.parametrize(
+        'text, words',
+        [
+            (
+                "data_root = '/my/images'",
+                "is still.*'data/old', not '/my/images'.*"
+                r'dataset=dict\(data_root=data_root',
+            ),
+            (
+                "train_pipeline = [dict(type='New')]",
+                r"is still.*\['Old'\], not \['New'\].* train_dataloader = "
+                r'dict\(dataset=dict\(pipeline=train_pipeline\)\)$',
+            ),
+        ],
+    )
+    def test_variables_that_change_nothing(self, base, text, words):
+        with pytest.raises(ConfigError, match=words):
+            check_variables(base(text))
 
     @pytest.mark.parametrize(
         'text',
@@ -162,10 +183,12 @@ class TestOptionsAsTyped:
             "train_dataloader = dict(dataset=dict(data_root='/my/images'))",
             "data_root = '/my/images'\n"
             'train_dataloader = dict(dataset=dict(data_root=data_root))',
+            "train_pipeline = [dict(type='New')]\n"
+            'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
         ],
     )
-    def test_data_root_that_is_used(self, base, text):
-        check_data_root(base(text))
+    def test_variables_that_are_used(self, base, text):
+        check_variables(base(text))
 
 
 @pytest.mark.parametrize('kind', ['mmdensecl.DenseCL', 'mmdensecl.Own'])
@@ -234,6 +257,8 @@ class TestOptions:
         options = {
             'train_cfg.max_epochs': 3,
             'auto_scale_lr.enable': True,
+            'env_cfg.dist_cfg.timeout': 60,
+            'data_preprocessor.mean': [0, 0, 0],
             'find_unused_parameters': True,
         }
         merge_options(cfg, options)
@@ -246,8 +271,15 @@ class TestOptions:
             ('max_epochs', '"max_epochs" is a variable of'),
             ('optim_wraper.optimizer.lr', 'Is "optim_wrapper" meant'),
             ('xyz', 'such as model, train_dataloader'),
+            ('cfg', 'nothing reads it'),
+            ('launcher', '--launcher'),
+            ('data_preprocessor.mean', 'is "model.data_preprocessor.mean" me'),
+            ('env_cfg.cudnn_bench', 'Is "env_cfg.cudnn_benchmark" meant'),
+            ('env_cfg.foo', 'env_cfg has cudnn_benchmark, dist_cfg'),
+            ('auto_scale_lr.base_batch', 'auto_scale_lr.base_batch_size'),
         ],
     )
     def test_not_read(self, cfg, name, answer):
+        cfg.model = dict(data_preprocessor=dict(mean=[1, 2, 3]))
         with pytest.raises(KeyError, match=answer):
             merge_options(cfg, {name: 3})

@@ -1,6 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """A resumed run follows its config, and says where that is new."""
 
+import re
+from shutil import copytree
+
 import pytest
 import torch
 
@@ -163,6 +166,50 @@ class TestOptimiser:
             build(resume='epoch_1.pth').train()
 
 
+class TestModel:
+    """What loads, but computes otherwise, is named."""
+
+    @pytest.mark.parametrize(
+        'text, named',
+        [
+            ('', None),
+            (
+                "model = dict(backbone=dict(init_cfg=[dict(type='Normal')]))",
+                None,
+            ),
+            (
+                'model = dict(momentum=0.5)',
+                'model.momentum: 0.5, was 0.001.',
+            ),
+            (
+                'model = dict(backbone=dict(strides=[1, 2, 1, 2], '
+                'conv_cfg=dict(type="Conv2d", padding_mode="reflect")))',
+                "model.backbone.conv_cfg.padding_mode: 'reflect', was unset; "
+                "model.backbone.conv_cfg.type: 'Conv2d', was unset; "
+                'model.backbone.strides: [1, 2, 1, 2], was [1, 1, 1, 2].',
+            ),
+            (
+                'model = dict(data_preprocessor=dict(mean=[0, 0, 0]))',
+                'model.data_preprocessor.mean: [0, 0, 0], was [123.675, ',
+            ),
+            (
+                "_base_ = './base.py'\n"
+                'p = _base_.train_dataloader.dataset.pipeline\n'
+                "p[1]['size'] = 64\n"
+                'train_dataloader = dict(dataset=dict(pipeline=p))\ndel p',
+                'train_dataloader.dataset.pipeline.1.size: 64, was 32.',
+            ),
+        ],
+        ids=['same', 'start', 'momentum', 'backbone', 'mean', 'pipeline'],
+    )
+    def test_named(self, build, warned, text, named):
+        build().train()
+        build(text, resume='epoch_1.pth').train()
+        found = warned('The model or the train pipeline differs')
+        assert len(found) == (named is not None)
+        assert all(f'followed: {named}' in x for x in found)
+
+
 STEM, HEAD = 'backbone.conv1.weight', 'neck.mlp.0.weight'
 
 
@@ -221,6 +268,25 @@ class TestData:
         assert 'batches: 5, was 3' in message
         assert runner.iter == 10
 
+    @pytest.mark.parametrize('renamed', [False, True])
+    def test_other_images_of_the_same_number(
+        self, build, warned, tmp_path, pictures, renamed
+    ):
+        """One was renamed, or the whole folder moved."""
+        build().train()
+        copytree(pictures, tmp_path / 'moved')
+        if renamed:
+            first = min((tmp_path / 'moved').iterdir())
+            first.rename(first.with_stem('zzz'))
+        dataset = f"dict(data_root='{tmp_path}/moved')"
+        moved = f'train_dataloader = dict(dataset={dataset})'
+        build(moved, resume='epoch_1.pth').train()
+        found = warned('resumes, but not')
+        assert len(found) == renamed
+        assert all(
+            re.search(r'\(image_names: \w{8}, was \w{8}\)', x) for x in found
+        )
+
     def test_a_schedule_by_iteration_follows(self, build, rates):
         """A smaller batch: twice the iterations, the same curve."""
         text = POLY.format('convert_to_iter_based=True')
@@ -229,6 +295,21 @@ class TestData:
         build(text).train()
         found = rates(build(smaller, resume='epoch_1.pth'))
         assert found == after(6, expected)
+
+    def test_of_an_epoch_behind_its_last_iteration(
+        self, build, warned, messages, rates
+    ):
+        """Saved there by iteration, its end is still to come."""
+        by_iteration = (
+            'default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3))'
+        )
+        build(by_iteration).train()
+        messages.clear()
+        longer = f'{by_iteration}\ntrain_cfg = dict(max_epochs=3)'
+        found = rates(build(longer, resume='iter_6.pth'))
+        (message,) = warned('The config differs')
+        assert f'(lr {found[7]:g})' in message
+        assert not warned('The learning rate ends')
 
 
 class TestEnd:

@@ -11,6 +11,7 @@ from mmengine.structures import BaseDataElement
 
 from mmdensecl.checkpoint import register_checkpoint_loader
 from mmdensecl.datasets import UnlabeledFolder
+from mmdensecl.datasets.unlabeled import unlabeled_parts
 from mmdensecl.engine import (
     ContrastMonitorHook,
     LambdaWarmupHook,
@@ -18,7 +19,6 @@ from mmdensecl.engine import (
     UnlabeledDataHook,
 )
 from mmdensecl.engine.hooks import fit_queue_len
-from mmdensecl.engine.hooks.unlabeled_data_hook import unlabeled_parts
 from mmdensecl.models.modules import FeatureQueue
 from mmdensecl.testing import write_pictures
 

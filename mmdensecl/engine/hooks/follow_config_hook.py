@@ -2,8 +2,9 @@
 """A resumed run follows its config."""
 
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from mmdensecl.registry import HOOKS
 from mmdensecl.transfer.pretrained_backbone import mismatch
+from mmdensecl.transfer.run_info import literals
 
 from ..resume import ResumeError
 
@@ -30,6 +32,12 @@ VERSIONS = {
 }
 # Of an optimiser's state, what is as large as the parameter.
 MOMENTS = ('momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq')
+# Of a config, what decides how loaded weights compute, and on which images.
+COMPARED = re.compile(
+    r'(model|data_preprocessor|train_dataloader(\.dataset)+\.pipeline)\.'
+)
+# But for what the weights and queues of the checkpoint replace.
+REPLACED = ('init_cfg', 'pretrained', 'queue_len')
 # A learning rate that ends above this share of its start has not come down.
 SMALL = 0.2
 
@@ -46,6 +54,10 @@ class FollowConfigHook(Hook):
     named in one warning. What cannot be followed, another optimiser or other
     parameters, stops the run. Of several optimisers nothing is compared.
 
+    A second warning names what else differs in the model and the train
+    pipeline, by the text of the config that the checkpoint holds. Weights
+    load whatever the strides, padding or mean and std are now.
+
     At the start of any run it also warns of a learning rate that does not come
     down by the end, as the schedule is of another length than the run.
 
@@ -56,12 +68,16 @@ class FollowConfigHook(Hook):
     def __init__(self) -> None:
         self.saved_iter = 0
         self.changes: list[str] = []
+        self.model_changes: list[str] = []
         self.refusal = ''
         # Of the parameter groups and schedulers, as the config builds them.
         self.fresh: tuple[list[dict], list[dict]] | None = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare, before the checkpoint's settings replace the config's."""
+        if runner.cfg.get('resume'):
+            text = checkpoint.get('meta', {}).get('cfg')
+            self.model_changes = _changed_model(runner.cfg.pretty_text, text)
         wrapper, saved = runner.optim_wrapper, checkpoint.get('optimizer')
         if saved is None or not _is_single(wrapper):
             return
@@ -95,13 +111,18 @@ class FollowConfigHook(Hook):
         if resumed and (self.changes or runner.iter != self.saved_iter):
             self._recompute(runner)
         if resumed and self.changes:
-            lr = runner.optim_wrapper.get_lr()
-            now = ', '.join(f'{x} {values[0]:g}' for x, values in lr.items())
+            lr = _groups_at(runner, runner.iter)[0]['lr']
             runner.logger.warning(
                 'The config differs from what the checkpoint was trained '
                 f'with, and is followed: {"; ".join(self.changes)}. The '
                 f'schedule goes on at iteration {runner.iter} as if it had '
-                f'been this one from the start ({now}).'
+                f'been this one from the start (lr {lr:g}).'
+            )
+        if runner.iter > 0 and self.model_changes:
+            runner.logger.warning(
+                'The model or the train pipeline differs from what the '
+                'weights of the checkpoint were trained with, and is '
+                f'followed: {"; ".join(self.model_changes)}.'
             )
         if runner.iter >= runner.max_iters:
             runner.logger.warning(
@@ -131,20 +152,22 @@ class FollowConfigHook(Hook):
         for scheduler, state in zip(schedulers, states, strict=True):
             scheduler.load_state_dict(state)
         # Behind its last iteration the end of an epoch is still to come.
-        advance(schedulers, runner, 0, runner.iter, runner.epoch)
+        advance(schedulers, runner, (0, 0), (runner.iter, runner.epoch))
 
 
 def advance(
-    schedulers: Sequence, runner, start: int, end: int, epochs: int
+    schedulers: Sequence,
+    runner,
+    start: tuple[int, int],
+    end: tuple[int, int],
 ) -> None:
     """Step schedulers as ParamSchedulerHook does from one iteration on.
 
     Args:
         schedulers: Of one optimiser.
         runner: With the loop that would step them.
-        start: Iterations that they have seen.
-        end: Iterations that they are to have seen.
-        epochs: Epochs of which they are to have seen the end.
+        start: Iterations that they have seen, and epochs to their end.
+        end: Those that they are to have seen.
     """
     length = len(runner.train_dataloader)
     by_epoch = [x for x in schedulers if x.by_epoch]
@@ -152,16 +175,30 @@ def advance(
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         by_epoch = []  # such a loop has no end of an epoch
     step = 1 if by_iter else length
-    start = start if by_iter else start // length * length
+    first = start[0] if by_iter else start[0] // length * length
     with warnings.catch_warnings():
         # The optimiser did its steps before, or never will.
         warnings.simplefilter('ignore')
-        for done in range(start + step, end + 1, step):
-            for x in by_iter:
+        # After a stop behind an epoch's last iteration its end is to come.
+        for done in range(first, end[0] + 1, step):
+            for x in by_iter if done > start[0] else ():
                 x.step()
-            if done % length == 0 and done // length <= epochs:
+            if done % length == 0 and start[1] < done // length <= end[1]:
                 for x in by_epoch:
                     x.step()
+
+
+def _groups_at(runner, iteration: int) -> list[dict]:
+    """Settings of the parameter groups in the iteration after so many."""
+    # Copies, which step an optimiser without parameters.
+    groups = deepcopy(_settings(runner.optim_wrapper))
+    stand_in = SimpleNamespace(param_groups=groups, step=None)
+    copies = [copy(x) for x in runner.param_schedulers or []]
+    for x in copies:
+        x.optimizer = stand_in
+    now, end = (runner.iter, runner.epoch), (iteration, runner.max_epochs)
+    advance(copies, runner, now, end)
+    return groups
 
 
 def _is_single(wrapper: Any) -> bool:
@@ -250,6 +287,39 @@ def _changed_schedulers(
     return lines
 
 
+def _changed_model(new: str, old: Any) -> list[str]:
+    """What differs in the model and train pipeline of two configs' texts."""
+    ours, theirs = map(literals, (new, old))
+    # What is no literal in one of the texts is not compared.
+    parts = [
+        {
+            k: repr(x)
+            for k, x in _leaves({k: cfg[k] for k in ours if k in theirs})
+            if COMPARED.match(k)
+        }
+        for cfg in (ours, theirs)
+    ]
+    return [
+        f'{name}: {", was ".join(x.get(name, "unset") for x in parts)}'
+        for name in {**parts[0], **parts[1]}
+        if parts[0].get(name) != parts[1].get(name)
+    ]
+
+
+def _leaves(node: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+    """The values of a config with their dotted names."""
+    if isinstance(node, (list, tuple)) and any(
+        isinstance(x, dict) for x in node
+    ):
+        node = dict(enumerate(node))
+    if isinstance(node, dict) and node:
+        for key, x in node.items():
+            if key not in REPLACED:
+                yield from _leaves(x, f'{name}.{key}' if name else str(key))
+    else:
+        yield name, _plain(node)
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -262,14 +332,7 @@ def _check_end(runner) -> None:
     of_lr = [x for x in schedulers if x.param_name == 'lr']
     if not of_lr or any(hasattr(x, 'need_val_args') for x in of_lr):
         return
-    # Copies, which step an optimiser without parameters.
-    groups = deepcopy(_settings(runner.optim_wrapper))
-    stand_in = SimpleNamespace(param_groups=groups, step=None)
-    copies = [copy(x) for x in schedulers]
-    for x in copies:
-        x.optimizer = stand_in
-    last = runner.max_iters - 1
-    advance(copies, runner, runner.iter, last, runner.max_epochs)
+    groups = _groups_at(runner, runner.max_iters - 1)
     shares = [x['lr'] / x['initial_lr'] for x in groups if x.get('initial_lr')]
     # Where a cosine of the run's own length ends, with few steps.
     by_epoch = all(x.by_epoch for x in of_lr)

@@ -1,10 +1,8 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Epochs and unreadable images of unlabeled datasets."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.dist import (
@@ -18,21 +16,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmdensecl.datasets.draws import number_draws
-from mmdensecl.datasets.unlabeled import UnlabeledDataset
+from mmdensecl.datasets.unlabeled import unlabeled_parts
 from mmdensecl.registry import HOOKS
 
 from ..loader import sampler_of
 from ..safe_write import write_safely
-
-
-def unlabeled_parts(dataset: Any) -> Iterator[UnlabeledDataset]:
-    """The datasets of ours inside wrappers such as ConcatDataset."""
-    if isinstance(dataset, UnlabeledDataset):
-        yield dataset
-    for part in getattr(dataset, 'datasets', ()):
-        yield from unlabeled_parts(part)
-    if hasattr(dataset, 'dataset'):
-        yield from unlabeled_parts(dataset.dataset)
 
 
 @HOOKS.register_module()
