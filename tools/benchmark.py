@@ -246,7 +246,8 @@ def run_suite(args: argparse.Namespace, console: Console) -> int:
     first = runner.Benchmark(trainings, launcher, console=console)
     second = runner.Benchmark(runs, launcher, keep, console)
     if args.dry_run:
-        show_plan(first, console)
+        if chosen:
+            show_plan(first, console)
         show_plan(second, console)
         return 0
     notes = check_runs(runs)

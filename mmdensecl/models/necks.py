@@ -1,6 +1,7 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """Projection heads."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch.nn as nn
@@ -65,6 +66,14 @@ class DenseCLNeck(BaseModule):
         """
         if self.num_grid is None:
             return feature_map
+        rows, columns = feature_map.shape[2:]
+        if self.num_grid > min(rows, columns):
+            warnings.warn(
+                f'num_grid={self.num_grid} is more than the {rows} x '
+                f'{columns} cells of the map, so cells repeat each other: '
+                'lower it, or enlarge the views or the map of the backbone',
+                stacklevel=2,
+            )
         return F.adaptive_avg_pool2d(feature_map, self.num_grid)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

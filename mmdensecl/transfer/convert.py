@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Collection
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,6 +28,14 @@ TORCHVISION = re.compile(
     r'(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.)?'
     r'(?:(?P<kind>conv|bn)(?P<number>[1-3])|downsample\.(?P<part>[01]))'
     r'\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)'
+)
+
+# What torchvision's and detectron2's ResNets do, and no tensor shows.
+PLAIN = dict(
+    strides=(1, 2, 2, 2),
+    dilations=(1, 1, 1, 1),
+    style='pytorch',
+    conv_cfg=dict(type='Conv2d', padding_mode='zeros'),
 )
 
 
@@ -93,6 +102,22 @@ def describe_file(backbone: Backbone) -> dict[str, object]:
         versions=dict(mmdensecl=__version__, torch=str(torch.__version__)),
         run=run,
     )
+
+
+def untold_settings(backbone: Backbone, to: str) -> dict[str, Any]:
+    """How a network was trained that the other project would build otherwise.
+
+    Args:
+        backbone: From :func:`read_backbone`.
+        to: A key of :data:`SUFFIXES`.
+
+    Returns:
+        Such as ``strides``; empty where the file says it, or nothing is known.
+    """
+    if to in ('openmmlab', 'safetensors'):
+        return {}
+    known = trained_geometry(backbone)
+    return {k: known[k] for k, x in PLAIN.items() if known.get(k, x) != x}
 
 
 def encode_backbone(backbone: Backbone, to: str) -> bytes:

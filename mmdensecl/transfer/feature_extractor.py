@@ -9,6 +9,7 @@
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -125,6 +126,12 @@ class FrozenBackbone(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images of 0 to 255 as the network takes them."""
+        if images.is_floating_point() and ((images <= 1).all() & images.any()):
+            warnings.warn(
+                'Images of 0 to 255 are expected, and these are floats of at '
+                'most 1: multiply them by 255',
+                stacklevel=2,
+            )
         images = images.to(self.mean.device, self.mean.dtype)
         return (images - self.mean) / self.std
 
@@ -284,19 +291,20 @@ def load_backbone(
                 f'from its tensors: {error}. Give config=, the config of its '
                 "run, or backbone=dict(type='...')"
             ) from error
+    images = dict(mean=MEAN, std=STD)
+    images |= {k: rgb[k] for k in images if are_rgb(rgb.get(k))}
     backbone = _without_checkpoint(backbone)
     module = _build(backbone, scope)
     origin: dict[str, Any] = {}
     if found is None:
         module.init_weights()
     else:
-        PretrainedBackbone(str(path), prefix).load(module, found)
+        PretrainedBackbone(str(path), prefix).load(module, found, images)
         run = {k: x for k, x in found.run.items() if k != 'backbone'}
         file = dict(checkpoint=str(path), sha256=found.sha256)
         origin = {**run, **file, 'source': found.source}
-    values = {k: rgb[k] for k in ('mean', 'std') if are_rgb(rgb.get(k))}
     return FrozenBackbone(
-        module, backbone, scope=scope, origin=origin, **values
+        module, backbone, scope=scope, origin=origin, **images
     ).to(device)
 
 

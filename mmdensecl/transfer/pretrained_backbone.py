@@ -19,6 +19,7 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel, update_init_info
 from torch import Tensor
 
+from mmdensecl.models.moco import MoCoV2
 from mmdensecl.registry import WEIGHT_INITIALIZERS
 
 from .architecture import describe_architecture, name_in_twin, saved_geometry
@@ -37,6 +38,10 @@ COUNTER = 'num_batches_tracked'
 # Entry of mmengine's message hub, which goes into a run's checkpoints: the
 # files that were loaded, by their sha256.
 LOADED = 'mmdensecl_pretrained'
+
+# Attributes in which data preprocessors keep bgr_to_rgb: mmengine's and
+# mmdet's, mmseg's, mmpretrain's.
+CONVERSIONS = ('_channel_conversion', 'channel_conversion', 'to_rgb')
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -104,12 +109,19 @@ class PretrainedBackbone:
         self._check_last(module)
         self.load(module, read_backbone(self.checkpoint, self.prefix))
 
-    def load(self, module: nn.Module, backbone: Backbone) -> None:
+    def load(
+        self,
+        module: nn.Module,
+        backbone: Backbone,
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
         """Load what was read into a module, in place.
 
         Args:
             module: A backbone, or a part of one with the same names.
             backbone: Content of the file.
+            images: ``mean`` and ``std`` by which the module's RGB images will
+                be normalised; None takes those of the model around it.
 
         Raises:
             ValueError: Something does not fit, it is another file than
@@ -149,6 +161,9 @@ class PretrainedBackbone:
             f'from {self._file(backbone)}'
         )
         self._report(module, backbone, '; '.join([head, *_listed(notes)]))
+        images = _images_of(module) if images is None else images
+        for difference in _differences(module, backbone, images):
+            _warn(f'{self._file(backbone)}: {difference}')
         if problems:
             _warn('\n'.join([f'strict=False: {head}', *problems]))
 
@@ -177,8 +192,12 @@ class PretrainedBackbone:
     ) -> tuple[list[str], dict[str, list[str]]]:
         """Why a load must fail, and what is told of one that does not."""
         rest = [x for x in own if x not in fits and not x.endswith(COUNTER)]
-        wrong = [x for x in rest if not self._may_be_random(x)]
-        permitted = [x for x in rest if x not in wrong]
+        permitted = [
+            x
+            for x in rest
+            if any(_matching(y, [x]) for y in self.allow_random)
+        ]
+        wrong = [x for x in rest if x not in permitted]
         trains = {k: x.requires_grad for k, x in module.named_parameters()}
         trained = _stages(k for k, x in trains.items() if x)
         stages = _stages(own)
@@ -200,6 +219,9 @@ class PretrainedBackbone:
             'or do without allow_random)': [
                 x for x in permitted if not trains.get(x, True)
             ],
+            'of allow_random that match no tensor of the module': [
+                x for x in self.allow_random if not _matching(x, own)
+            ],
         }
         notes = {
             'will not train, frozen': [x for x in stages if x not in trained],
@@ -212,12 +234,6 @@ class PretrainedBackbone:
             ],
         }
         return _listed(problems, '{} '), notes
-
-    def _may_be_random(self, name: str) -> bool:
-        return any(
-            fnmatchcase(f'.{name}.', f'*.{pattern}.*')
-            for pattern in self.allow_random
-        )
 
     @staticmethod
     def _initialise_children(module: Any) -> None:
@@ -268,8 +284,6 @@ class PretrainedBackbone:
                 'layer4 and needs an init_cfg like this one'
             )
         print_log(line, logger='current')
-        for difference in _differences(module, backbone):
-            _warn(f'{self._file(backbone)}: {difference}')
         if any(
             hasattr(part, 'conv3') and getattr(part, 'style', None) == 'caffe'
             for part in module.modules()
@@ -282,34 +296,71 @@ class PretrainedBackbone:
             )
 
 
-def _differences(module: nn.Module, backbone: Backbone) -> list[str]:
+def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+    return [x for x in names if fnmatchcase(f'.{x}.', f'*.{pattern}.*')]
+
+
+def _differences(
+    module: nn.Module, backbone: Backbone, images: Mapping[str, Any]
+) -> list[str]:
     """How the module looks at images in another way than in pre-training.
 
-    Only of files that say how they were trained.
+    Only of files that say how they were trained, and of what is known of the
+    images here.
     """
-    run = backbone.run
+    run, geometry = backbone.run, trained_geometry(backbone)
     found = []
-    trained, own = map(_samplings, (trained_geometry(backbone), vars(module)))
+    trained, own = map(_samplings, (geometry, vars(module)))
     if trained and own and trained != own[: len(trained)]:
         found.append(
             f'its stages were trained at one cell in {trained} pixels, '
             f'relative to the first, and are at {own} here; set the strides '
             'and dilations alike'
         )
-    model = _model_around(module)
-    if model is None or not all(are_rgb(run.get(x)) for x in ('mean', 'std')):
+    padding = geometry.get('conv_cfg', {}).get('padding_mode', 'zeros')
+    modes = {
+        x.padding_mode
+        for x in module.modules()
+        if isinstance(x, nn.Conv2d) and any(x.padding)
+    }
+    if geometry and modes - {padding}:
+        found.append(
+            f'it was trained with padding_mode={padding!r}, and the '
+            f'convolutions here have {", ".join(map(repr, sorted(modes)))}; '
+            f"set conv_cfg=dict(type='Conv2d', padding_mode={padding!r})"
+        )
+    if not images or not all(are_rgb(run.get(x)) for x in ('mean', 'std')):
         return found
-    preprocessor = model.data_preprocessor
     for name in ('mean', 'std'):
-        values = getattr(preprocessor, name, None)
-        given = None if values is None else values.flatten().tolist()
-        expected = [float(x) for x in run[name]]
+        given, expected = images[name], [float(x) for x in run[name]]
         if given is None or not np.allclose(given, expected, atol=0.5):
             found.append(
                 f'it was trained on RGB images of {name} {expected}, and the '
                 f'data_preprocessor here has {given}'
             )
+    if not images.get('rgb', True):
+        found.append(
+            'it was trained on RGB images, and the data_preprocessor here '
+            'leaves them BGR, as mmcv loads them; set bgr_to_rgb=True '
+            '(to_rgb=True in mmpretrain)'
+        )
     return found
+
+
+def _images_of(module: nn.Module) -> dict[str, Any]:
+    """What the model around a module makes of images; {} without one."""
+    model = _model_around(module)
+    if model is None:
+        return {}
+    preprocessor = model.data_preprocessor
+    images: dict[str, Any] = {}
+    for name in ('mean', 'std'):
+        values = getattr(preprocessor, name, None)
+        images[name] = None if values is None else values.flatten().tolist()
+    flags = [getattr(preprocessor, x, None) for x in CONVERSIONS]
+    # Our own pipelines load RGB.
+    images['rgb'] = isinstance(model, MoCoV2) or True in flags
+    return images
 
 
 def _samplings(settings: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -362,7 +362,10 @@ def _source(tree: Mapping, tensors: Mapping[str, Tensor], place: str) -> str:
     for known, also, words in PLACES:
         if known == place and any(x.startswith(also) for x in tensors):
             return words
-    return f'unknown checkpoint with a backbone under "{place}."'
+    what = 'unknown checkpoint with a backbone'
+    if not COPIES.isdisjoint(place.split('.')):
+        what = 'momentum copy (key encoder)'
+    return f'{what} under "{place}."'
 
 
 def _groups(names: Iterable[str], start: str = '') -> tuple[str, ...]:

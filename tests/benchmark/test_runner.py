@@ -231,6 +231,7 @@ class TestTool:
         shutil.rmtree(place / 'data')
         code, text = run('--dry-run', '--seeds', 2)
         assert code == 0 and not calls(place)
+        assert text.count('runs to go') == 1
         for words in (
             'new, seg/frozen/random/seed1, 10 iters, data is missing',
             '/knn/frozen/random/seed0/plan/config.py none --work-dir',

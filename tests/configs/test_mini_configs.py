@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.models import ResNet
 from tiny_datasets import write_cityscapes, write_voc
 
 from mmdensecl.benchmark.plan import Setup, task_config
 from mmdensecl.benchmark.suite import load_suite
-from mmdensecl.engine import set_pretrained
+from mmdensecl.engine import override_data_root, set_pretrained
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -84,6 +86,16 @@ def test_trains_a_step(task, protocol, data, weights, tmp_path):
     assert runner.model.decode_head.num_classes == len(classes)
     if task.data == 'fashion':
         assert [*classes[:2]] == ['background', 'thing0']
+
+
+def test_fashion_has_its_classes_without_a_suite(data):
+    """As tools/train.py reads it."""
+    cfg = Config.fromfile(BENCHMARKS / 'mini/fcn_r18w16-d16_fashion.py')
+    override_data_root(cfg, str(data / 'fashion'))
+    for split in ('train', 'val', 'test'):
+        with DATASETS.switch_scope_and_registry('mmseg') as registry:
+            dataset = registry.build(cfg[f'{split}_dataloader'].dataset)
+        assert len(dataset) and dataset.metainfo['classes'] == cfg.classes
 
 
 @pytest.mark.parametrize('suite', SUITES.values(), ids=SUITES)

@@ -134,6 +134,11 @@ class TestTwoViews:
             drawn.append([run(None)['views'] for _ in range(2)])
         assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1]
 
+    @pytest.mark.parametrize('size', [(64, 96), 32.0, 0])
+    def test_views_are_square(self, size):
+        with pytest.raises(ValueError, match='Views are square.*got'):
+            TwoViews(size=size)
+
     def test_pack(self, photo):
         results = TwoViews(size=32).transform(
             dict(img=photo, seed=5, img_path='a.png', sample_idx=3)

@@ -41,6 +41,13 @@ class TestDenseCLNeck:
         assert torch.equal(neck.mlp2[0].weight, conv)
         assert conv.abs().max() <= 1 / math.sqrt(400)
 
+    @pytest.mark.parametrize('num_grid, told', [(4, 0), (5, 1)])
+    def test_a_grid_larger_than_the_map(self, num_grid, told, recwarn):
+        neck = DenseCLNeck(6, 5, 4, num_grid)
+        neck((torch.rand(2, 6, 4, 8),))
+        assert len(recwarn) == told
+        assert not told or '4 x 8 cells of the map' in str(recwarn[0].message)
+
 
 def test_a_zero_vector_has_a_gradient():
     x = torch.zeros(1, 3, requires_grad=True)

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_table_and_verdict(call, voc, checkpoint):
         assert any(name in x and x.count('±') == 1 for x in lines)
     for column in ('mIoU, linear', 'mIoU, kNN'):
         (sentence,) = [x for x in lines if x.startswith(f'net, {column}:')]
-        assert 'random weights' in sentence and '±' in sentence
+        assert re.search(r'random weights.* by .* \(.* to .*\)$', sentence)
     (sentence,) = [x for x in lines if x.startswith('net, matches right:')]
     assert 'only 4 pairs' in sentence
 
@@ -184,6 +185,25 @@ def test_one_baseline_and_one_rule(call, tool, voc, checkpoint, monkeypatch):
         found[1].append(measure(random, pairs))
     assert compare(*map(mean_accuracy, found)) == seen[0]
     assert seen[0].pairs == 9
+
+
+@pytest.mark.parametrize('values, base, words', [
+    # More than two standard deviations, but of two differences only.
+    ([50.7, 51.3], [50.0, 50.0],
+     'not told apart from random weights: better by 1.0 (-2.8 to 4.8)'),
+    ([51.0, 53.0, 52.0], [50.5, 51.5, 51.0],
+     'not told apart from random weights: better by 1.0 (-0.2 to 2.2)'),
+    ([51.0, 52.0, 53.0, 54.0], [50.1, 50.9, 52.1, 52.9],
+     'better than random weights by 1.0 (0.8 to 1.2)'),
+    ([49.0, 48.9], [50.0, 50.0],
+     'worse than random weights by 1.1 (0.4 to 1.7)'),
+    ([50.0, 60.0], [50.0, 60.0],
+     'not told apart from random weights: better by 0.0 (0.0 to 0.0)'),
+    ([51.0], [50.0],
+     'better than random weights by 1.0 (one seed, so no interval is known)'),
+])  # fmt: skip
+def test_difference(tool, values, base, words):
+    assert tool.difference(values, base) == words
 
 
 @pytest.mark.parametrize(

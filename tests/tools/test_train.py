@@ -26,6 +26,8 @@ from runs import (
     train,
 )
 
+from mmdensecl.testing import write_pictures
+
 SHOWN = (
     'lr eta time data_time loss loss_global loss_dense global_pos_sim '
     'global_neg_sim global_acc dense_pos_sim dense_neg_sim dense_acc '
@@ -174,14 +176,17 @@ def test_print_config(workplace):
 
 
 def test_browse_dataset(workplace):
-    """Where views are rendered hardly shows."""
+    """Where views are rendered hardly shows; a broken image is left out."""
+    write_pictures(workplace / 'messy', 2)
+    (workplace / 'messy/zzz.png').write_text('no image')
     shown = []
     for name in ('tiny', 'fast'):
-        tool(
-            f'analysis_tools/browse_dataset.py {name}.py --show-number 2 '
-            f'--output-dir {name} --cfg-options data_root=pictures',
+        done = tool(
+            f'analysis_tools/browse_dataset.py {name}.py --show-number 3 '
+            f'--output-dir {name} --cfg-options data_root=messy',
             workplace,
         )
+        assert "left out: 'zzz.png'" in done.stdout
         images = sorted((workplace / name).iterdir())
         assert [x.name for x in images] == ['000000.png', '000001.png']
         shown.append(np.asarray(Image.open(images[0]), float))

@@ -133,10 +133,13 @@ class TestCorrespondence:
 class TestFeatures:
     @pytest.mark.parametrize('checkpoint', ['tiny.pth', 'none'])
     def test_folder(self, workplace, run, checkpoint):
+        # Also as the first, of which patches are looked up.
+        (workplace / 'images/0.png').write_text('no image')
         (workplace / 'images/broken.png').write_text('no image')
         flags = '--size 64 --margin 1'
         out = run('features', f'tiny.py {checkpoint} images {flags}')
-        assert 'left out' in out and 'broken.png' in out
+        assert out.count('left out') == 2
+        assert '"images/0.png"' in out and '"images/broken.png"' in out
         assert_picture(workplace / 'features/features.png')
         html = (workplace / 'features/index.html').read_text()
         # 8 x 8 cells less the margin, and the middle.
@@ -150,6 +153,7 @@ class TestFeatures:
         ('correspondence', 'tiny.py tiny.pth tiny.py', 'no image'),
         ('correspondence', 'other.py tiny.pth images/0000.png', 'no views'),
         ('features', 'tiny.py tiny.pth empty', 'No images'),
+        ('features', 'tiny.py tiny.pth tiny.py', 'no image that can be read'),
         (
             'features',
             'tiny.py tiny.pth images --margin 40',

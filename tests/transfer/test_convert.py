@@ -276,12 +276,12 @@ def test_a_description_is_not_trusted(backbone18, tmp_path, entry):
 
 @pytest.fixture
 def publish(monkeypatch, capsys):
-    """Function that runs the tool and gives what it printed."""
+    """Function that runs the tool and gives its output and errors."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
         runpy.run_path(str(TOOL), run_name='__main__')
-        return capsys.readouterr().out
+        return capsys.readouterr()
 
     return run
 
@@ -299,17 +299,27 @@ def test_tool_writes_no_half_backbone(publish, backbone18, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize('to', SUFFIXES)
+def test_tool_tells_what_the_file_cannot(publish, trained, tmp_path, to):
+    """The name loses the suffix of any format."""
+    told = publish(trained, tmp_path / 'r18.pth', '--to', to).err
+    expected = f"strides=(1, 2, 2, 1), and {to}'s ResNet has (1, 2, 2, 2)"
+    assert (expected in told) == (to in ('torchvision', 'detectron2'))
+    (path,) = tmp_path.iterdir()
+    assert re.fullmatch(rf'r18-\w{{8}}{SUFFIXES[to]}', path.name)
+
+
 def test_tool(publish, file18, written, tmp_path):
     """The name holds the hash; nothing is overwritten."""
     arguments = file18, tmp_path / 'new/r18.pth', '--to', 'torchvision'
-    text = publish(*arguments)
+    text = publish(*arguments).out
     assert 'ResNet-18' in text and 'left out: fc' in text
     path = Path(text.splitlines()[-1])
     data = path.read_bytes()
     assert data == written('torchvision').read_bytes()
     sha = hashlib.sha256(data).hexdigest()
     assert path == tmp_path / f'new/r18-{sha[:8]}.pth'
-    assert publish(*arguments) == text
+    assert publish(*arguments) == (text, '')
     assert list(path.parent.iterdir()) == [path]
     path.write_bytes(b'mine')
     with pytest.raises(SystemExit, match='holds something else'):

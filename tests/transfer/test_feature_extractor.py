@@ -1,5 +1,6 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 import hashlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torchvision.models import resnet18
 
 import mmdensecl
 from mmdensecl.registry import MODELS
+from mmdensecl.transfer import pretrained_backbone
 
 STRIDES = (1, 2, 2, 1)
 
@@ -142,6 +144,21 @@ class TestLoadBackbone:
         images = torch.rand(1, 3, 64, 64) * 255
         assert torch.equal(read(images), given(images))
 
+    @pytest.mark.parametrize('mean, told', [([1, 2, 3], 0), ([9, 9, 9], 1)])
+    def test_another_normalisation_is_told(self, state, tmp_path, mean, told):
+        cfg = dict(type='ResNet', depth=18)
+        path = save(tmp_path / 'run.pth', state, cfg)
+        rgb = dict(mean=mean, std=[4, 5, 6])
+        model = dict(
+            type='mmdensecl.DenseCL', backbone=cfg, data_preprocessor=rgb
+        )
+        config = Config(dict(model=model))
+        with mock.patch.object(pretrained_backbone, '_warn') as warn:
+            backbone = mmdensecl.load_backbone(path, config=config)
+        assert backbone.mean.flatten().tolist() == mean
+        assert warn.call_count == told
+        assert not told or 'of mean [1.0, 2.0, 3.0]' in str(warn.call_args)
+
     def test_nothing_stays_random(self, state, tmp_path):
         path = tmp_path / 'part.pth'
         torch.save(
@@ -256,6 +273,12 @@ class TestExtractDense:
         assert all(torch.equal(x, maps[0]) for x in maps)
         # The ratio of the sides is kept.
         assert backbone.extract_dense(array, size=32).shape == (32, 1, 2)
+
+    @pytest.mark.parametrize('most, told', [(1, 1), (0, 0), (255, 0)])
+    def test_images_of_at_most_1_are_told(self, backbone, recwarn, most, told):
+        backbone(most * torch.rand(2, 3, 32, 32))
+        assert len(recwarn) == told
+        assert not told or 'by 255' in str(recwarn[0].message)
 
     def test_a_list(self, backbone):
         """Of several shapes and kinds, in its order."""

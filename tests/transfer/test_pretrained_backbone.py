@@ -329,6 +329,12 @@ def test_log_and_sha256(file18, log):
     assert f'PretrainedBackbone: "{file18}"' in origin
 
 
+def test_allow_random_must_match(file18):
+    config = resnet(ours(file18, allow_random=['conv1', 'foo', 'conv']))
+    with pytest.raises(ValueError, match='2 of allow_random .*: foo, conv\n'):
+        build('mmdet', config)
+
+
 def test_what_will_not_train(file18, log):
     """And a stem that no training would ever change is an error."""
     for changes, expected in (
@@ -359,18 +365,25 @@ class Model(BaseModel):
 
 
 RGB = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+GOOD = dict(RGB, bgr_to_rgb=True)
+REFLECT = dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect'))
 
 
 @pytest.mark.parametrize('run, preprocessor, changes, words', [
-    ({}, RGB, {}, None),
-    (dict(backbone=dict(strides=[1, 2, 2, 2])), RGB, {}, None),
+    ({}, GOOD, {}, None),
+    (dict(backbone=dict(strides=[1, 2, 2, 2])), GOOD, {}, None),
     # Dilated, the strides are others, but not the cells' size.
-    ({}, RGB, dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)), None),
-    (dict(backbone=dict(strides=[1, 1, 1, 2])), RGB, {},
+    ({}, GOOD, dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)), None),
+    (dict(backbone=dict(strides=[1, 1, 1, 2])), GOOD, {},
      r'one cell in \(1, 1, 1, 2\) pixels.*\(1, 2, 4, 8\) here'),
+    (dict(backbone=REFLECT), GOOD, REFLECT, None),
+    (dict(backbone=REFLECT), GOOD, {},
+     "padding_mode='reflect', .* here have 'zeros'"),
+    ({}, GOOD, REFLECT, "padding_mode='zeros', .* here have 'reflect'"),
     ({}, dict(mean=RGB['mean'][::-1], std=[1.0, 1.0, 1.0]), {},
      'trained on RGB images of std.*data_preprocessor here has'),
     ({}, {}, {}, 'trained on RGB images of mean'),
+    ({}, RGB, {}, 'here leaves them BGR'),
 ])  # fmt: skip
 def test_how_it_was_trained(
     backbone18, tmp_path, log, run, preprocessor, changes, words
@@ -389,6 +402,20 @@ def test_how_it_was_trained(
         assert re.search(words, text)
     else:
         assert ' here' not in text
+
+
+def test_our_own_pipelines_load_rgb(tiny_cfg, backbone18, tmp_path, log):
+    """A pre-training that starts from another needs no bgr_to_rgb."""
+    path = str(tmp_path / 'published.pth')
+    meta = dict(mmdensecl=dict(run=dict(RGB, method='DenseCL')))
+    torch.save(dict(state_dict=backbone18, meta=meta), path)
+    config = tiny_cfg(
+        data_preprocessor=RGB,
+        backbone=dict(type='mmpretrain.ResNet', depth=18, init_cfg=ours(path)),
+    )
+    config['neck'].update(in_channels=512)
+    build('mmpretrain', config)
+    assert 'loaded 120/120' in str(log) and ' here' not in str(log)
 
 
 def test_without_custom_imports(file18, tmp_path):

@@ -120,6 +120,7 @@ class TestPrefix:
         assert_same(
             found.state_dict, {k: v + formats.OTHER for k, v in tiny.items()}
         )
+        assert found.source.startswith('momentum copy (key encoder) under')
 
     def test_one_of_several(self, tiny, save):
         path = save(

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
 from mmdensecl.datasets.transforms.loading import decode_rgb
+from mmdensecl.datasets.unlabeled import UnreadableImageError
 from mmdensecl.engine.command_line import add_config_options, load_config
 from mmdensecl.registry import DATASETS
 from mmdensecl.visualization.views import view_images
@@ -42,11 +43,11 @@ def parse_args() -> argparse.Namespace:
 
 def draw(dataset, idx: int, draws: int, size: int) -> plt.Figure:
     """One picture with its crops, and the two views of each draw."""
+    info = dataset.get_data_info(idx)
+    source = decode_rgb(dataset.read(info))
     figure, axes = plt.subplots(
         2, draws + 1, figsize=(2.6 * (draws + 1), 5.6), layout='constrained'
     )
-    info = dataset.get_data_info(idx)
-    source = decode_rgb(dataset.read(info))
     axes[0, 0].imshow(source)
     axes[0, 0].set_title(
         f'{info["img_path"]}\n{source.width} x {source.height} px'
@@ -93,7 +94,12 @@ def main() -> None:
     for idx in track_iter_progress(
         list(range(min(args.show_number, len(dataset))))
     ):
-        figure = draw(dataset, idx, args.draws, size)
+        try:
+            figure = draw(dataset, idx, args.draws, size)
+        except (UnreadableImageError, OSError) as error:
+            name = dataset.get_data_info(idx)['img_path']
+            print(f'\nleft out: {name!r}: {error}')
+            continue
         figure.savefig(args.output_dir / f'{idx:06d}.png', dpi=100)
         plt.close(figure)
     print(f'\nWrote {args.output_dir}')

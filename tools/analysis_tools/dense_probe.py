@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from scipy import stats
 from torchvision.transforms.v2 import functional as F
 
 import mmdensecl
@@ -328,15 +329,19 @@ def difference(values: Sequence[float], base: Sequence[float]) -> str:
         base: Of random weights, for the same seeds.
     """
     apart = [a - b for a, b in zip(values, base, strict=True)]
-    mean = statistics.fmean(apart)
-    word = 'better' if mean >= 0 else 'worse'
-    amount = spread([x if mean >= 0 else -x for x in apart])
-    text = f'{word} than random weights by {amount}'
+    word, sign = 'better', 1
+    if statistics.fmean(apart) < 0:
+        word, sign = 'worse', -1
+    apart = [sign * x for x in apart]
+    text, amount = f'{word} than random weights', statistics.fmean(apart)
     if len(apart) == 1:
-        return f'{text} (one seed, so the spread is not known)'
-    if abs(mean) <= 2 * statistics.stdev(apart):
-        return f'not told apart from random weights: {word} by {amount}'
-    return text
+        return f'{text} by {amount:.1f} (one seed, so no interval is known)'
+    # The paired 95% interval of Student's t.
+    reach = stats.t.ppf(0.975, len(apart) - 1) * stats.sem(apart)
+    low, high = amount - reach, amount + reach
+    if low <= 0:
+        text = f'not told apart from random weights: {word}'
+    return f'{text} by {amount:.1f} ({low:.1f} to {high:.1f})'
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,12 @@ from pathlib import Path
 from mmdensecl.checkpoint import UnsafeCheckpointError
 from mmdensecl.engine.safe_write import write_safely
 from mmdensecl.transfer import read_backbone
-from mmdensecl.transfer.convert import SUFFIXES, encode_backbone
+from mmdensecl.transfer.convert import (
+    PLAIN,
+    SUFFIXES,
+    encode_backbone,
+    untold_settings,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +61,7 @@ def publish(args: argparse.Namespace) -> None:
     backbone = read_backbone(args.checkpoint, args.prefix)
     suffix = SUFFIXES[args.to]
     out = Path(args.out)
-    if out.suffix == suffix:
+    if out.suffix in SUFFIXES.values():
         out = out.with_suffix('')
     path = write(encode_backbone(backbone, args.to), out, suffix)
     left = ', '.join(backbone.left_out) or 'nothing'
@@ -64,6 +69,12 @@ def publish(args: argparse.Namespace) -> None:
         f'{backbone.source}: {backbone.arch or "a backbone"}, '
         f'{len(backbone.state_dict)} tensors; left out: {left}\n{path}'
     )
+    for name, value in untold_settings(backbone, args.to).items():
+        print(
+            f"warning: it was trained with {name}={value}, and {args.to}'s "
+            f'ResNet has {PLAIN[name]}: build it alike there',
+            file=sys.stderr,
+        )
 
 
 def main() -> None:

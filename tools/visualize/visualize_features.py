@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from mmengine.utils import track_iter_progress
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from mmdensecl import load_backbone
@@ -25,7 +26,6 @@ from mmdensecl.engine.command_line import (
 )
 from mmdensecl.transfer.feature_extractor import as_rgb
 from mmdensecl.visualization.dense_maps import (
-    ImageMap,
     draw_maps,
     extract_map,
     nearest_patches,
@@ -108,38 +108,22 @@ def list_files(args: argparse.Namespace) -> list[Path]:
     return [args.images / names[i] for i in kept]
 
 
-def squares(files: list[Path], size: int) -> torch.Tensor:
-    """The middles of those images that can be read, as one batch."""
-    found = []
-    for file in files:
-        try:
-            found.append(F.center_crop(as_rgb(file, size), [size, size]))
-        except (ValueError, OSError):  # which extract() reports
-            if file == files[0]:
-                raise
-    return torch.stack(found)
-
-
-def extract_all(
-    backbone, files: list[Path], args: argparse.Namespace
-) -> list[tuple[str, ImageMap]]:
-    """Names, images and features of all files that can be read.
+def read_images(files: list[Path], size: int) -> list[tuple[str, Tensor]]:
+    """Names and images of the files that can be read; prints the others.
 
     Raises:
-        ValueError: The first cannot.
+        ValueError: None can.
     """
     found, broken = [], []
-    for file in track_iter_progress(files):
+    for file in files:
         # A name that can be written, whatever its bytes are.
         name = clean(os.fsencode(file.name).decode('utf-8', 'replace'))
         try:
-            image = as_rgb(file, args.size)
-            found.append((name, extract_map(backbone, image, args.margin)))
+            found.append((name, as_rgb(file, size)))
         except (ValueError, OSError) as error:
             broken.append(f'"{file}": {error}')
-            if file == files[0]:
-                raise ValueError(broken[0]) from error
-    print()
+    if not found:
+        raise ValueError(f'no image that can be read: {broken[0]}')
     for message in broken[:5]:
         print(f'left out: {message}')
     if len(broken) > 5:
@@ -153,17 +137,22 @@ def run(args: argparse.Namespace) -> None:
     files = list_files(args)
     path = None if args.checkpoint == 'none' else args.checkpoint
     backbone = load_backbone(path, device=args.device, config=cfg)
+    names, whole = zip(*read_images(files, args.size), strict=True)
     if path is None:
-        backbone = backbone.untrained(squares(files, args.size), args.seed)
-    entries = extract_all(backbone, files, args)
-    names, found = zip(*entries, strict=True)
+        squares = [F.center_crop(x, [args.size] * 2) for x in whole]
+        backbone = backbone.untrained(torch.stack(squares), args.seed)
+    found = [
+        extract_map(backbone, x, args.margin)
+        for x in track_iter_progress(list(whole))
+    ]
+    print()
     images, maps = [x.image for x in found], [x.map for x in found]
     colors = pca_colors(maps, args.seed)
     labels = segments(maps, args.segments, args.seed)
     sheet: tuple = images, names, colors, labels
     figure = draw_maps(*(x[:SHEET] for x in sheet))
     nearest = None
-    if len(entries) > 1:
+    if len(names) > 1:
         nearest = nearest_patches(maps, 0, args.neighbours)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -171,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
     print(f'Wrote {args.output_dir / "features.png"}')
     page = args.output_dir / 'index.html'
     about = (
-        f'{len(entries)} images of {clean(args.images)}, features of '
+        f'{len(names)} images of {clean(args.images)}, features of '
         f'{clean(args.checkpoint)}.'
     )
     rows, columns = maps[0].shape[:2]

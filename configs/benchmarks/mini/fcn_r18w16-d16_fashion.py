@@ -1,6 +1,6 @@
 _base_ = './fcn_r18w16-d16_voc.py'
 # Clothes on street photographs, in the layout of VOC2012: eight classes and
-# background, train -> val.
+# background, train -> val. PascalVOCDataset insists on VOC's classes.
 data_root = 'data/fashion'
 
 classes = (
@@ -32,6 +32,7 @@ model = dict(
     decode_head=dict(num_classes=len(classes)),
     auxiliary_head=dict(num_classes=len(classes)),
 )
-train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo))
-val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo))
+dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo)
+train_dataloader = dict(dataset=dataset)
+val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader

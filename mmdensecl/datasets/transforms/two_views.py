@@ -138,12 +138,17 @@ class TwoViews(SampleTwoCropParams):
     `view_imgs`, two uint8 tensors (3, size, size). Removed: `img`.
 
     Args:
-        size: Side of a view in pixels.
+        size: Side of a view, which is square, in pixels.
         **kwargs: Arguments of :class:`SampleTwoCropParams`.
     """
 
     def __init__(self, size: int = 224, **kwargs) -> None:
         super().__init__(**kwargs)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                'Views are square: size must be a positive int, their side '
+                f'in pixels, got {size!r}'
+            )
         self.size = size
 
     def transform(self, results: dict) -> dict:
