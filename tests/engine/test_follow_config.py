@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapperDict
 
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import protect_run
@@ -161,6 +162,27 @@ class TestOptimiser:
         edit(spoil)
         with pytest.raises(ResumeError, match='momentum_buffer of the opt'):
             build(resume='epoch_1.pth').train()
+
+
+class Wrapped(OptimWrapperDict):
+    """As a model with a train_step of its own would use several."""
+
+    def optim_context(self, model):
+        return self['all'].optim_context(model)
+
+    def update_params(self, loss):
+        self['all'].update_params(loss)
+
+
+def test_several_optimisers(build, warned):
+    """Nothing is compared, and a run that resumes says so."""
+    for resume in (None, 'epoch_1.pth'):
+        runner = build(resume=resume)
+        wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.optim_wrapper = Wrapped(all=wrapper)
+        runner.train()
+        assert runner.iter == 6
+        assert len(warned('several optimisers')) == (resume is not None)
 
 
 STEM, HEAD = 'backbone.conv1.weight', 'neck.mlp.0.weight'

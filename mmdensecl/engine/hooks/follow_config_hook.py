@@ -44,7 +44,7 @@ class FollowConfigHook(Hook):
     differ, the config counts: schedules are computed anew up to the position
     reached, as if they had been there from the start, and all differences are
     named in one warning. What cannot be followed, another optimiser or other
-    parameters, stops the run. Of several optimisers nothing is compared.
+    parameters, stops the run. Of several optimisers nothing is compared, which is told.
 
     At the start of any run it also warns of a learning rate that does not come
     down by the end, as the schedule is of another length than the run.
@@ -102,6 +102,15 @@ class FollowConfigHook(Hook):
                 f'with, and is followed: {"; ".join(self.changes)}. The '
                 f'schedule goes on at iteration {runner.iter} as if it had '
                 f'been this one from the start ({now}).'
+            )
+        if runner.iter > 0 and isinstance(
+            runner.optim_wrapper, OptimWrapperDict
+        ):
+            runner.logger.warning(
+                'There are several optimisers, so the config was not compared '
+                'with the checkpoint: learning rates, other settings and '
+                "schedules are the checkpoint's. To have the config's, start "
+                'from the weights alone: load_from=FILE, without --resume'
             )
         if runner.iter >= runner.max_iters:
             runner.logger.warning(
