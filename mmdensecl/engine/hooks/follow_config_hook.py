@@ -44,7 +44,8 @@ class FollowConfigHook(Hook):
     differ, the config counts: schedules are computed anew up to the position
     reached, as if they had been there from the start, and all differences are
     named in one warning. What cannot be followed, another optimiser or other
-    parameters, stops the run. Of several optimisers nothing is compared, which is told.
+    parameters, stops the run. Of several optimisers nothing is compared, and a
+    warning says so.
 
     At the start of any run it also warns of a learning rate that does not come
     down by the end, as the schedule is of another length than the run.
