@@ -3,7 +3,7 @@
 
 import logging
 
-from mmengine.hooks import CheckpointHook, Hook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
@@ -14,7 +14,7 @@ from .hooks.checkpoint_keys_hook import CheckpointKeysHook
 from .hooks.contrast_monitor_hook import ContrastMonitorHook
 from .hooks.follow_config_hook import FollowConfigHook
 from .hooks.queue_length_hook import QueueLengthHook
-from .hooks.runtime_info_hook import BufferedRuntimeInfoHook
+from .hooks.runtime_info_hook import buffer_logs, replace_hooks
 from .hooks.termination_hook import TerminationHook
 from .hooks.unlabeled_data_hook import UnlabeledDataHook
 
@@ -26,11 +26,6 @@ LISTED: tuple[type[Hook], ...] = (
     TerminationHook,
 )
 IMPLIED: tuple[type[Hook], ...] = (CheckpointKeysHook, FollowConfigHook)
-# Which of mmengine's give way to ours, with their settings.
-REPLACED: dict[type[Hook], type[Hook]] = {
-    RuntimeInfoHook: BufferedRuntimeInfoHook,
-    CheckpointHook: SafeCheckpointHook,
-}
 
 
 def protect_run(runner, whole: bool = True) -> None:
@@ -54,8 +49,10 @@ def protect_run(runner, whole: bool = True) -> None:
     count_accumulated(runner)
     wanted = [*IMPLIED]
     if whole:
-        _replace(runner)
-        wanted += [BufferedRuntimeInfoHook, *LISTED]
+        buffer_logs(runner)
+        for hook in replace_hooks(runner, CheckpointHook, SafeCheckpointHook):
+            hook.take_over()
+        wanted += LISTED
         if accumulative_counts(runner) > 1:
             wanted.append(AccumulationHook)
         # Of this run: not by update_info, which would have it saved.
@@ -75,17 +72,6 @@ def protect_run(runner, whole: bool = True) -> None:
             'finite rest on them.',
             logger='current',
         )
-
-
-def _replace(runner) -> None:
-    """Put ours in the place of mmengine's hooks."""
-    for i, hook in enumerate(runner.hooks):
-        if type(hook) in REPLACED:
-            ours = REPLACED[type(hook)]()
-            vars(ours).update(vars(hook))
-            if isinstance(ours, SafeCheckpointHook):
-                ours.take_over()
-            runner.hooks[i] = ours
 
 
 def is_pre_training(runner) -> bool:

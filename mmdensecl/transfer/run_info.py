@@ -5,7 +5,6 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 VIEWS = ('TwoViews', 'SampleTwoCropParams', 'DrawViews')
@@ -115,27 +114,34 @@ def _dicts(node: Any) -> Iterator[Mapping]:
             yield from _dicts(value)
 
 
-class _DictCalls(ast.NodeTransformer):
-    """Turns ``dict(a=1)`` into the literal that it stands for."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if not isinstance(node.func, ast.Name) or node.func.id != 'dict':
-            return node
-        keys: list = [ast.Constant(x.arg) for x in node.keywords]
-        return ast.Dict(keys, [x.value for x in node.keywords])
-
-
 def literals(text: Any) -> dict[str, Any]:
     """Literals that a Python text assigns to names; {} if it is none."""
-    found = {}
-    with suppress(
-        TypeError, SyntaxError, ValueError, RecursionError, MemoryError
-    ):
-        for line in _DictCalls().visit(ast.parse(text)).body:
-            if isinstance(line, ast.Assign):
-                with suppress(ValueError, TypeError):
-                    found[ast.unparse(line.targets[0])] = ast.literal_eval(
-                        line.value
-                    )
-    return found
+    try:
+        return {
+            ast.unparse(line.targets[0]): _literal(line.value)
+            for line in ast.parse(text).body
+            if isinstance(line, ast.Assign)
+        }
+    except (TypeError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+
+
+def _literal(node: ast.expr) -> Any:
+    """Value of literals and of ``dict(...)`` of them; None for the rest."""
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict':
+            return None
+        return {x.arg: _literal(x.value) for x in node.keywords if x.arg}
+    if isinstance(node, ast.Dict):
+        return {
+            k.value: _literal(v)
+            for k, v in zip(node.keys, node.values, strict=True)
+            if isinstance(k, ast.Constant)
+        }
+    if isinstance(node, ast.List | ast.Tuple):
+        values = [_literal(x) for x in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):  # the latter for what cannot be hashed
+        return None

@@ -118,6 +118,17 @@ def test_names(tmp_path, kind):
     assert '"cat" (2 objects' in note and note.endswith('is no class')
 
 
+def test_folders_of_images(tmp_path):
+    """mmpretrain numbers the folders of each split for itself."""
+    for name in ('train/cat', 'train/dog', 'val/cat', 'val/emu'):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / '0.jpg').touch()
+    node = dict(type='CustomDataset', data_root=str(tmp_path))
+    nodes = (dict(node, data_prefix=split) for split in ('train', 'val'))
+    text, _ = refused(config('mmpretrain', *nodes))
+    assert 'train has the classes cat, dog; val has cat, emu' in text
+
+
 def test_no_run_starts(tmp_path, monkeypatch, capsys):
     """The tool itself, on a config of a user's own."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'tools')

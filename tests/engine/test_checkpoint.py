@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from contextlib import nullcontext
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -164,6 +165,14 @@ class TestHttp:
         loaded = CheckpointLoader.load_checkpoint(f'{address}/cut.pth')
         assert torch.equal(loaded['a'], torch.ones(9000))
 
+    def test_files_of_one_name_are_kept_apart(self, tmp_path, address):
+        for name in '12':
+            (tmp_path / 'www' / name).mkdir()
+            torch.save(name, tmp_path / 'www' / name / 'same.pth')
+        for name in '12':
+            same = f'{address}/{name}/same.pth'
+            assert CheckpointLoader.load_checkpoint(same) == name
+
 
 class TestOtherAddresses:
     """The other prefixes of mmengine's CheckpointLoader."""
@@ -205,6 +214,17 @@ class TestOtherAddresses:
         assert read == ['got https://x/a.pth', '/home/mine/b.pth']
         with pytest.raises(ValueError, match=f'no "other" in {zoo}://'):
             CheckpointLoader.load_checkpoint(f'{zoo}://other')
+
+    @pytest.mark.parametrize(
+        'address', ['s3://a.pth', 'petrel://a.pth', 'one:s3://bucket/a.pth']
+    )
+    def test_object_storage(self, read, monkeypatch, address):
+        monkeypatch.setattr(
+            'mmdensecl.checkpoint.get_local_path',
+            lambda *args: nullcontext(args),
+        )
+        CheckpointLoader.load_checkpoint(address)
+        assert read == [str((address, dict(backend='petrel')))]
 
 
 def test_no_such_prefix():

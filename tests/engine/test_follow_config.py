@@ -6,6 +6,7 @@ from shutil import copytree
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapperDict
 
 from mmdensecl.checkpoint import load_from_local
 from mmdensecl.engine import protect_run
@@ -208,6 +209,27 @@ class TestModel:
         found = warned('The model or the train pipeline differs')
         assert len(found) == (named is not None)
         assert all(f'followed: {named}' in x for x in found)
+
+
+class Wrapped(OptimWrapperDict):
+    """As a model with a train_step of its own would use several."""
+
+    def optim_context(self, model):
+        return self['all'].optim_context(model)
+
+    def update_params(self, loss):
+        self['all'].update_params(loss)
+
+
+def test_several_optimisers(build, warned):
+    """Nothing is compared, and a run that resumes says so."""
+    for resume in (None, 'epoch_1.pth'):
+        runner = build(resume=resume)
+        wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.optim_wrapper = Wrapped(all=wrapper)
+        runner.train()
+        assert runner.iter == 6
+        assert len(warned('several optimisers')) == (resume is not None)
 
 
 STEM, HEAD = 'backbone.conv1.weight', 'neck.mlp.0.weight'

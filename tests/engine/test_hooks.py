@@ -233,6 +233,16 @@ class TestUnreadable:
             make_runner(UnlabeledDataHook(), transform=fail).train()
         assert listed() == b'0004.png\n'
 
+    def test_those_of_other_ranks_count(self, make_runner, monkeypatch):
+        """One of 20 was met here, the other rank met three more."""
+        monkeypatch.setattr(
+            'mmdensecl.engine.hooks.unlabeled_data_hook.all_reduce',
+            lambda x, op: x[5:8].fill_(op == 'max'),
+        )
+        runner = make_runner(UnlabeledDataHook(), transform=broken('0000.png'))
+        with pytest.raises(RuntimeError, match='4 of 20 images'):
+            runner.train()
+
     @pytest.fixture
     def go_on(self, make_runner, tmp_path):
         """Function that runs the last two of an epoch's 21 iterations."""
@@ -290,6 +300,18 @@ class TestUnreadable:
 
 
 class TestContrastMonitor:
+    @pytest.mark.parametrize('hooks', [{}, dict(runtime_info=None)])
+    def test_a_loss_that_is_not_finite_stops(self, make_runner, hooks):
+        """Also where nothing but this hook is ours."""
+
+        def outputs(step):
+            return dict(loss=float('nan')) if step >= 5 else {}
+
+        model = ToyContrast(outputs=outputs)
+        runner = make_runner(ContrastMonitorHook(), model, default_hooks=hooks)
+        with pytest.raises(FloatingPointError, match='epoch 1, iteration 6 '):
+            runner.train()
+
     def test_weights_that_are_not_finite_are_not_saved(
         self, make_runner, tmp_path
     ):

@@ -167,6 +167,11 @@ class TestOverrides:
         with pytest.raises(ConfigError, match=answer):
             build(text).train()
 
+    def test_by_epoch_is_what_the_loop_does(self, build):
+        runner = build('train_cfg = dict(by_epoch=True, max_epochs=1)')
+        runner.train()
+        assert runner.iter == 3 and runner.epoch == 1
+
 
 class TestAccumulation:
     TEXT = 'optim_wrapper = dict(accumulative_counts=3)\n'

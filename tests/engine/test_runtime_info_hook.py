@@ -49,9 +49,10 @@ def test_the_same_lines(build, logged, monkeypatch):
     kinds = [type(x) for x in ours.hooks]
     assert BufferedRuntimeInfoHook in kinds and RuntimeInfoHook not in kinds
     monkeypatch.setattr('mmdensecl.engine.train_loop.protect_run', id)
-    monkeypatch.setattr(
-        'mmdensecl.engine.hooks.contrast_monitor_hook.flush_logs', id
-    )
+    for name in ('flush_logs', 'buffer_logs'):
+        monkeypatch.setattr(
+            f'mmdensecl.engine.hooks.contrast_monitor_hook.{name}', id
+        )
     theirs = build(
         f'{LONG}default_hooks["runtime_info"] = dict(type="RuntimeInfoHook")'
     )
@@ -62,12 +63,16 @@ def test_the_same_lines(build, logged, monkeypatch):
 
 
 def test_one_read_an_interval(build):
-    """Between two log lines nothing waits for the device."""
+    """Between two log lines nothing waits for the device.
+
+    What changes in place meanwhile was copied.
+    """
     runner, hook = build(), BufferedRuntimeInfoHook()
     hook.length = KEPT
-    reads = []
+    reads, counter = [], torch.tensor(0)
     for step in range(6):
         outputs = {f'x{i}': torch.tensor(float(step + i)) for i in range(14)}
+        outputs['count'] = counter.add_(1)
         with Reads() as mode:
             hook.after_train_iter(Place(runner, step), step, None, outputs)
         reads.append(mode.count)
@@ -76,6 +81,7 @@ def test_one_read_an_interval(build):
     assert [*history(runner, 'train/x3')] == [3.0]
     hook.flush(runner)
     assert [*history(runner, 'train/x3')] == [3.0, 4, 5, 6, 7, 8]
+    assert [*history(runner, 'train/count')] == [1, 2, 3, 4, 5, 6]
 
 
 class Place:

@@ -354,15 +354,17 @@ class TestFind:
         'changes, reason',
         [
             (dict(meta=dict(epoch=-5, iter=0)), 'of which epoch it is: -5'),
+            (dict(meta=dict(epoch='7', iter=0)), "which epoch it is: '7'"),
             (dict(meta=dict(epoch=10**30, iter=0)), 'of which epoch it is'),
             (dict(meta=dict(epoch=0, iter=True)), 'which iter it is: True'),
             (dict(meta=dict(epoch=1, iter=2, seed=10**30)), 'the seed of its'),
             (dict(message_hub=dict(log_scalars=3)), 'message_hub does not'),
             (dict(state_dict=[]), 'its state_dict is none'),
+            (dict(optimizer=dict(state={})), 'its optimizer has no param'),
             (dict(optimizer=[]), 'its optimizer has no param_groups'),
             (dict(param_schedulers=['a']), 'param_schedulers are no states'),
         ],
-        ids=range(8),
+        ids=range(10),
     )
     def test_malformed(self, tmp_path, changes, reason):
         """One line, not a traceback of mmengine or torch."""

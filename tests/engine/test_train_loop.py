@@ -222,6 +222,13 @@ class TestResumableEpochLoop:
         second = train(resume=True, loader=loader)
         assert second.losses == whole.losses[5:]
 
+    def test_the_seed_of_a_run_without_one(self, train):
+        first = train(seed=None, at=8)
+        second = train(seed=None, resume=True)
+        assert second.sampler.seed == first.sampler.seed
+        epoch = first.read[IMAGES:] + second.read[:14]
+        assert sorted(epoch) == [*range(IMAGES)]
+
     @pytest.mark.parametrize('at, start', [(8, (1, 4, 0)), (12, (2, 8, 0))])
     def test_another_batch(self, train, warned, messages, at, start):
         """The epoch starts again, except where it was at its end."""

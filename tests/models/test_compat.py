@@ -111,3 +111,9 @@ class TestTrainingCheckpoints:
             theirs = theirs.state_dict()
             for key, x in ours.state_dict().items():
                 torch.testing.assert_close(x, theirs[key])
+
+    def test_queue_of_another_length(self, pair):
+        _, host, own = pair
+        state = host.state_dict() | dict(queue=torch.zeros(4, 16))
+        with pytest.raises(ValueError, match='queue_len=16'):
+            own.load_state_dict(state, strict=False)

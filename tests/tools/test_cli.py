@@ -1,7 +1,9 @@
 # Copyright (c) mmdensecl contributors. Licensed under Apache-2.0.
 """The command `mmdensecl`: settings, refusals, a run from end to end."""
 
+import os
 import re
+import signal
 import sys
 
 import pytest
@@ -163,6 +165,36 @@ def test_log_shows_what_happens_not_where(capsys):
     seen = capsys.readouterr().out
     assert 'seen' in seen and 'Epoch(train)' in seen and 'Traceback' in seen
     assert 'System' not in seen and 'model = 1' not in seen
+
+
+def test_sigterm_is_the_command_s():
+    """It ends by itself, and what it says then is shown."""
+    command = (
+        'import signal, sys, time\n'
+        'def leave(*_):\n'
+        '    print("saved")\n'
+        '    sys.exit(5)\n'
+        'signal.signal(signal.SIGTERM, leave)\n'
+        'print("ready")\n'
+        'time.sleep(60)\n'
+    )
+    lines = []
+
+    def take(line):
+        lines.append(line.strip())
+        if line == 'ready\n':
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def unhandled(*_):
+        raise AssertionError('SIGTERM was not passed on')
+
+    own = signal.signal(signal.SIGTERM, unhandled)
+    try:
+        assert cli.run([sys.executable, '-c', command], take) == 5
+        assert signal.getsignal(signal.SIGTERM) is unhandled
+    finally:
+        signal.signal(signal.SIGTERM, own)
+    assert lines == ['ready', 'saved']
 
 
 def test_from_images_to_weights(images, pretrain, tmp_path, capfd):

@@ -106,11 +106,13 @@ def test_flags_reach_the_config(workplace, monkeypatch):
         return build(script['parse_args']())
 
     flags = '--amp --auto-scale-lr --resume x.pth --pretrained w.pth'
+    flags += ' --data-root pictures'
     cfg = read(f'{flags} --cfg-options optim_wrapper.optimizer.lr=0.5')
     # As is right for a CPU and for today's GPUs.
     assert cfg.optim_wrapper.type == 'mmdensecl.BFloat16OptimWrapper'
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert cfg.auto_scale_lr.enable
+    assert cfg.train_dataloader.dataset.data_root == 'pictures'
     assert (cfg.resume, cfg.load_from) == (True, 'x.pth')
     assert cfg.model.backbone.init_cfg.checkpoint == 'w.pth'
     assert cfg.work_dir == os.path.join('work_dirs', 'tiny')

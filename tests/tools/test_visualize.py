@@ -96,6 +96,12 @@ class TestCorrespondence:
         for name in ('c.png', 'c_cells.png'):
             assert_picture(workplace / 'made' / name)
 
+    def test_two_images(self, workplace, run):
+        """Nothing is true of them: colours show the similarity."""
+        run('correspondence', f'{self.ONE} images/0001.png --cells 0')
+        assert_picture(workplace / 'correspondence.png')
+        assert not (workplace / 'correspondence_cells.png').exists()
+
     def test_what_the_words_depend_on(self, run):
         """The seed; a margin is of the lines alone, the test of all cells."""
         words = [

@@ -22,6 +22,7 @@ def save(path, state, backbone=None, text=None):
         dict(
             model=dict(
                 type='mmdensecl.DenseCL',
+                clip=float('inf'),  # no literal in the text: lost alone
                 data_preprocessor=dict(
                     mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0]
                 ),

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 
 from mmdensecl.registry import HOOKS
 
-from .runtime_info_hook import flush_logs, go_on
+from .runtime_info_hook import buffer_logs, flush_logs, go_on
 
 
 @HOOKS.register_module()
@@ -14,10 +14,10 @@ class ContrastMonitorHook(Hook):
     """Say in plain words when a run goes wrong.
 
     It stops a run before weights that are not finite can overwrite a good
-    checkpoint (:class:`BufferedRuntimeInfoHook` does so for losses), and
-    warns, once each, of collapse, of a leak between the views, of a dense
-    branch that tells positions instead of images, and of categories of which
-    few are in use.
+    checkpoint (:class:`BufferedRuntimeInfoHook`, which it installs, does so
+    for losses), and warns, once each, of collapse, of a leak between the
+    views, of a dense branch that tells positions instead of images, and of
+    categories of which few are in use.
 
     Args:
         interval: Iterations over which values are averaged before they are
@@ -53,6 +53,10 @@ class ContrastMonitorHook(Hook):
         self.min_category_entropy = min_category_entropy
         self.warned: set[str] = set()
         self.full_at: int | None = None
+
+    def before_run(self, runner) -> None:
+        """See that losses are checked, whatever loop or script trains."""
+        buffer_logs(runner)
 
     def before_train(self, runner) -> None:
         """Take a resumed run to be past its early part."""

@@ -52,7 +52,8 @@ class FollowConfigHook(Hook):
     differ, the config counts: schedules are computed anew up to the position
     reached, as if they had been there from the start, and all differences are
     named in one warning. What cannot be followed, another optimiser or other
-    parameters, stops the run. Of several optimisers nothing is compared.
+    parameters, stops the run. Of several optimisers nothing is compared, and a
+    warning says so.
 
     A second warning names what else differs in the model and the train
     pipeline, by the text of the config that the checkpoint holds. Weights
@@ -123,6 +124,15 @@ class FollowConfigHook(Hook):
                 'The model or the train pipeline differs from what the '
                 'weights of the checkpoint were trained with, and is '
                 f'followed: {"; ".join(self.model_changes)}.'
+            )
+        if runner.iter > 0 and isinstance(
+            runner.optim_wrapper, OptimWrapperDict
+        ):
+            runner.logger.warning(
+                'There are several optimisers, so the config was not compared '
+                'with the checkpoint: learning rates, other settings and '
+                "schedules are the checkpoint's. To have the config's, start "
+                'from the weights alone: load_from=FILE, without --resume'
             )
         if runner.iter >= runner.max_iters:
             runner.logger.warning(

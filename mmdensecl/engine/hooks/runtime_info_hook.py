@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import LoggerHook, RuntimeInfoHook
+from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
@@ -124,6 +124,38 @@ class BufferedRuntimeInfoHook(RuntimeInfoHook):
         for name, buffer in runner.message_hub.log_scalars.items():
             if name.startswith('train/'):
                 buffer.max_length = self.length
+
+
+def replace_hooks(runner, theirs: type[Hook], ours: type[Hook]) -> list[Any]:
+    """Put hooks of ours in the place of mmengine's, with their settings.
+
+    Args:
+        runner: Whose hooks change.
+        theirs: Type of those that go; a type derived from it stays.
+        ours: Type of those that come, built without arguments.
+
+    Returns:
+        The new hooks.
+    """
+    found = []
+    for i, hook in enumerate(runner.hooks):
+        if type(hook) is theirs:
+            new = ours()
+            vars(new).update(vars(hook))
+            runner.hooks[i] = new
+            found.append(new)
+    return found
+
+
+def buffer_logs(runner) -> None:
+    """Let a run have a :class:`BufferedRuntimeInfoHook`.
+
+    Args:
+        runner: Whose hooks change.
+    """
+    replace_hooks(runner, RuntimeInfoHook, BufferedRuntimeInfoHook)
+    if not any(isinstance(x, BufferedRuntimeInfoHook) for x in runner.hooks):
+        runner.register_hook(BufferedRuntimeInfoHook())
 
 
 def flush_logs(runner) -> None:
