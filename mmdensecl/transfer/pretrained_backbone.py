@@ -64,7 +64,8 @@ class PretrainedBackbone:
         prefix: Where in the file the backbone is; None finds it.
         allow_random: Tensors that may keep their own initialisation because
             no pre-training has them: names, parts of names or fnmatch
-            patterns, such as 'conv_offset' of deformable convolutions.
+            patterns, such as 'conv_offset' of deformable convolutions. Each
+            must match a tensor of the module.
         strict: Whether to raise if anything does not fit. If False, it loads
             what fits and warns of the rest.
         sha256: Hash of the file in hexadecimal, or its first digits, at least
