@@ -72,7 +72,7 @@ class DenseCLNeck(BaseModule):
                 f'num_grid={self.num_grid} is more than the {rows} x '
                 f'{columns} cells of the map, so cells repeat each other: '
                 'lower it, or enlarge the views or the map of the backbone',
-                stacklevel=2,
+                stacklevel=1,  # once, not for each caller
             )
         return F.adaptive_avg_pool2d(feature_map, self.num_grid)
 

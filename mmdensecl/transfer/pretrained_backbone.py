@@ -64,7 +64,8 @@ class PretrainedBackbone:
         prefix: Where in the file the backbone is; None finds it.
         allow_random: Tensors that may keep their own initialisation because
             no pre-training has them: names, parts of names or fnmatch
-            patterns, such as 'conv_offset' of deformable convolutions.
+            patterns, such as 'conv_offset' of deformable convolutions. Each
+            must match a tensor of the module.
         strict: Whether to raise if anything does not fit. If False, it loads
             what fits and warns of the rest.
         sha256: Hash of the file in hexadecimal, or its first digits, at least
@@ -192,11 +193,13 @@ class PretrainedBackbone:
     ) -> tuple[list[str], dict[str, list[str]]]:
         """Why a load must fail, and what is told of one that does not."""
         rest = [x for x in own if x not in fits and not x.endswith(COUNTER)]
-        permitted = [
-            x
-            for x in rest
-            if any(_matching(y, [x]) for y in self.allow_random)
-        ]
+        allowed = {
+            pattern: {
+                x for x in own if fnmatchcase(f'.{x}.', f'*.{pattern}.*')
+            }
+            for pattern in self.allow_random
+        }
+        permitted = [x for x in rest if x in set().union(*allowed.values())]
         wrong = [x for x in rest if x not in permitted]
         trains = {k: x.requires_grad for k, x in module.named_parameters()}
         trained = _stages(k for k, x in trains.items() if x)
@@ -220,7 +223,7 @@ class PretrainedBackbone:
                 x for x in permitted if not trains.get(x, True)
             ],
             'of allow_random that match no tensor of the module': [
-                x for x in self.allow_random if not _matching(x, own)
+                pattern for pattern, names in allowed.items() if not names
             ],
         }
         notes = {
@@ -294,10 +297,6 @@ class PretrainedBackbone:
                 "Unless the checkpoint was trained so, set style='pytorch' "
                 'and the RGB statistics of ImageNet in the data preprocessor'
             )
-
-
-def _matching(pattern: str, names: Iterable[str]) -> list[str]:
-    return [x for x in names if fnmatchcase(f'.{x}.', f'*.{pattern}.*')]
 
 
 def _differences(
