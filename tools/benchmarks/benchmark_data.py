@@ -2,6 +2,7 @@
 """Images a second of the two-view augmentation, ours beside others'."""
 
 import argparse
+import math
 import random
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from mmdensecl.cli import SMALLEST_CROP
 from mmdensecl.datasets.transforms.loading import decode_rgb
 from mmdensecl.engine.config import dicts
 from mmdensecl.registry import MODELS
@@ -101,9 +103,12 @@ def pipeline_of(cfg: Config, size: int) -> Compose:
     return Compose(pipeline)
 
 
-def our_pipeline(name: str, size: int) -> Callable[[Path], Any]:
+def our_pipeline(
+    name: str, size: int, min_side: int | None = None
+) -> Callable[[Path], Any]:
     """The transforms of a config of ours."""
     cfg = baselines.config(str(baselines.CONFIGS / name))
+    cfg.train_dataloader.dataset.pipeline[0].min_side = min_side
     pipeline = pipeline_of(cfg, size)
     return lambda path: pipeline(
         dict(img_bytes=path.read_bytes(), img_path=str(path), sample_idx=0)
@@ -161,11 +166,16 @@ def albumentations_chain(size: int) -> Callable[[Path], Any] | None:
         return None
     view = A.Compose(
         [
-            A.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+            A.RandomResizedCrop(
+                (size, size),
+                scale=(0.2, 1.0),
+                interpolation=cv2.INTER_AREA,
+            ),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
             A.ToGray(p=0.2),
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+            A.Normalize(),  # ours is the model's
         ]
     )
 
@@ -206,6 +216,9 @@ def compare(args: argparse.Namespace, paths: list[Path]) -> None:
     size = args.size
     pipelines = {
         'mmdensecl': our_pipeline(OURS, size),
+        'mmdensecl, decoded at a fraction': our_pipeline(
+            OURS, size, math.ceil(size / SMALLEST_CROP)
+        ),
         "mmdensecl, a worker's part of DeviceViews": our_pipeline(
             OURS_ON_DEVICE, size
         ),
