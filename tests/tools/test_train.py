@@ -52,6 +52,7 @@ def whole(tmp_path_factory):
 
 def test_log_work_dir_and_checkpoints(whole):
     log, folder = whole
+    assert log.startswith('Importing torch')  # what it waits for
     assert (folder / 'last_checkpoint').read_text().endswith('epoch_2.pth')
     line = next(x for x in log.splitlines() if '[2][3/3]' in x)
     assert not [x for x in SHOWN.split() if f'{x}: ' not in line]
