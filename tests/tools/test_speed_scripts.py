@@ -94,8 +94,16 @@ def test_iterations_of_a_run(scripts):
 
 
 def test_data(tmp_path):
-    few = '--num-images=2 --rounds=1'
-    assert len(run(f'benchmark_data.py {few}', tmp_path)) == 7
+    few = '--num-images=2 --rounds=1 --size=64'
+    rows = [x['what'] for x in run(f'benchmark_data.py {few}', tmp_path)]
+    assert len([x for x in rows if 'albumentations' not in x]) == 8
+    assert 'mmdensecl, decoded at a fraction' in rows
+
+
+@pytest.mark.slow
+def test_startup(tmp_path):
+    rows = run('benchmark_startup.py --rounds=1', tmp_path)
+    assert len(rows) == 7 and all(x['seconds'] > 0 for x in rows)
 
 
 @pytest.mark.slow
