@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 
-if __name__ == '__main__' and (
-    os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
-) == '0':
+if (
+    __name__ == '__main__'
+    and (os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0')
+    == '0'
+):
     # The imports below take seconds, more from a slow disk.
     print('Importing torch and the toolboxes ...', file=sys.stderr)
 

@@ -72,13 +72,14 @@ def test_pretrained_everywhere(detector):
 
 
 @pytest.mark.parametrize('frozen, told', [(1, 1), (-1, 0)])
-def test_no_pretrained(detector, warned, frozen, told):
+def test_no_pretrained(detector, messages, warned, frozen, told):
     detector.model.backbone.frozen_stages = frozen
     set_pretrained(detector, 'none')
     model = detector.model
     assert 'init_cfg' not in model.backbone
     assert model.roi_head[0].shared_head.init_cfg == [dict(type='Kaiming')]
     assert model.neck.init_cfg == dict(type='Xavier')
+    assert 'starts from random weights' in str(messages)
     assert len(warned('frozen_stages=1: the stem and 1 stages')) == told
 
 
@@ -268,7 +269,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         'name, answer',
         [
-            ('max_epochs', '"max_epochs" is a variable of'),
+            ('max_epochs', '"max_epochs" is a variable of.*print_config.py'),
             ('optim_wraper.optimizer.lr', 'Is "optim_wrapper" meant'),
             ('xyz', 'such as model, train_dataloader'),
             ('cfg', 'nothing reads it'),
