@@ -341,7 +341,7 @@ def write_config(args: argparse.Namespace, path: Path) -> None:
     if args.init:
         set_pretrained(cfg, args.init)
     apply(cfg, settings, args)
-    if 'time' in settings:
+    if 'seconds' in settings:
         choices += fit_time(settings, cfg, args.out, machine)
         apply(cfg, {x.name: x.value for x in choices}, args)
     if args.cfg_options:
@@ -401,8 +401,8 @@ def choose(
     workers = max(1, min(8, machine.cores // machine.processes - 1))
     pick('workers', None, workers, f'{machine.cores} cores')
     if args.epochs is None and (args.time or not machine.gpus):
-        why = 'seconds, no GPU; set --time or --epochs'
-        pick('time', args.time, DEFAULT_TIME, why)
+        why = 'no GPU; set --time or --epochs'
+        pick('seconds', args.time, DEFAULT_TIME, why)
         return [*found.values()]
     if num_images >= 500_000:
         pick('epochs', args.epochs, 200, 'as published for ImageNet')
@@ -589,7 +589,11 @@ def fit_time(
     folder = out / 'trial'
     folder.mkdir(parents=True, exist_ok=True)
     trial.dump(folder / 'trial.py')
-    print(f'Measuring the speed with {TRIAL_STEPS} steps ...', flush=True)
+    print(
+        f'Measuring the speed with {TRIAL_STEPS} steps, which --time does not '
+        'count ...',
+        flush=True,
+    )
     command = train_command(folder / 'trial.py', folder, machine, [])
     with open(folder / 'output.txt', 'w', encoding='utf-8') as log:
         status = run(command, log.write, stderr=subprocess.STDOUT)
@@ -603,7 +607,7 @@ def fit_time(
     step = min(json.loads(line)['time'] for line in scalars)
     shutil.rmtree(folder)
     steps = steps_an_epoch(settings, machine)
-    epochs = max(1, int(settings['time'] / (step * steps)))
+    epochs = max(1, int(settings['seconds'] / (step * steps)))
     why = f'{step:.2f} s a step, {steps} steps an epoch'
     return [
         Choice('epochs', epochs, why),
@@ -685,19 +689,24 @@ def how_to_use(checkpoint: str, config: Path) -> str:
         f"init_cfg=dict(type='mmdensecl.PretrainedBackbone', "
         f"checkpoint='{checkpoint}')"
     )
-    network, note = f"type='{backbone.type.rpartition('.')[2]}', ", ''
+    network, neck, heads = (
+        f"type='{backbone.type.rpartition('.')[2]}', ",
+        '',
+        '',
+    )
     if 'depth' in backbone:
         network += f'depth={backbone.depth}, '
-        if backbone.depth < 50:
-            note = (
-                f'A ResNet-{backbone.depth} has a quarter of the channels of '
-                'a ResNet-50: set in_channels of neck or heads.\n'
+        if backbone.depth < 50:  # a quarter of the channels
+            neck = 'neck=dict(in_channels=[64, 128, 256, 512]), '
+            heads = (
+                'decode_head=dict(in_channels=512, channels=128), '
+                'auxiliary_head=dict(in_channels=256, channels=64), '
             )
     return (
         f'\nWeights: {checkpoint}\n'
-        f'mmdet: model = dict(backbone=dict({network}{init}))\n'
-        f'mmseg: model = dict(pretrained=None, backbone=dict({network}{init}))'
-        f'\n{note}'
+        f'mmdet: model = dict({neck}backbone=dict({network}{init}))\n'
+        f'mmseg: model = dict(pretrained=None, {heads}'
+        f'backbone=dict({network}{init}))\n'
         f"Python: mmdensecl.load_backbone('{checkpoint}')\n"
         f'Is it any good: mmdensecl probe {checkpoint} --unlabeled IMAGES\n'
         f'A picture: mmdensecl show {config} {checkpoint} IMAGE --before none'

@@ -51,7 +51,7 @@ class TestChoose:
         settings = chosen()
         assert settings['view size'] == 96
         assert settings['batch size'] == 64
-        assert settings['time'] == cli.DEFAULT_TIME
+        assert settings['seconds'] == cli.DEFAULT_TIME
         assert 'epochs' not in settings  # a trial finds them
 
     def test_gpus(self):
@@ -209,6 +209,8 @@ def test_from_images_to_weights(images, pretrain, tmp_path, capfd):
     cfg = Config.fromfile(out / cli.CONFIG_NAME)
     weights = out / f'epoch_{cfg.train_cfg.max_epochs}.pth'
     assert f"checkpoint='{weights}'" in first.stdout
+    # Of stock heads, for a ResNet-18.
+    assert 'decode_head=dict(in_channels=512, channels=128)' in first.stdout
     # Its settings are not those of the trial.
     assert cfg.default_hooks.logger.interval == 50
     assert 'indices' not in cfg.train_dataloader.dataset

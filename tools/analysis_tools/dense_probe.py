@@ -414,6 +414,12 @@ def run(args: argparse.Namespace) -> None:
     rows = make_rows(args)
     values: Values = {}
     steps = list(product(rows, parts, range(args.seeds)))
+    print(
+        f'{len(rows)} networks x {len(parts)} datasets x {args.seeds} seeds '
+        f'on {args.device} ...',
+        file=sys.stderr,
+        flush=True,  # a pipe sees no bar
+    )
     for row, part, seed in track(steps, 'probing', transient=True):
         for column, x in part.measure(row, seed).items():
             by_row = values.setdefault(column, {})
