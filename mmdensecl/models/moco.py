@@ -78,6 +78,9 @@ class MoCoV2(BaseSelfSupervisor):
         init_cfg: Initialisation.
     """
 
+    # Our pipelines load RGB; mmcv's load BGR.
+    reads_rgb = True
+
     def __init__(
         self,
         backbone: dict,

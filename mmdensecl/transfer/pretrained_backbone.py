@@ -19,7 +19,6 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel, update_init_info
 from torch import Tensor
 
-from mmdensecl.models.moco import MoCoV2
 from mmdensecl.registry import WEIGHT_INITIALIZERS
 
 from .architecture import describe_architecture, name_in_twin, saved_geometry
@@ -357,8 +356,7 @@ def _images_of(module: nn.Module) -> dict[str, Any]:
         values = getattr(preprocessor, name, None)
         images[name] = None if values is None else values.flatten().tolist()
     flags = [getattr(preprocessor, x, None) for x in CONVERSIONS]
-    # Our own pipelines load RGB.
-    images['rgb'] = isinstance(model, MoCoV2) or True in flags
+    images['rgb'] = getattr(model, 'reads_rgb', False) or True in flags
     return images
 
 
